@@ -1,0 +1,1 @@
+"""Data sets: reading, caching, splits, batched augmentation, the synthetic set, FES."""

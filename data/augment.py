@@ -1,0 +1,159 @@
+"""Batches: random crops, flips, jitter and cutout of a whole batch at once, on the data's device.
+
+All random numbers of an epoch are drawn at its start, one set an image, from a CPU generator that
+(seed, stream, epoch) determine. So an image is cut alike on every device and at every batch size,
+and a run resumed in the middle of an epoch sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from data.fer2013 import Split
+from utils import derive_seed
+
+# Names of the random streams of a run: two of them never share their numbers.
+WEIGHTS_STREAM, ALPHAS_STREAM = 0, 1
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training does to an image: sizes in pixels; `jitter` j draws factors from [1-j, 1+j]."""
+
+    crop: int = 44
+    flip: bool = True
+    jitter: float = 0.0
+    cutout: int = 0
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers that augment N images; every field is a tensor of N or (N, 2)."""
+
+    corner: Tensor  # int64 (N, 2): first row and column of the crop
+    flipped: Tensor  # bool (N,)
+    brightness: Tensor  # float32 (N,): factor
+    contrast: Tensor  # float32 (N,): factor
+    contrast_first: Tensor  # bool (N,): the two jitters come in random order
+    hole: Tensor  # int64 (N, 2): centre of the cutout square in the crop
+
+    def take(self, index: Tensor) -> Draws:
+        """The draws of the images at `index`."""
+        return Draws(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+    def to(self, device: torch.device) -> Draws:
+        """The same draws on `device`."""
+        return Draws(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+def draw(augmentation: Augmentation, count: int, size: int, generator: torch.Generator) -> Draws:
+    """Random numbers for `count` images of `size` x `size` pixels, from a CPU generator."""
+    crop, jitter = augmentation.crop, augmentation.jitter
+
+    def factor() -> Tensor:
+        return 1.0 - jitter + 2.0 * jitter * torch.rand(count, generator=generator)
+
+    return Draws(
+        corner=torch.randint(0, size - crop + 1, (count, 2), generator=generator),
+        flipped=(torch.rand(count, generator=generator) < 0.5) & augmentation.flip,
+        brightness=factor(),
+        contrast=factor(),
+        contrast_first=torch.rand(count, generator=generator) < 0.5,
+        hole=torch.randint(0, crop, (count, 2), generator=generator),
+    )
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 (N, 1, H, W) to float32 in [0, 1]."""
+    return images.to(torch.float32).div_(255.0)
+
+
+def augment(images: Tensor, draws: Draws, augmentation: Augmentation) -> Tensor:
+    """Crop, flip, jitter and cut out: uint8 (N, 1, H, W) to float32 (N, 1, crop, crop) in [0, 1].
+
+    The jitters are torchvision's `adjust_brightness` and `adjust_contrast` of gray images, each
+    clamped to [0, 1]; cutout (DeVries and Taylor, 2017) zeroes a square clipped at the border.
+    """
+    steps = torch.arange(augmentation.crop, device=images.device)
+    rows = draws.corner[:, :1] + steps
+    columns = draws.corner[:, 1:] + torch.where(draws.flipped[:, None], steps.flip(0), steps)
+    index = torch.arange(len(images), device=images.device)[:, None, None]
+    x = to_float(images[index, 0, rows[:, :, None], columns[:, None, :]].unsqueeze(1))
+    if augmentation.jitter > 0:
+        x = _jitter(x, draws)
+    if augmentation.cutout > 0:
+        x = x * _outside_hole(steps, draws.hole, augmentation.cutout)
+    return x
+
+
+def _jitter(x: Tensor, draws: Draws) -> Tensor:
+    brightness = draws.brightness[:, None, None, None]
+    contrast = draws.contrast[:, None, None, None]
+    # Brightness may come first or last, as a multiplication by one where it is not its turn.
+    one = torch.ones((), device=x.device)
+    last = draws.contrast_first[:, None, None, None]
+    x = (x * torch.where(last, one, brightness)).clamp_(0.0, 1.0)
+    mean = x.mean(dim=(1, 2, 3), keepdim=True)
+    x = (contrast * x + (1.0 - contrast) * mean).clamp_(0.0, 1.0)
+    return (x * torch.where(last, brightness, one)).clamp_(0.0, 1.0)
+
+
+def _outside_hole(steps: Tensor, hole: Tensor, length: int) -> Tensor:
+    """1 outside each image's square of `length` around `hole`, 0 inside: (N, 1, crop, crop)."""
+    first = hole - length // 2
+
+    def inside(axis: int) -> Tensor:
+        start = first[:, axis, None]
+        return (steps >= start) & (steps < start + length)
+
+    return ~(inside(0)[:, None, :, None] & inside(1)[:, None, None, :])
+
+
+def training_batches(
+    split: Split,
+    *,
+    batch_size: int,
+    augmentation: Augmentation,
+    seed: int,
+    epoch: int,
+    stream: int = WEIGHTS_STREAM,
+    first_step: int = 0,
+    limit: int | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Shuffled, augmented batches of one epoch, from batch `first_step` on.
+
+    Yields float32 (B, 1, crop, crop) and int64 (B,) on the split's device; the last batch may be
+    smaller. `limit` ends the epoch after that many batches.
+    """
+    count, device = len(split.images), split.images.device
+    generator = torch.Generator().manual_seed(derive_seed(seed, stream, epoch))
+    order = torch.randperm(count, generator=generator).to(device)
+    draws = draw(augmentation, count, split.images.shape[-1], generator).to(device)
+    for step in range(first_step, count_batches(count, batch_size, limit)):
+        index = order[step * batch_size : (step + 1) * batch_size]
+        yield augment(split.images[index], draws.take(index), augmentation), split.labels[index]
+
+
+def evaluation_batches(split: Split, *, batch_size: int) -> Iterator[Tensor]:
+    """The whole images in order, float32 (B, 1, H, W) in [0, 1]."""
+    for rows in split.images.split(batch_size):
+        yield to_float(rows)
+
+
+def spread(split: Split, count: int | None) -> Split:
+    """At most `count` images of the split, evenly spaced, as splits are often sorted by class."""
+    total = len(split.images)
+    if count is None or count >= total:
+        return split
+    index = torch.arange(count, device=split.images.device) * total // count
+    return split.map(lambda tensor: tensor[index])
+
+
+def count_batches(count: int, batch_size: int, limit: int | None = None) -> int:
+    """How many batches `count` images make, at most `limit` of them."""
+    batches = -(-count // batch_size)
+    return batches if limit is None else min(batches, limit)

@@ -1,0 +1,199 @@
+"""Sets written in the forms that users have them in, so that the real readers read them.
+
+The same set gives the same bytes wherever the format allows: archives carry no dates and no
+owners. (What compresses PNGs and archives may differ from one zlib to another.)
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from data.fer2013 import CLASSES, SPLITS, Split
+from data.synthetic import VOTE_COLUMNS
+from data.synthetic_cross import CK48_CLASSES, CrossSet
+from utils import UserError, atomic_write
+
+ARCHIVE_FORMS = (".zip", ".tar", ".tar.gz", ".tar.xz")
+# JAFFE keeps 23 of its 213 files as palette images: about one in nine.
+PALETTE_EVERY = 9
+# What numbers begin with in the folder form, so that names sort in the order of the rows.
+FIRST_NUMBER = 10_000_000
+
+
+def write_csv(splits: dict[str, Split], path: Path | str, kaggle: bool = False) -> None:
+    """Write `fer2013.csv`, or with `kaggle` the challenge's `icml_face_data.csv`.
+
+    Rows in the order of SPLITS, the given labels as `emotion`. Raises UserError when `path`
+    cannot be written, as all writers here.
+    """
+    words = [str(value) for value in range(256)]
+
+    def write(file: BinaryIO) -> None:
+        file.write(b"emotion, Usage, pixels\n" if kaggle else b"emotion,pixels,Usage\n")
+        for name, split in _in_order(splits):
+            for label, image in zip(split.labels.tolist(), split.images, strict=True):
+                pixels = " ".join([words[value] for value in image.flatten().tolist()])
+                fields = (str(label), name, pixels) if kaggle else (str(label), pixels, name)
+                file.write((",".join(fields) + "\n").encode())
+
+    atomic_write(path, write)
+
+
+def write_folder(splits: dict[str, Split], folder: Path | str, suffix: str = ".png") -> None:
+    """Write `train/<class>/Training_<number>` and `test/<class>/PublicTest_...` below `folder`.
+
+    `suffix` is .png (exact) or .jpg (as the real set, lossy). Raises UserError when `folder`
+    already holds anything: two sets in one folder would be read as one.
+    """
+    _write_files(folder, _folder_files(splits, suffix))
+
+
+def write_archive(
+    splits: dict[str, Split], path: Path | str, suffix: str = ".png", table: bool = False
+) -> None:
+    """Write the folder form, or with `table` the CSV, as the archive that `path` ends in.
+
+    `path` ends in one of ARCHIVE_FORMS; the top folder inside is `fer2013`.
+    """
+    path = Path(path)
+    form = next((form for form in ARCHIVE_FORMS if path.name.endswith(form)), None)
+    if form is None:
+        raise UserError(f"{path}: not an archive's name; expected one of {' '.join(ARCHIVE_FORMS)}")
+    if table:
+        with tempfile.TemporaryDirectory() as scratch:
+            write_csv(splits, Path(scratch) / "fer2013.csv")
+            files = [("fer2013.csv", (Path(scratch) / "fer2013.csv").read_bytes())]
+    else:
+        files = _folder_files(splits, suffix)
+    pack = _pack_zip if form == ".zip" else _pack_tar
+    compress = {
+        ".tar.gz": lambda file: gzip.GzipFile("", "wb", fileobj=file, mtime=0),
+        ".tar.xz": lambda file: lzma.open(file, "wb", preset=1),
+    }.get(form)
+
+    def write(file: BinaryIO) -> None:
+        if compress is None:
+            pack(file, files)
+            return
+        with compress(file) as packed:
+            pack(packed, files)
+
+    atomic_write(path, write)
+
+
+def write_votes(votes: dict[str, np.ndarray], path: Path | str) -> None:
+    """Write `fer2013new.csv` from int (N, 10) votes of each split, in the order of `write_csv`."""
+    lines = [",".join(("Usage", "Image name", *VOTE_COLUMNS))]
+    for name in SPLITS:
+        for row in votes[name].tolist() if name in votes else ():
+            lines.append(",".join((name, f"fer{len(lines) - 1:07d}.png", *map(str, row))))
+    text = "\n".join(lines) + "\n"
+    atomic_write(path, lambda file: file.write(text.encode()))
+
+
+def write_ck48(drawn: CrossSet, folder: Path | str) -> None:
+    """Write `<class>/<subject>_<sequence>_<frame>.png` below `folder`, which must be empty."""
+    _write_files(
+        folder,
+        (
+            (f"{CK48_CLASSES[label]}/{name}", _encoded(image[0], "PNG"))
+            for image, label, name in zip(
+                drawn.images.numpy(), drawn.labels.tolist(), drawn.names, strict=True
+            )
+        ),
+    )
+
+
+def write_jaffe(drawn: CrossSet, folder: Path | str) -> None:
+    """Write `<subject>.<expression><take>.<number>.tiff` into `folder`, which must be empty.
+
+    Gray TIFFs, each PALETTE_EVERY-th of them a palette image of the same grays.
+    """
+    _write_files(
+        folder,
+        (
+            (name, _encoded(image[0], "TIFF", palette=index % PALETTE_EVERY == PALETTE_EVERY - 1))
+            for index, (image, name) in enumerate(
+                zip(drawn.images.numpy(), drawn.names, strict=True)
+            )
+        ),
+    )
+
+
+def _in_order(splits: dict[str, Split]) -> Iterator[tuple[str, Split]]:
+    return ((name, splits[name]) for name in SPLITS if name in splits)
+
+
+def _folder_files(splits: dict[str, Split], suffix: str) -> Iterator[tuple[str, bytes]]:
+    """Path and content of every image of the folder form, in the order of the rows."""
+    form = {".png": "PNG", ".jpg": "JPEG"}[suffix]
+    for name, split in _in_order(splits):
+        part = "train" if name == "Training" else "test"
+        for number, (label, image) in enumerate(
+            zip(split.labels.tolist(), split.images.numpy(), strict=True), FIRST_NUMBER
+        ):
+            path = f"{part}/{CLASSES[label]}/{name}_{number}{suffix}"
+            yield path, _encoded(image[0], form)
+
+
+def _encoded(pixels: np.ndarray, form: str, palette: bool = False) -> bytes:
+    """An image file of uint8 (H, W) grays; a palette image stores them by number, reversed."""
+    image = Image.fromarray(255 - pixels if palette else pixels)
+    if palette:
+        image.putpalette([255 - index // 3 for index in range(3 * 256)])
+    stream = io.BytesIO()
+    image.save(stream, form, **({"quality": 92} if form == "JPEG" else {}))
+    return stream.getvalue()
+
+
+def _write_files(folder: Path | str, files: Iterable[tuple[str, bytes]]) -> None:
+    """Write all files below a new or empty `folder`; a killed process leaves it as it was."""
+    folder = Path(folder)
+    scratch = None
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder}: is not empty; expected a new folder to write the set to")
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name, suffix=".tmp"))
+        # mkdtemp makes a private folder; a set is readable like any other.
+        whole = scratch / "set"
+        whole.mkdir()
+        for name, content in files:
+            (whole / name).parent.mkdir(parents=True, exist_ok=True)
+            (whole / name).write_bytes(content)
+        if folder.exists():
+            folder.rmdir()
+        whole.rename(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _pack_zip(file: BinaryIO, files: Iterable[tuple[str, bytes]]) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files:
+            member = zipfile.ZipInfo(f"fer2013/{name}")  # dated 1980, its default
+            member.compress_type = zipfile.ZIP_DEFLATED
+            member.external_attr = 0o644 << 16
+            archive.writestr(member, content)
+
+
+def _pack_tar(file: BinaryIO, files: Iterable[tuple[str, bytes]]) -> None:
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in files:
+            member = tarfile.TarInfo(f"fer2013/{name}")  # dated 1970, owned by 0, its defaults
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))

@@ -1,0 +1,341 @@
+"""The loops that the scripts share: train an epoch, evaluate, fit; and how a run is interrupted."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from data.augment import (
+    Augmentation,
+    count_batches,
+    evaluation_batches,
+    training_batches,
+)
+from data.fer2013 import Split
+from utils import LOGGER_NAME, Meter, UserError, derive_seed
+
+_log = logging.getLogger(LOGGER_NAME)
+
+# The stream of the numbers drawn inside a step (drop-path); data.augment names the others.
+STEP_STREAM = 2
+
+Relabel = Callable[[Tensor, Tensor], Tensor]
+
+
+def cosine(progress: float, first: float, last: float = 0.0) -> float:
+    """Cosine annealing (Loshchilov and Hutter, 2017): `first` at progress 0, `last` at 1."""
+    return last + 0.5 * (first - last) * (1.0 + math.cos(math.pi * progress))
+
+
+class Stop:
+    """Why a run should end early: None, "SIGINT", "SIGTERM" or "time limit"."""
+
+    def __init__(self, minutes: float | None = None) -> None:
+        self._deadline = None if minutes is None else time.monotonic() + 60.0 * minutes
+        self._signal: str | None = None
+
+    @property
+    def reason(self) -> str | None:
+        if self._signal is not None:
+            return self._signal
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            return "time limit"
+        return None
+
+    def notice(self, number: int) -> None:
+        """Remember a signal; the loops look at `reason` after each step."""
+        self._signal = signal.Signals(number).name
+
+
+@contextmanager
+def stop_on_signals(minutes: float | None = None) -> Iterator[Stop]:
+    """A `Stop` that notices SIGINT and SIGTERM; a second signal ends the process at once."""
+    stop = Stop(minutes)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def notice(number: int, _frame: object) -> None:
+        stop.notice(number)
+        for each in numbers:
+            signal.signal(each, before[each])
+
+    for number in numbers:
+        signal.signal(number, notice)
+    try:
+        yield stop
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
+
+
+def autocast(device: torch.device, amp: str) -> torch.autocast:
+    """The precision of forward passes: `amp` "bf16", "off", or "auto" (bf16 on CUDA that has it)."""
+    if amp == "auto":
+        enabled = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    else:
+        enabled = amp == "bf16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+class Interrupted(Exception):
+    """A run that ends early with its state saved; `reason` is that of its `Stop`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def require_finite(model: nn.Module, loss: float, where: str) -> None:
+    """Raise UserError when the loss or a weight is not finite: what is saved must be usable."""
+    if math.isfinite(loss) and all(bool(p.isfinite().all()) for p in model.parameters()):
+        return
+    raise UserError(
+        f"{where}: the loss is {loss:.4g} or a weight is not finite; the last checkpoint is kept: "
+        "resume it, or start again with a lower --learning_rate"
+    )
+
+
+@dataclass
+class TrainState:
+    """Where a run stands: finished epochs, steps and sums of the one under way, and its record."""
+
+    epoch: int = 0
+    step: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """An evaluated split: logits float32 (N, K) and labels int64 (N,) on the CPU, mean loss."""
+
+    logits: Tensor
+    labels: Tensor
+    loss: float
+
+    @property
+    def predictions(self) -> Tensor:
+        """int64 (N,): the most likely class of each image."""
+        return self.logits.argmax(dim=1)
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 accuracy in percent."""
+        return 100.0 * (self.predictions == self.labels).double().mean().item()
+
+
+@torch.inference_mode()
+def evaluate(
+    predict: Callable[[Tensor], Tensor],
+    split: Split,
+    *,
+    batch_size: int,
+    precision: torch.autocast,
+    stop: Stop,
+    title: str = "evaluation",
+) -> Scores:
+    """Logits of every image of `split`, whole and unaugmented, in order.
+
+    `predict` maps float32 (B, 1, 48, 48) in [0, 1] to logits (B, K) and is in evaluation mode.
+    Raises Interrupted when `stop` says so.
+    """
+    logits = []
+    batches = evaluation_batches(split, batch_size=batch_size)
+    total = count_batches(len(split.images), batch_size)
+    for images in tqdm(batches, title, total, leave=False, disable=None):
+        with precision:
+            logits.append(predict(images).float())
+        if stop.reason:
+            raise Interrupted(stop.reason)
+    stacked, labels = torch.cat(logits).cpu(), split.labels.cpu()
+    return Scores(stacked, labels, F.cross_entropy(stacked.double(), labels).item())
+
+
+def network_predictor(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """`model` in evaluation mode as a function from images to logits."""
+    model.eval()
+    return lambda images: model(images)[0]
+
+
+def train_one_epoch(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    *,
+    state: TrainState,
+    steps: int,
+    seed: int,
+    learning_rate_at: Callable[[int], float],
+    auxiliary_weight: float,
+    grad_clip: float,
+    precision: torch.autocast,
+    report_freq: int,
+    stop: Stop,
+    relabel: Relabel | None = None,
+) -> Meter:
+    """Train on the batches of epoch `state.epoch` from step `state.step` on, until `stop` says so.
+
+    `batches` yields images (B, 1, H, W) and labels (B,); `learning_rate_at` maps a step to its
+    rate; `relabel(logits, labels)` may replace a step's labels. Advances `state.step` and
+    `state.sums`, and returns the meter of the epoch, counted against the labels as given.
+    """
+    model.train()
+    device = next(model.parameters()).device
+    meter = Meter(device)
+    meter.sums.copy_(torch.tensor(state.sums))
+    title = f"epoch {state.epoch + 1}"
+    first = state.step
+    bar = tqdm(batches, title, steps, initial=first, leave=False, disable=None, unit="step")
+    for step, (images, labels) in enumerate(bar, first):
+        # Everything random inside a step hangs on its number, so that a run can resume anywhere.
+        torch.manual_seed(derive_seed(seed, STEP_STREAM, state.epoch, step))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step)
+        with precision:
+            logits, auxiliary_logits = model(images)
+        targets = labels if relabel is None else relabel(logits.detach().float(), labels)
+        loss = total = F.cross_entropy(logits.float(), targets)
+        if auxiliary_logits is not None:
+            total = loss + auxiliary_weight * F.cross_entropy(auxiliary_logits.float(), targets)
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+        optimizer.step()
+        meter.update(loss, logits, labels)
+        state.step = step + 1
+        if state.step % report_freq == 0:
+            loss_mean, accuracy = meter.read()
+            _log.info("%s step %d/%d loss %.4f top-1 %.2f", title, state.step, steps,
+                      loss_mean, accuracy)  # fmt: skip
+            require_finite(model, loss_mean, f"{title}, step {state.step}")
+        if stop.reason:
+            break
+    state.sums = meter.sums.tolist()
+    return meter
+
+
+def fit(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    training: Split,
+    evaluations: dict[str, Split],
+    *,
+    state: TrainState,
+    epochs: int,
+    batch_size: int,
+    augmentation: Augmentation,
+    learning_rate: float,
+    drop_path_at: Callable[[int], float],
+    auxiliary_weight: float,
+    grad_clip: float,
+    seed: int,
+    precision: torch.autocast,
+    report_freq: int,
+    limit_batches: int | None,
+    save: Callable[[TrainState], None],
+    stop: Stop,
+    relabel_at: Callable[[int], Relabel | None] = lambda _epoch: None,
+) -> None:
+    """Train from `state` to `epochs` epochs, evaluating every split of `evaluations` after each.
+
+    The learning rate falls along a half cosine from `learning_rate`, step by step, and would be
+    zero one step after the last. `save(state)` is called after every epoch, with the epoch's
+    record last in `state.history`, and when `stop` interrupts one. Raises Interrupted when `stop`
+    ended it before the last epoch, UserError when the loss is not finite.
+    """
+    steps = count_batches(len(training.images), batch_size, limit_batches)
+    while state.epoch < epochs:
+        epoch, started = state.epoch, time.monotonic()
+        model.drop_path_prob = drop_path_at(epoch)
+        batches = training_batches(
+            training,
+            batch_size=batch_size,
+            augmentation=augmentation,
+            seed=seed,
+            epoch=epoch,
+            first_step=state.step,
+            limit=limit_batches,
+        )
+        meter = train_one_epoch(
+            model,
+            batches,
+            optimizer,
+            state=state,
+            steps=steps,
+            seed=seed,
+            learning_rate_at=lambda step, epoch=epoch: cosine(
+                (epoch + step / steps) / epochs, learning_rate
+            ),
+            auxiliary_weight=auxiliary_weight,
+            grad_clip=grad_clip,
+            precision=precision,
+            report_freq=report_freq,
+            stop=stop,
+            relabel=relabel_at(epoch),
+        )
+        loss, accuracy = meter.read()
+        require_finite(model, loss, f"epoch {epoch + 1}")
+        record: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "lr": cosine(epoch / epochs, learning_rate),
+            "train_loss": loss,
+            "train_accuracy": accuracy,
+        }
+        try:
+            if stop.reason:
+                raise Interrupted(stop.reason)
+            for name, split in evaluations.items():
+                scores = evaluate(
+                    network_predictor(model),
+                    split,
+                    batch_size=batch_size,
+                    precision=precision,
+                    stop=stop,
+                    title=name,
+                )
+                record |= {f"{name}_loss": scores.loss, f"{name}_accuracy": scores.accuracy}
+        except Interrupted:
+            state.seconds += time.monotonic() - started
+            save(state)
+            raise
+        record["seconds"] = state.seconds + time.monotonic() - started
+        state.history.append(record)
+        state.epoch, state.step, state.sums, state.seconds = epoch + 1, 0, [0.0, 0.0, 0.0], 0.0
+        _log.info("%s", format_record(record, epochs))
+        save(state)
+
+
+def best_epoch(history: list[dict[str, Any]], key: str) -> int:
+    """The number of the first epoch whose `key` is highest."""
+    return max(history, key=lambda record: (record[key], -record["epoch"]))["epoch"]
+
+
+def first_epoch_reaching(history: list[dict[str, Any]], key: str, value: float) -> int | None:
+    """The number of the first epoch whose `key` is at least `value`, or None."""
+    return next((record["epoch"] for record in history if record[key] >= value), None)
+
+
+def format_record(record: dict[str, Any], epochs: int) -> str:
+    """A line for the log: `epoch 3/600 lr 0.02498 train_loss 1.2345 ... seconds 12.3`."""
+    values = (
+        f"{name} {value:.4g}" if name == "lr" else f"{name} {value:.4f}"
+        for name, value in record.items()
+        if name != "epoch" and isinstance(value, float)
+    )
+    return f"epoch {record['epoch']}/{epochs} " + " ".join(values)

@@ -1,0 +1,132 @@
+"""The network of a fixed genotype, as it is trained from scratch and published."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genotypes import Genotype, parse_genotype
+from operations import FactorizedReduce, ReLUConvBN, build_primitive, drop_path
+
+
+class Cell(nn.Module):
+    """A cell: every node is the sum of two edges; the output concatenates the nodes it names."""
+
+    def __init__(
+        self,
+        genotype: Genotype,
+        channels_before_last: int,
+        channels_last: int,
+        channels: int,
+        reduction: bool,
+        reduction_before: bool,
+    ) -> None:
+        super().__init__()
+        if reduction_before:
+            self.preprocess0: nn.Module = FactorizedReduce(channels_before_last, channels, True)
+        else:
+            self.preprocess0 = ReLUConvBN(channels_before_last, channels, 1, 1, True)
+        self.preprocess1 = ReLUConvBN(channels_last, channels, 1, 1, True)
+        edges = genotype.reduce if reduction else genotype.normal
+        self.concat = genotype.reduce_concat if reduction else genotype.normal_concat
+        self.inputs = tuple(source for _, source in edges)
+        self._ops = nn.ModuleList(
+            build_primitive(primitive, channels, 2 if reduction and source < 2 else 1, True)
+            for primitive, source in edges
+        )
+
+    def forward(self, before_last: Tensor, last: Tensor, drop_path_prob: float) -> Tensor:
+        states = [self.preprocess0(before_last), self.preprocess1(last)]
+        for first in range(0, len(self._ops), 2):
+            states.append(
+                self._edge(first, states, drop_path_prob)
+                + self._edge(first + 1, states, drop_path_prob)
+            )
+        return torch.cat([states[i] for i in self.concat], dim=1)
+
+    def _edge(self, index: int, states: list[Tensor], drop_path_prob: float) -> Tensor:
+        op = self._ops[index]
+        out = op(states[self.inputs[index]])
+        if self.training and drop_path_prob > 0.0 and not isinstance(op, nn.Identity):
+            out = drop_path(out, drop_path_prob)
+        return out
+
+
+class AuxiliaryHead(nn.Module):
+    """A second classifier, fed from two thirds of the depth, that helps training alone.
+
+    (N, C, H, W) to (N, num_classes); H and W at least 8.
+    """
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.ReLU(),
+            nn.AvgPool2d(5, stride=3, padding=0, count_include_pad=False),
+            nn.Conv2d(channels, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            nn.BatchNorm2d(768),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+        )
+        self.classifier = nn.Linear(768, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).flatten(1))
+
+
+class Network(nn.Module):
+    """The network of `genotype`: stem, `layers` cells with two reductions, pool, classifier.
+
+    `C` is the first cell's width; channels double at cells layers // 3 and 2 * layers // 3.
+    forward: (N, 1, H, W) float in [0, 1] to (logits (N, num_classes), auxiliary logits or None);
+    the auxiliary logits exist in training mode with `auxiliary` alone. H and W must be multiples
+    of 4. `drop_path_prob`, in [0, 1), is set by whoever trains and is not part of the state dict.
+    Convolutions run in channels-last layout, which is faster on CPUs and GPUs alike.
+    """
+
+    def __init__(
+        self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype
+    ) -> None:
+        super().__init__()
+        self.auxiliary = auxiliary
+        self.drop_path_prob = 0.0
+        channels_before_last = channels_last = 3 * C
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, 3 * C, 3, padding=1, bias=False), nn.BatchNorm2d(3 * C)
+        )
+        self.cells = nn.ModuleList()
+        self.auxiliary_cell = 2 * layers // 3
+        channels, reduction_before = C, False
+        for index in range(layers):
+            reduction = index in (layers // 3, 2 * layers // 3)
+            channels = 2 * channels if reduction else channels
+            cell = Cell(
+                genotype, channels_before_last, channels_last, channels, reduction, reduction_before
+            )
+            reduction_before = reduction
+            self.cells.append(cell)
+            channels_before_last, channels_last = channels_last, channels * len(cell.concat)
+            if auxiliary and index == self.auxiliary_cell:
+                self.auxiliary_head = AuxiliaryHead(channels_last, num_classes)
+        self.classifier = nn.Linear(channels_last, num_classes)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        before_last = last = self.stem(x.contiguous(memory_format=torch.channels_last))
+        auxiliary_logits = None
+        for index, cell in enumerate(self.cells):
+            before_last, last = last, cell(before_last, last, self.drop_path_prob)
+            if self.auxiliary and self.training and index == self.auxiliary_cell:
+                auxiliary_logits = self.auxiliary_head(last)
+        logits = self.classifier(last.mean(dim=(2, 3)))
+        return logits, auxiliary_logits
+
+
+def build_network(description: dict[str, Any]) -> Network:
+    """The network that a checkpoint describes by C, num_classes, layers, auxiliary, genotype."""
+    return Network(**{**description, "genotype": parse_genotype(description["genotype"])})

@@ -1,0 +1,1 @@
+"""Side programs around the six scripts: `python -m tools.NAME --help`."""

@@ -1,0 +1,285 @@
+"""What the scripts' command lines share: parent parsers, devices, resuming, exit statuses."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine import Interrupted
+from utils import UserError, load_checkpoint
+
+# What a resumed run may be given anew; every other flag is part of what the run is.
+_FREE_ON_RESUME = {
+    "data", "device", "gpu", "model_path", "report_freq", "resume", "save", "time_limit",
+}  # fmt: skip
+_EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143, "time limit": 0}
+
+
+def positive_int(text: str) -> int:
+    """argparse type: an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} found, at least 1 expected")
+    return value
+
+
+def fraction(text: str) -> float:
+    """argparse type: a number in [0, 1)."""
+    value = float(text)
+    if not 0.0 <= value < 1.0:
+        raise argparse.ArgumentTypeError(f"{text} found, a number in [0, 1) expected")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """argparse type: a finite number above 0."""
+    value = float(text)
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} found, a number above 0 expected")
+    return value
+
+
+def common_parser(*, batch_size: int, batch_why: str, seed: int) -> argparse.ArgumentParser:
+    """The flags of every script, as a parent parser."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add = parser.add_argument_group("data and device").add_argument
+    add(
+        "--data",
+        default="data/",
+        metavar="PATH",
+        help="FER2013 as a CSV, folder or archive, a folder that holds one, or 'synthetic' "
+        "(default: data/, where git ignores it)",
+    )
+    add(
+        "--batch_size",
+        type=positive_int,
+        default=batch_size,
+        metavar="N",
+        help=f"images a step (default: {batch_size}, {batch_why})",
+    )
+    add(
+        "--limit_batches",
+        type=positive_int,
+        metavar="N",
+        help="at most N batches in any pass over a split, for a short try; figures are then of "
+        "that part alone (default: no limit, as figures are of whole splits)",
+    )
+    add(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        help="where to compute (default: auto, which takes CUDA, then MPS, then the CPU)",
+    )
+    add(
+        "--gpu",
+        type=int,
+        metavar="ID",
+        help="number of the CUDA device, short for --device cuda:ID (default: --device decides)",
+    )
+    add(
+        "--amp",
+        choices=["auto", "off", "bf16"],
+        default="auto",
+        help="precision of the forward pass (default: auto, bf16 on CUDA that has it and fp32 "
+        "elsewhere, as CPUs mostly gain nothing)",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=seed,
+        metavar="N",
+        help=f"seed of everything random (default: {seed}, the published one)",
+    )
+    return parser
+
+
+def run_parser(*, label: str) -> argparse.ArgumentParser:
+    """The flags of scripts that write a run folder, as a parent parser."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add = parser.add_argument_group("the run").add_argument
+    add(
+        "--model_path",
+        default="saved_models",
+        metavar="FOLDER",
+        help="where run folders lie (default: saved_models, which git ignores)",
+    )
+    add(
+        "--save",
+        metavar="LABEL",
+        help=f"name of the run folder (default: {label}-DATE-TIME, so that none is overwritten)",
+    )
+    add(
+        "--report_freq",
+        type=positive_int,
+        default=50,
+        metavar="STEPS",
+        help="steps between lines of the log (default: 50, seconds on a GPU)",
+    )
+    add(
+        "--protocol",
+        choices=["clean", "paper"],
+        default="clean",
+        help="clean keeps test images out of training, search and every choice; paper does what "
+        "the published figures were made with (default: clean, as its figures can be trusted)",
+    )
+    add(
+        "--resume",
+        metavar="RUN",
+        help="go on with this run folder from where it was saved; other flags are then the run's "
+        "own (default: a new run)",
+    )
+    add(
+        "--time_limit",
+        type=positive_float,
+        metavar="MINUTES",
+        help="save and end by itself after so long, to be resumed (default: no limit)",
+    )
+    return parser
+
+
+def sgd_parser(
+    *, learning_rate: float, why: str, drop_path_prob: float, drop_path_why: str
+) -> argparse.ArgumentParser:
+    """The flags of SGD and of regularisation, as a parent parser."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add = parser.add_argument_group("optimisation").add_argument
+    add(
+        "--learning_rate",
+        type=positive_float,
+        default=learning_rate,
+        metavar="RATE",
+        help=f"first learning rate of SGD (default: {learning_rate}, {why})",
+    )
+    add(
+        "--momentum",
+        type=fraction,
+        default=0.9,
+        metavar="M",
+        help="momentum of SGD (default: 0.9, the published value)",
+    )
+    add(
+        "--weight_decay",
+        type=float,
+        default=3e-4,
+        metavar="W",
+        help="weight decay of SGD (default: 3e-4, the published value)",
+    )
+    add(
+        "--grad_clip",
+        type=positive_float,
+        default=5.0,
+        metavar="NORM",
+        help="largest norm of the gradient (default: 5, the published value)",
+    )
+    add(
+        "--drop_path_prob",
+        type=fraction,
+        default=drop_path_prob,
+        metavar="P",
+        help=f"drop-path probability (default: {drop_path_prob}, {drop_path_why})",
+    )
+    add(
+        "--cutout",
+        action="store_true",
+        help="zero a random square of each training image (default: off, as published)",
+    )
+    add(
+        "--cutout_length",
+        type=positive_int,
+        default=16,
+        metavar="PIXELS",
+        help="side of that square (default: 16, the published value)",
+    )
+    return parser
+
+
+def resolve_device(device: str, gpu: int | None) -> torch.device:
+    """The device that --device and --gpu ask for; UserError when it is not there."""
+    if gpu is not None:
+        if device not in ("auto", "cuda", f"cuda:{gpu}"):
+            raise UserError(f"--gpu {gpu}: contradicts --device {device}; give one of them")
+        flag, device = f"--gpu {gpu}", f"cuda:{gpu}"
+    else:
+        flag = f"--device {device}"
+    if device == "auto":
+        if torch.cuda.is_available():
+            device = "cuda"
+        else:
+            device = "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"{flag}: expected auto, cpu, cuda, cuda:N or mps") from None
+    found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
+    if resolved.type not in found or (resolved.index or 0) >= found[resolved.type]:
+        raise UserError(
+            f"{flag}: no such device here ({torch.cuda.device_count()} CUDA devices found); "
+            "expected auto, cpu, or one that is there"
+        )
+    return resolved
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; with --resume, every flag that makes the run is the run's own.
+
+    Raises UserError when the run cannot be resumed or a flag contradicts what it was started with.
+    """
+    args = parser.parse_args(argv)
+    if getattr(args, "resume", None) is None:
+        return args
+    folder = resolve_run(args.resume, args.model_path)
+    saved = load_checkpoint(folder / "checkpoint.pt", ("training", "search"))["args"]
+    # argparse leaves attributes alone that are there already, so those that change were given.
+    missing = object()
+    given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), missing)))
+    for name, value in saved.items():
+        if name in _FREE_ON_RESUME or not hasattr(args, name):
+            continue
+        found = getattr(given, name)
+        if found is not missing and found != value:
+            raise UserError(
+                f"--{name} {found}: contradicts {folder}, which was started with {value}"
+            )
+        setattr(args, name, value)
+    args.resume = str(folder)
+    return args
+
+
+def resolve_run(name: str, model_path: str) -> Path:
+    """The run folder called `name`, as given or inside `model_path`; UserError without one."""
+    for folder in (Path(name), Path(model_path) / name):
+        if (folder / "checkpoint.pt").is_file():
+            return folder
+    raise UserError(
+        f"--resume {name}: no checkpoint.pt in {name} or {Path(model_path) / name}; "
+        "expected the folder of a run that finished an epoch or was interrupted"
+    )
+
+
+def run(
+    main: Callable[[argparse.Namespace], dict[str, Any]],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Run a script: exit status 0, 2 for an error of the user's, 130 or 143 when interrupted."""
+    try:
+        main(parse(parser, argv))
+    except UserError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as interrupted:
+        print(f"{parser.prog}: stopped ({interrupted.reason}); saved", file=sys.stderr)
+        return _EXIT_STATUS[interrupted.reason]
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return _EXIT_STATUS["SIGINT"]
+    except BrokenPipeError:
+        # The reader of our output went away; nothing is left to tell, and nobody to tell it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -1,0 +1,74 @@
+"""What a script leaves for the reader: tables, per-class reports, confusion matrices, pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from sklearn.metrics import classification_report, confusion_matrix
+
+from engine import Scores
+from tools.plots import draw_confusion
+from utils import write_text
+
+
+def interval(accuracy: float, count: int) -> float:
+    """Half width, in points, of the 95 % normal interval of an accuracy in percent."""
+    p = accuracy / 100.0
+    return 196.0 * (p * (1.0 - p) / count) ** 0.5
+
+
+def report_split(name: str, scores: Scores, classes: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Write `name`_report.txt, `name`_confusion.csv and .png into `folder`.
+
+    Returns accuracy and its 95 % half width in percent, the number of images, the loss, and
+    precision, recall and F1 (fractions) of each class.
+    """
+    predictions, labels = scores.predictions.numpy(), scores.labels.numpy()
+    which = list(range(len(classes)))
+    options = {"labels": which, "target_names": list(classes), "zero_division": 0}
+    figures = classification_report(labels, predictions, output_dict=True, **options)
+    matrix = confusion_matrix(labels, predictions, labels=which)
+    table = pd.DataFrame(matrix, index=pd.Index(classes, name="true\\predicted"), columns=classes)
+    text = classification_report(labels, predictions, digits=4, **options)
+    write_text(
+        folder / f"{name}_report.txt",
+        f"{name}: top-1 {scores.accuracy:.2f} % of {len(labels)} images\n\n{text}\n"
+        f"confusion matrix (rows true, columns predicted)\n{table.to_string()}\n",
+    )
+    write_text(folder / f"{name}_confusion.csv", table.to_csv())
+    title = f"{name}: {scores.accuracy:.2f} % of {len(labels)} images"
+    draw_confusion(matrix, classes, folder / f"{name}_confusion.png", title)
+    return {
+        "accuracy": scores.accuracy,
+        "interval95": interval(scores.accuracy, len(labels)),
+        "images": len(labels),
+        "loss": scores.loss,
+        "classes": {
+            each: {key: figures[each][key] for key in ("precision", "recall", "f1-score")}
+            for each in classes
+        },
+    }
+
+
+def write_summary(summary: Mapping[str, Any], folder: Path) -> None:
+    """Write summary.json into `folder`."""
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def format_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A plain table: a header, a rule, a line a row; numbers to two places, right-aligned."""
+    cells = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        first, *rest = (
+            text.ljust(width) if index == 0 else text.rjust(width)
+            for index, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        return "  ".join([first, *rest]).rstrip()
+
+    return "\n".join([line(columns), line(["-" * width for width in widths]), *map(line, cells)])

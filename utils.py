@@ -1,0 +1,228 @@
+"""Files that survive: atomic writes, checkpoints, run folders, logging, seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+import pickle
+import platform
+import random
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+CHECKPOINT_FORMAT = "auto-fernet/1"
+LOGGER_NAME = "auto_fernet"
+
+
+class UserError(Exception):
+    """An error that the user can mend; its text is one line naming what was found and expected."""
+
+
+def atomic_write(path: Path | str, write: Callable[[BinaryIO], Any]) -> None:
+    """Call `write` on a temporary file beside `path`, then put it in place of `path`.
+
+    The file is flushed and fsynced before it replaces `path`, so that whoever is killed leaves
+    the old file or the new one, never a part. Raises UserError when the folder or the disk
+    refuses; the old file then stays as it was.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes private files; what a run writes is shared like any other file.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write UTF-8 text atomically; errors as `atomic_write`."""
+    atomic_write(path, lambda file: file.write(text.encode()))
+
+
+def save_checkpoint(path: Path | str, kind: str, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint of tensors and plain values that says what it is, atomically.
+
+    `kind` is "weights", "training" or "search"; `content` must hold nothing but tensors, numbers,
+    text, None, lists and dicts of them, so that `load_checkpoint` can read it without pickle.
+    """
+    checkpoint = {
+        "format": CHECKPOINT_FORMAT,
+        "kind": kind,
+        "torch": str(torch.__version__),
+        **content,
+    }
+    atomic_write(path, lambda file: torch.save(checkpoint, file))
+
+
+def load_checkpoint(path: Path | str, kinds: Iterable[str]) -> dict[str, Any]:
+    """Read a checkpoint of one of `kinds` onto the CPU; nothing in the file is ever run.
+
+    A bare state dict (a mapping of names to tensors) is returned as kind "state_dict" where
+    `kinds` admits it. Raises UserError for a missing, cut, foreign or wrong file.
+    """
+    path = Path(path)
+    expected = " or ".join(kinds)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected a checkpoint ({expected})") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: holds more than tensors and plain values, and was not run; "
+            f"expected a checkpoint ({expected})"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"{path}: damaged or not a checkpoint ({reason}); expected {expected}"
+        ) from None
+    if isinstance(content, dict) and content.get("format") == CHECKPOINT_FORMAT:
+        found = content.get("kind")
+    elif isinstance(content, dict) and content and all(map(torch.is_tensor, content.values())):
+        found, content = "state_dict", {"kind": "state_dict", "state_dict": content}
+    else:
+        found = "something else"
+    if found not in kinds:
+        raise UserError(f"{path}: holds {found}; expected a checkpoint ({expected})")
+    return content
+
+
+def load_state(module: torch.nn.Module, state: Mapping[str, Any], source: Path | str) -> None:
+    """Load `state` into `module`; UserError names `source` and the first name that differs."""
+    own = module.state_dict()
+    for name in [*own, *state]:
+        there = tuple(state[name].shape) if name in state else "nothing"
+        here = tuple(own[name].shape) if name in own else "nothing"
+        if there != here:
+            raise UserError(f"{source}: {name} is {there}, the network expects {here}")
+    module.load_state_dict(state)
+
+
+def derive_seed(*keys: int) -> int:
+    """A 63-bit seed that the keys determine, unrelated for any two different tuples of keys."""
+    state = np.random.SeedSequence(keys).generate_state(1, np.uint64)
+    return int(state[0]) >> 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, NumPy and torch (every device)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def create_run_folder(model_path: Path | str, label: str | None, default: str) -> Path:
+    """Make and return `model_path`/`label`, or a dated folder of its own without a label.
+
+    Raises UserError when the labelled folder holds something already.
+    """
+    parent = Path(model_path)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        if label is not None:
+            folder = parent / label
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise UserError(
+                    f"--save {label}: {folder} is not empty; choose another label, "
+                    f"or go on with --resume {folder}"
+                )
+            return folder
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        for suffix in ["", *(f"-{k}" for k in range(2, 100))]:
+            folder = parent / f"{default}-{stamp}{suffix}"
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:
+                continue
+        raise UserError(f"{parent}: no free name for a run folder")
+    except OSError as error:
+        raise UserError(f"{parent}: cannot make a run folder ({error.strerror or error})") from None
+
+
+def open_log(folder: Path | None = None) -> logging.Logger:
+    """The logger of a run: lines on the terminal (stderr) and, dated, in `folder`/log.txt."""
+    logger = logging.getLogger(LOGGER_NAME)
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(terminal)
+    if folder is not None:
+        file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        logger.addHandler(file)
+    return logger
+
+
+def describe_machine(device: torch.device) -> str:
+    """One line for the log: device, threads and the versions that figures depend on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return (
+        f"device {device} ({name}), {torch.get_num_threads()} CPU threads, "
+        f"python {platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+def write_metrics(history: list[dict[str, Any]], path: Path) -> None:
+    """Write the whole history, a row an epoch, as CSV; columns in order of first appearance."""
+    columns = list(dict.fromkeys(name for record in history for name in record))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_text(path, text.getvalue())
+
+
+class Meter:
+    """Mean loss and top-1 accuracy over many batches, summed on the device without a host sync."""
+
+    def __init__(self, device: torch.device) -> None:
+        # float32 where the device has no float64 (mps); exact far beyond any epoch's counts.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.sums = torch.zeros(3, dtype=dtype, device=device)
+
+    def update(
+        self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor
+    ) -> None:
+        """Add a batch: its mean loss (scalar), logits (N, K) and labels (N,)."""
+        correct = (logits.argmax(dim=1) == labels).sum()
+        count = torch.full_like(correct, len(labels))
+        batch = torch.stack([loss.detach() * len(labels), correct, count])
+        self.sums += batch.to(self.sums.dtype)
+
+    def read(self) -> tuple[float, float]:
+        """(mean loss, accuracy in percent) so far; waits for the device."""
+        loss, correct, count = self.sums.tolist()
+        return loss / max(count, 1), 100.0 * correct / max(count, 1)
