@@ -117,7 +117,7 @@ class Network(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        before_last = last = self.stem(x.contiguous(memory_format=torch.channels_last))
+        before_last = last = self.stem(x)
         auxiliary_logits = None
         for index, cell in enumerate(self.cells):
             before_last, last = last, cell(before_last, last, self.drop_path_prob)

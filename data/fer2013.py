@@ -95,7 +95,8 @@ def _look_in(folder: Path) -> Path | None:
     for name in TABLE_NAMES:
         if os.path.isfile(folder / name):
             return folder / name
-    named = sorted(folder.glob("fer2013*"))
+    # Asking glob about a folder that may not be entered is an error.
+    named = sorted(folder.glob("fer2013*")) if os.path.isdir(folder) else []
     for suffix in ARCHIVE_SUFFIXES:
         for candidate in named:
             if candidate.name.lower().endswith(suffix) and os.path.isfile(candidate):

@@ -151,7 +151,7 @@ def class_labels(stream: np.random.RandomState, shares: tuple[int, ...], count: 
     whole = exact // sum(shares)
     left = np.argsort(whole * sum(shares) - exact, kind="stable")[: count - int(whole.sum())]
     whole[left] += 1
-    ordered = np.repeat(np.arange(len(shares)), whole)
+    ordered = np.repeat(np.arange(len(shares), dtype=np.int64), whole)
     return ordered[np.argsort(stream.random_sample(count), kind="stable")]
 
 

@@ -96,7 +96,7 @@ def draw_jaffe(seed: int = 0, takes: int = 3) -> CrossSet:
     people, classes = len(JAFFE_SUBJECTS), len(CLASSES)
     count = people * classes * takes
     owners = np.repeat(np.arange(people), classes * takes)
-    labels = np.tile(np.repeat(np.arange(classes), takes), people)
+    labels = np.tile(np.repeat(np.arange(classes, dtype=np.int64), takes), people)
     face = _people(stream, people, owners)
     face.update(draw_ranges(stream, {**CONDITIONS, **_STUDIO, "softness": (0.03, 0.05)}, count))
     for trait, low, high in (("hair", 0.03, 0.10), ("skin", 0.58, 0.74), ("hair_length", 0.5, 1.0)):

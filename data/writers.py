@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,7 +24,7 @@ from PIL import Image
 from data.fer2013 import CLASSES, SPLITS, Split
 from data.synthetic import VOTE_COLUMNS
 from data.synthetic_cross import CK48_CLASSES, CrossSet
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, write_text
 
 ARCHIVE_FORMS = (".zip", ".tar", ".tar.gz", ".tar.xz")
 # JAFFE keeps 23 of its 213 files as palette images: about one in nine.
@@ -78,16 +79,9 @@ def write_archive(
     else:
         files = _folder_files(splits, suffix)
     pack = _pack_zip if form == ".zip" else _pack_tar
-    compress = {
-        ".tar.gz": lambda file: gzip.GzipFile("", "wb", fileobj=file, mtime=0),
-        ".tar.xz": lambda file: lzma.open(file, "wb", preset=1),
-    }.get(form)
 
     def write(file: BinaryIO) -> None:
-        if compress is None:
-            pack(file, files)
-            return
-        with compress(file) as packed:
+        with _compressed(file, form) as packed:
             pack(packed, files)
 
     atomic_write(path, write)
@@ -99,8 +93,7 @@ def write_votes(votes: dict[str, np.ndarray], path: Path | str) -> None:
     for name in SPLITS:
         for row in votes[name].tolist() if name in votes else ():
             lines.append(",".join((name, f"fer{len(lines) - 1:07d}.png", *map(str, row))))
-    text = "\n".join(lines) + "\n"
-    atomic_write(path, lambda file: file.write(text.encode()))
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def write_ck48(drawn: CrossSet, folder: Path | str) -> None:
@@ -180,6 +173,14 @@ def _write_files(folder: Path | str, files: Iterable[tuple[str, bytes]]) -> None
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _compressed(file: BinaryIO, form: str) -> AbstractContextManager[BinaryIO]:
+    if form == ".tar.gz":
+        return gzip.GzipFile("", "wb", fileobj=file, mtime=0)
+    if form == ".tar.xz":
+        return lzma.LZMAFile(file, "wb", preset=1)
+    return nullcontext(file)
 
 
 def _pack_zip(file: BinaryIO, files: Iterable[tuple[str, bytes]]) -> None:

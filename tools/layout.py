@@ -8,9 +8,9 @@ between columns, nothing can cover a label. Lengths are inches.
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Sequence
+from itertools import combinations, pairwise
 from statistics import fmean
 from typing import NamedTuple
 
@@ -127,7 +127,7 @@ def _best_heights(
     """The y of every thing: of several orders the one of fewest crossings, then shortest wires."""
     generator = random.Random(0)
     column_of = {thing: number for number, column in enumerate(columns) for thing in column}
-    segments = [pair for chain in chains for pair in itertools.pairwise(chain)]
+    segments = [pair for chain in chains for pair in pairwise(chain)]
     best_key, best = None, None
     for _ in range(RESTARTS):
         order = [columns[0], *(generator.sample(column, len(column)) for column in columns[1:])]
@@ -174,11 +174,14 @@ def _crossings(
     position: dict[int, int], column_of: dict[int, int], segments: list[tuple[int, int]]
 ) -> float:
     # Behind the labels (odd columns) they cost more, so that a node's labels stand side by side.
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for left, right in segments:
+        spans.setdefault(column_of[left], []).append((position[left], position[right]))
     return sum(
-        1 + 0.25 * (column_of[a] % 2)
-        for (a, b), (c, d) in itertools.combinations(segments, 2)
-        if column_of[a] == column_of[c]
-        and (position[a] - position[c]) * (position[b] - position[d]) < 0
+        1 + 0.25 * (column % 2)
+        for column, pairs in spans.items()
+        for (a, b), (c, d) in combinations(pairs, 2)
+        if (a - c) * (b - d) < 0
     )
 
 
@@ -190,21 +193,23 @@ def _settle(
     y = closest + bases of the columns + gaps above the least, gaps >= 0: non-negative least
     squares once the bases are projected out.
     """
-    climbs = np.zeros((len(segments), len(heights)))
-    for climb, (left, right) in zip(climbs, segments, strict=True):
+    unit = np.eye(len(heights))
+    climbs, closest, bases, gaps = [], np.zeros(len(heights)), [], []
+    for left, right in segments:
         # A wire on its way shall run straight rather than its ends be near (Gansner et al., "A
         # Technique for Drawing Directed Graphs", 1993).
         weight = (500, 2, 1)[(heights[left] == NODE[1]) + (heights[right] == NODE[1])]
-        climb[left], climb[right] = weight**0.5, -(weight**0.5)
-
-    closest, bases, gaps = np.zeros(len(heights)), [], []
+        climbs.append(weight**0.5 * (unit[left] - unit[right]))
     for column in order:
-        bases.append(np.isin(np.arange(len(heights)), column))
-        for place, (above, below) in enumerate(itertools.pairwise(column)):
+        bases.append(unit[column].sum(axis=0))
+        for place, (above, below) in enumerate(pairwise(column)):
             closest[below] = closest[above] + (heights[above] + heights[below]) / 2 + GAP
-            gaps.append(np.isin(np.arange(len(heights)), column[place + 1 :]))
+            gaps.append(unit[column[place + 1 :]].sum(axis=0))
+            # Holds what no wire does: an input that no edge reads.
+            climbs.append(0.1 * (unit[above] - unit[below]))
+    climbs = np.array(climbs)
     by_base, by_gap = climbs @ np.transpose(bases), climbs @ np.transpose(gaps)
-    rest = np.eye(len(segments)) - by_base @ np.linalg.pinv(by_base)
+    rest = np.eye(len(climbs)) - by_base @ np.linalg.pinv(by_base)
     solver = LinearRegression(positive=True, fit_intercept=False)
     gap = solver.fit(rest @ by_gap, -rest @ climbs @ closest).coef_
     base = -np.linalg.pinv(by_base) @ (climbs @ closest + by_gap @ gap)
@@ -217,7 +222,7 @@ def _column_lefts(
     """The left x of every column: steeper wires between two columns set them further apart."""
     steepest = [0.0] * (len(widths) - 1)
     for chain in chains:
-        for step, (left, right) in enumerate(itertools.pairwise(chain)):
+        for step, (left, right) in enumerate(pairwise(chain)):
             column = homes[chain[0]] + step
             steepest[column] = max(steepest[column], abs(y[left] - y[right]))
     lefts = [MARGIN]

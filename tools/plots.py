@@ -16,9 +16,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
 from matplotlib.path import Path as Curve
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 
 from genotypes import PRIMITIVES
@@ -73,12 +74,13 @@ def draw_cell(
     text = {"fontsize": 9.5, "family": "DejaVu Sans"}
     widths = [_text_width(primitive, 9.5) + 0.16 for primitive, _ in cell]
     layout = lay_out_cell([state for _, state in cell], concat, widths)
-    height = layout.height + 0.3
-    figure = _figure(layout.width, height)
+    width, height = max(layout.width, _text_width(title, 12) + 0.5), layout.height + 0.3
+    figure = _figure(width, height)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, layout.width), ylim=(0, height))
+    left = (layout.width - width) / 2
+    axes.set(xlim=(left, left + width), ylim=(0, height))
     axes.axis("off")
-    axes.text(layout.width / 2, height - 0.27, title, ha="center", fontsize=12, color=INK)
+    axes.set_title(title, y=1 - 0.27 / height, fontsize=12, color=INK, pad=0, parse_math=False)
 
     for number, runs in enumerate(layout.wires):
         colour = COLOURS[cell[number][0]][0] if number < len(cell) else "#a98a25"
@@ -199,7 +201,7 @@ def draw_confusion(
     correct = 100 * np.trace(matrix) / max(matrix.sum(), 1)
     summary = f"{correct:.2f} % of {matrix.sum():,} images right"
     axes.text(-0.5, -0.62, summary, va="bottom", fontsize=9, color=QUIET)
-    figure.text(0.5, 1 - 0.3 / height, title, ha="center", fontsize=12, color=INK)
+    figure.text(0.5, 1 - 0.3 / height, title, ha="center", fontsize=12, color=INK, parse_math=False)
     axes.set_xticks(range(size), classes, rotation=30, ha="right", rotation_mode="anchor")
     names = [f"{name} ({count:,})" for name, count in zip(classes, counts, strict=True)]
     axes.set_yticks(range(size), names)
@@ -236,7 +238,7 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path | str) -> Figure:
                 axes.plot(epochs, values, color=colour, label=split, **style)
     rates = series("lr")
     rate.plot(epochs, rates, color=INK, **style)
-    rate.set_ylim(0, 1.05 * np.nanmax([*rates, 1e-6]))
+    rate.set_ylim(0, 1.05 * (np.nanmax([*rates, 0.0]) or 1.0))
     chosen = series("PublicTest_accuracy")
     if not np.isnan(chosen).all():
         best = int(np.nanargmax(chosen))
@@ -298,7 +300,7 @@ def draw_alphas(
         range(len(PRIMITIVES)), PRIMITIVES, rotation=35, ha="right", rotation_mode="anchor"
     )
     axes.set_yticks(range(EDGES), edge_names())
-    axes.set_title(title, fontsize=12, color=INK, pad=9)
+    axes.set_title(title, fontsize=12, color=INK, pad=9, parse_math=False)
     figure.text(0.07, 0.025, STATES_NOTE, fontsize=8.5, color=QUIET)
     _quiet(axes)
     return _save(figure, path)
@@ -345,7 +347,8 @@ def _rounded(axes: Axes, box: Box, fill: str, line: str, radius: float) -> None:
 
 def _text_width(text: str, size: float) -> float:
     """Inches that `text` takes in DejaVu Sans of `size` points."""
-    return TextPath((0, 0), text, size=size).get_extents().width / 72.0
+    font = FontProperties(family="DejaVu Sans", size=size)
+    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72.0
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -1,0 +1,236 @@
+"""What changes an architecture: the step on the alphas, and the greedy decisions of edges (SGAS).
+
+The step is that of DARTS (Liu et al., ICLR 2019), first or second order; the decisions are those
+of SGAS (Li et al., CVPR 2020), criterion 1, or 2 with a history.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from genotypes import PRIMITIVES, Edge
+from model_search import EDGES, NODES, OPEN, PRUNED, Network
+
+Batch = tuple[Tensor, Tensor]
+
+# Weights of each primitive at 12 channels.
+COSTS = {
+    "sep_conv_3x3": 504,
+    "sep_conv_5x5": 888,
+    "dil_conv_3x3": 252,
+    "dil_conv_5x5": 444,
+    "ghost": 126,
+    "conv_1x1": 144,
+    "conv_3x3": 1296,
+}
+FINITE_DIFFERENCE = 0.01  # R of DARTS, over the norm of the gradient
+
+
+# --- the step on the alphas
+
+
+def complexity(alphas: Sequence[Tensor], edges: Sequence[int]) -> Tensor:
+    """0.5 * sum over `edges` and primitives o of alpha_o^2 * cost_o / (sum of costs): a scalar."""
+    costs = torch.tensor([COSTS.get(name, 0) for name in PRIMITIVES], dtype=torch.float32)
+    costs = (costs / costs.sum()).to(alphas[0].device)
+    return 0.5 * sum(((alphas[edge] ** 2 * costs).sum() for edge in edges), costs.new_zeros(()))
+
+
+def penalised_edges(normal_states: Sequence[int], first_only: bool) -> list[int]:
+    """The open edges of the normal cell, or of them its first edge alone (`paper` protocol)."""
+    edges = [edge for edge, state in enumerate(normal_states) if state == OPEN]
+    return [edge for edge in edges if edge == 0 or not first_only]
+
+
+def first_order_gradient(
+    model: Network, valid: Batch, *, penalty: Callable[[], Tensor], precision: torch.autocast
+) -> list[Tensor]:
+    """Gradient of the validation loss plus `penalty()` in the open alphas, weights held."""
+    images, labels = valid
+    with precision:
+        logits = model(images)
+    loss = F.cross_entropy(logits.float(), labels) + penalty()
+    return list(torch.autograd.grad(loss, _open_alphas(model)))
+
+
+def second_order_gradient(
+    model: Network,
+    train: Batch,
+    valid: Batch,
+    *,
+    penalty: Callable[[], Tensor],
+    precision: torch.autocast,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    momentum_buffers: Sequence[Tensor | None],
+) -> list[Tensor]:
+    """Gradient in the open alphas of the validation loss after one more step on the weights.
+
+    With w' = w - learning_rate * (momentum * buffer + grad L_train + weight_decay * w) and
+    v = grad_w' L_valid(w', alpha) it is
+        grad_alpha L_valid(w', alpha)
+        - learning_rate * (grad_alpha L_train(w + R v) - grad_alpha L_train(w - R v)) / (2 R),
+    R = 0.01 / ||v|| (DARTS, equations 7 and 8). `momentum_buffers` are those of the weights, None
+    before their first step. Weights and batch-norm statistics stay as they are.
+    """
+    alphas = _open_alphas(model)
+    weights = {n: p for n, p in model.named_parameters() if not n.startswith("alphas_")}
+
+    def loss_at(values: dict[str, Tensor], batch: Batch) -> Tensor:
+        images, labels = batch
+        # The statistics are updated in place, so each pass gets its own to spoil.
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        with precision:
+            logits = functional_call(model, {**values, **buffers}, (images,))
+        return F.cross_entropy(logits.float(), labels)
+
+    def gradient(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        found = torch.autograd.grad(loss, inputs, allow_unused=True)
+        return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
+
+    values = list(weights.values())
+    steps = gradient(loss_at(weights, train), values)
+    with torch.no_grad():
+        for weight, step, buffer in zip(values, steps, momentum_buffers, strict=True):
+            step.add_(weight, alpha=weight_decay)
+            if buffer is not None:
+                step.add_(buffer, alpha=momentum)
+    ahead = {
+        name: (weight.detach() - learning_rate * step).requires_grad_()
+        for (name, weight), step in zip(weights.items(), steps, strict=True)
+    }
+    loss = loss_at(ahead, valid) + penalty()
+    outer = gradient(loss, [*alphas, *ahead.values()])
+    direct, v = outer[: len(alphas)], outer[len(alphas) :]
+    radius = FINITE_DIFFERENCE / torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(g) for g in v])
+    )
+
+    def train_gradient(sign: int) -> list[Tensor]:
+        moved = {
+            name: weight.detach() + sign * radius * g
+            for (name, weight), g in zip(weights.items(), v, strict=True)
+        }
+        return gradient(loss_at(moved, train), alphas)
+
+    return [
+        first - learning_rate * (plus - minus) / (2 * radius)
+        for first, plus, minus in zip(direct, train_gradient(1), train_gradient(-1), strict=True)
+    ]
+
+
+def step_alphas(
+    model: Network, optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor]
+) -> None:
+    """One step of `optimizer` on the open alphas along `gradients`; the others stay frozen."""
+    for alpha, gradient in zip(_open_alphas(model), gradients, strict=True):
+        alpha.grad = gradient
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _open_alphas(model: Network) -> list[nn.Parameter]:
+    return [alpha for alpha in model.arch_parameters() if alpha.requires_grad]
+
+
+# --- the greedy decisions, on alphas (14, 11) of one cell type and the states of its edges
+
+
+@dataclass(frozen=True)
+class EdgeScores:
+    """What an epoch's decision rests on; each field but `probs` float64 (14,), before scaling."""
+
+    importance: Tensor  # softmax mass on primitives other than none
+    certainty: Tensor  # 1 - normalised entropy of them
+    stability: Tensor  # mean histogram intersection with the history, zeros without one
+    score: Tensor  # product of the min-max normalised criteria
+    probs: Tensor  # float64 (14, 10): softmax without none, renormalised
+
+
+def score_edges(
+    alphas: Tensor, history: Sequence[Tensor] = (), *, use_history: bool = False
+) -> EdgeScores:
+    """Score every edge by SGAS criterion 1, or 2 with `use_history`.
+
+    `alphas` (14, 11); `history`: the `probs` of earlier epochs, latest last.
+    """
+    mass = alphas.detach().double().cpu().softmax(dim=1)[:, 1:]
+    importance = mass.sum(dim=1)
+    probs = mass / importance[:, None]
+    entropy = -torch.special.xlogy(probs, probs).sum(dim=1)
+    certainty = 1.0 - entropy / math.log(probs.shape[1])
+    stability = torch.zeros_like(importance)
+    if history:
+        overlaps = [torch.minimum(past, probs).sum(dim=1) for past in history]
+        stability = torch.stack(overlaps).mean(dim=0)
+    score = normalise(importance) * normalise(certainty)
+    if use_history:
+        score = score * normalise(stability)
+    return EdgeScores(importance, certainty, stability, score, probs)
+
+
+def normalise(values: Tensor) -> Tensor:
+    """Min-max normalisation to [0, 1]; a constant vector becomes zeros."""
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else torch.zeros_like(values)
+
+
+def is_decision_epoch(epoch: int, warmup: int, frequency: int) -> bool:
+    """Whether an edge of each cell type is decided after epoch `epoch`, counted from 0."""
+    return epoch >= warmup and (epoch - warmup) % frequency == 0
+
+
+def count_epochs(warmup: int, frequency: int) -> int:
+    """Epochs of a whole search: warm-up, eight decisions, and a few epochs of the final cells."""
+    return warmup + frequency * (2 * NODES - 1) + 6
+
+
+def choose_edge(scores: EdgeScores, states: Sequence[int]) -> tuple[int, int] | None:
+    """(edge, primitive) of the open edge with the highest score, or None when none is open.
+
+    The primitive is the edge's most likely one other than none. Ties go to the first edge.
+    """
+    edges = [edge for edge, state in enumerate(states) if state == OPEN]
+    if not edges:
+        return None
+    edge = max(edges, key=lambda e: (scores.score[e].item(), -e))
+    return edge, 1 + int(scores.probs[edge].argmax())
+
+
+def decide_edge(states: Sequence[int], edge: int, primitive: int) -> list[int]:
+    """The states with `edge` decided; a node that then has two decided edges loses its others."""
+    states = list(states)
+    states[edge] = primitive
+    node = EDGES[edge][0]
+    siblings = [e for e, (target, _) in enumerate(EDGES) if target == node]
+    if sum(states[e] > 0 for e in siblings) == 2:
+        for e in siblings:
+            if states[e] == OPEN:
+                states[e] = PRUNED
+    return states
+
+
+def derive_cell(scores: EdgeScores, states: Sequence[int]) -> tuple[Edge, ...]:
+    """The cell that would result now: decided edges, then each node's most important open ones.
+
+    Returns (primitive, source) pairs, two a node, sources ascending.
+    """
+    cell: list[Edge] = []
+    for node in range(NODES):
+        edges = [e for e, (target, _) in enumerate(EDGES) if target == node]
+        kept = [e for e in edges if states[e] > 0]
+        rest = sorted(
+            (e for e in edges if states[e] == OPEN), key=lambda e: (-scores.importance[e].item(), e)
+        )
+        for edge in sorted([*kept, *rest][:2]):
+            primitive = states[edge] if states[edge] > 0 else 1 + int(scores.probs[edge].argmax())
+            cell.append((PRIMITIVES[primitive], EDGES[edge][1]))
+    return tuple(cell)
