@@ -7,16 +7,18 @@ of SGAS (Li et al., CVPR 2020), criterion 1, or 2 with a history.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from genotypes import PRIMITIVES, Edge
-from model_search import EDGES, NODES, OPEN, PRUNED, Network
+from genotypes import PRIMITIVES, Edge, Genotype
+from model_search import CELLS, EDGES, NODES, OPEN, PRUNED, Network
 
 Batch = tuple[Tensor, Tensor]
 
@@ -38,8 +40,8 @@ FINITE_DIFFERENCE = 0.01  # R of DARTS, over the norm of the gradient
 
 def complexity(alphas: Sequence[Tensor], edges: Sequence[int]) -> Tensor:
     """0.5 * sum over `edges` and primitives o of alpha_o^2 * cost_o / (sum of costs): a scalar."""
-    costs = torch.tensor([COSTS.get(name, 0) for name in PRIMITIVES], dtype=torch.float32)
-    costs = (costs / costs.sum()).to(alphas[0].device)
+    costs = alphas[0].new_tensor([COSTS.get(name, 0) for name in PRIMITIVES])
+    costs = costs / costs.sum()
     return 0.5 * sum(((alphas[edge] ** 2 * costs).sum() for edge in edges), costs.new_zeros(()))
 
 
@@ -52,12 +54,14 @@ def penalised_edges(normal_states: Sequence[int], first_only: bool) -> list[int]
 def first_order_gradient(
     model: Network, valid: Batch, *, penalty: Callable[[], Tensor], precision: torch.autocast
 ) -> list[Tensor]:
-    """Gradient of the validation loss plus `penalty()` in the open alphas, weights held."""
-    images, labels = valid
-    with precision:
-        logits = model(images)
-    loss = F.cross_entropy(logits.float(), labels) + penalty()
-    return list(torch.autograd.grad(loss, _open_alphas(model)))
+    """Gradient of the validation loss plus `penalty()` in the open alphas, weights held.
+
+    None open, none returned. Batch-norm statistics stay as they are.
+    """
+    alphas = _open_alphas(model)
+    if not alphas:
+        return []
+    return _gradient(_loss(model, {}, valid, precision) + penalty(), alphas)
 
 
 def second_order_gradient(
@@ -79,25 +83,15 @@ def second_order_gradient(
         grad_alpha L_valid(w', alpha)
         - learning_rate * (grad_alpha L_train(w + R v) - grad_alpha L_train(w - R v)) / (2 R),
     R = 0.01 / ||v|| (DARTS, equations 7 and 8). `momentum_buffers` are those of the weights, None
-    before their first step. Weights and batch-norm statistics stay as they are.
+    before their first step. The two passes of the difference run in full precision whatever
+    `precision` says. None open, none returned. Weights and batch-norm statistics stay as they are.
     """
     alphas = _open_alphas(model)
+    if not alphas:
+        return []
     weights = {n: p for n, p in model.named_parameters() if not n.startswith("alphas_")}
-
-    def loss_at(values: dict[str, Tensor], batch: Batch) -> Tensor:
-        images, labels = batch
-        # The statistics are updated in place, so each pass gets its own to spoil.
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        with precision:
-            logits = functional_call(model, {**values, **buffers}, (images,))
-        return F.cross_entropy(logits.float(), labels)
-
-    def gradient(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
-        found = torch.autograd.grad(loss, inputs, allow_unused=True)
-        return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
-
     values = list(weights.values())
-    steps = gradient(loss_at(weights, train), values)
+    steps = _gradient(_loss(model, weights, train, precision), values)
     with torch.no_grad():
         for weight, step, buffer in zip(values, steps, momentum_buffers, strict=True):
             step.add_(weight, alpha=weight_decay)
@@ -107,19 +101,22 @@ def second_order_gradient(
         name: (weight.detach() - learning_rate * step).requires_grad_()
         for (name, weight), step in zip(weights.items(), steps, strict=True)
     }
-    loss = loss_at(ahead, valid) + penalty()
-    outer = gradient(loss, [*alphas, *ahead.values()])
+    loss = _loss(model, ahead, valid, precision) + penalty()
+    outer = _gradient(loss, [*alphas, *ahead.values()])
     direct, v = outer[: len(alphas)], outer[len(alphas) :]
     radius = FINITE_DIFFERENCE / torch.linalg.vector_norm(
         torch.stack([torch.linalg.vector_norm(g) for g in v])
     )
+
+    # bfloat16 would round R v, and with it most of the difference, away.
+    full = torch.autocast(train[0].device.type, enabled=False)
 
     def train_gradient(sign: int) -> list[Tensor]:
         moved = {
             name: weight.detach() + sign * radius * g
             for (name, weight), g in zip(weights.items(), v, strict=True)
         }
-        return gradient(loss_at(moved, train), alphas)
+        return _gradient(_loss(model, moved, train, full), alphas)
 
     return [
         first - learning_rate * (plus - minus) / (2 * radius)
@@ -135,6 +132,35 @@ def step_alphas(
         alpha.grad = gradient
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+def _loss(
+    model: Network, weights: dict[str, Tensor], batch: Batch, precision: torch.autocast
+) -> Tensor:
+    """Cross entropy of `batch`, at `weights` in place of the model's, in float32 at least."""
+    images, labels = batch
+    with precision, _statistics_kept(model):
+        logits = functional_call(model, weights, (images,))
+    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
+
+
+def _gradient(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Gradient of `loss` in `inputs`; zeros for the weights of primitives that did not compute."""
+    found = torch.autograd.grad(loss, inputs, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
+
+
+@contextmanager
+def _statistics_kept(model: Network) -> Iterator[None]:
+    """Batch norms scale by the batch as in training, and leave their running statistics alone."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def _open_alphas(model: Network) -> list[nn.Parameter]:
@@ -234,3 +260,42 @@ def derive_cell(scores: EdgeScores, states: Sequence[int]) -> tuple[Edge, ...]:
             primitive = states[edge] if states[edge] > 0 else 1 + int(scores.probs[edge].argmax())
             cell.append((PRIMITIVES[primitive], EDGES[edge][1]))
     return tuple(cell)
+
+
+# --- the same on both cells of a supernet
+
+
+def score_cells(
+    model: Network, past: Mapping[str, Sequence[Tensor]], *, use_history: bool
+) -> dict[str, EdgeScores]:
+    """Score the edges of each cell; `past` holds the `probs` of earlier epochs by cell."""
+    return {
+        cell: score_edges(alphas, past[cell], use_history=use_history)
+        for cell, alphas in model.alphas.items()
+    }
+
+
+def decide(model: Network, scores: Mapping[str, EdgeScores]) -> list[dict[str, Any]]:
+    """Decide the best open edge of each cell, where there is one.
+
+    Returns for each decision its cell, edge and primitive's name, and the edges that it pruned.
+    """
+    decisions, states = [], model.states
+    for cell in CELLS:
+        choice = choose_edge(scores[cell], states[cell])
+        if choice is not None:
+            before, states[cell] = states[cell], decide_edge(states[cell], *choice)
+            pruned = [e for e, s in enumerate(states[cell]) if s == PRUNED and before[e] == OPEN]
+            edge, primitive = choice
+            decisions.append(
+                {"cell": cell, "edge": edge, "primitive": PRIMITIVES[primitive], "pruned": pruned}
+            )
+    model.set_states(**states)
+    return decisions
+
+
+def derive_genotype(model: Network, scores: Mapping[str, EdgeScores]) -> Genotype:
+    """The genotype that would result now: decided edges, and the most important open ones."""
+    normal, reduce = (derive_cell(scores[cell], model.states[cell]) for cell in CELLS)
+    concat = tuple(range(2, 2 + NODES))
+    return Genotype(normal, concat, reduce, concat)

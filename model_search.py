@@ -20,6 +20,7 @@ NODES = 4
 # j + 2. An edge's place in this tuple is its number everywhere.
 EDGES = tuple((node, source) for node in range(NODES) for source in range(node + 2))
 OPEN, PRUNED = -1, 0
+CELLS = ("normal", "reduce")
 
 
 class MixedOp(nn.Module):
@@ -39,9 +40,7 @@ class MixedOp(nn.Module):
         if state != OPEN:
             return self._ops[state](x)
         # `none` adds zeros; its weight acts through the softmax alone.
-        return sum(
-            weight * op(x) for weight, op in zip(weights[1:], self._ops[1:], strict=True)
-        )
+        return sum(weight * op(x) for weight, op in zip(weights[1:], self._ops[1:], strict=True))
 
 
 class Cell(nn.Module):
@@ -132,6 +131,17 @@ class Network(nn.Module):
             for alpha, state in zip(alphas, states, strict=True):
                 alpha.requires_grad_(state == OPEN)
                 alpha.grad = None
+
+    @property
+    def states(self) -> dict[str, list[int]]:
+        """The state of every edge of each cell of `CELLS`."""
+        return {"normal": self.normal_selected_idxs, "reduce": self.reduce_selected_idxs}
+
+    @property
+    def alphas(self) -> dict[str, Tensor]:
+        """The alphas of each cell of `CELLS`, (14, 11), as they are now and without gradient."""
+        pairs = zip(CELLS, (self.alphas_normal, self.alphas_reduce), strict=True)
+        return {cell: torch.stack(list(alphas)).detach() for cell, alphas in pairs}
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """All 28 vectors of alphas, those of the normal cell first."""

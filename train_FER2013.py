@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
             ),
         ],
     )
+    # fmt: off
     add = parser.add_argument_group("the network").add_argument
     add("--arch", nargs="?", const="Auto_FERNet", default="Auto_FERNet", metavar="GENOTYPE",
         help="a name of genotypes.py, a literal Genotype(...), a genotype file or the run folder "
@@ -78,8 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="cells (default: 12, the published value)")
     add("--auxiliary", action=argparse.BooleanOptionalAction, default=True,
         help="train with the auxiliary head (default: on, as published)")
-    add("--auxiliary_weight", type=float, default=0.4, metavar="W",
+    add("--auxiliary_weight", type=cli.non_negative, default=0.4, metavar="W",
         help="weight of the auxiliary loss (default: 0.4, the published value)")
+    # fmt: on
     return parser
 
 

@@ -18,6 +18,9 @@ from utils import derive_seed
 
 # Names of the random streams of a run: two of them never share their numbers.
 WEIGHTS_STREAM, ALPHAS_STREAM = 0, 1
+# Images augmented at a time: enough that the cost of starting an operation no longer counts, and
+# 16 MB of float32 pixels.
+CHUNK = 2048
 
 
 @dataclass(frozen=True)
@@ -78,39 +81,39 @@ def augment(images: Tensor, draws: Draws, augmentation: Augmentation) -> Tensor:
     The jitters are torchvision's `adjust_brightness` and `adjust_contrast` of gray images, each
     clamped to [0, 1]; cutout (DeVries and Taylor, 2017) zeroes a square clipped at the border.
     """
-    steps = torch.arange(augmentation.crop, device=images.device)
-    rows = draws.corner[:, :1] + steps
-    columns = draws.corner[:, 1:] + torch.where(draws.flipped[:, None], steps.flip(0), steps)
-    index = torch.arange(len(images), device=images.device)[:, None, None]
-    x = to_float(images[index, 0, rows[:, :, None], columns[:, None, :]].unsqueeze(1))
+    crop = augmentation.crop
+    # A view of all windows: (N, rows of the corner, columns of the corner, crop, crop).
+    windows = images[:, 0].unfold(1, crop, 1).unfold(2, crop, 1)
+    rows, columns = draws.corner.unbind(1)
+    x = windows[torch.arange(len(images), device=images.device), rows, columns].unsqueeze(1)
+    x = to_float(torch.where(_per_image(draws.flipped), x.flip(-1), x))
     if augmentation.jitter > 0:
-        x = _jitter(x, draws)
+        _jitter_(x, draws)
     if augmentation.cutout > 0:
-        x = x * _outside_hole(steps, draws.hole, augmentation.cutout)
+        x.masked_fill_(_hole(draws.hole, augmentation.cutout, crop), 0.0)
     return x
 
 
-def _jitter(x: Tensor, draws: Draws) -> Tensor:
-    brightness = draws.brightness[:, None, None, None]
-    contrast = draws.contrast[:, None, None, None]
+def _jitter_(x: Tensor, draws: Draws) -> None:
+    brightness, contrast = _per_image(draws.brightness), _per_image(draws.contrast)
     # Brightness may come first or last, as a multiplication by one where it is not its turn.
-    one = torch.ones((), device=x.device)
-    last = draws.contrast_first[:, None, None, None]
-    x = (x * torch.where(last, one, brightness)).clamp_(0.0, 1.0)
+    last = _per_image(draws.contrast_first)
+    x.mul_(brightness.where(~last, 1.0)).clamp_(0.0, 1.0)
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
-    x = (contrast * x + (1.0 - contrast) * mean).clamp_(0.0, 1.0)
-    return (x * torch.where(last, brightness, one)).clamp_(0.0, 1.0)
+    x.mul_(contrast).add_((1.0 - contrast) * mean).clamp_(0.0, 1.0)
+    x.mul_(brightness.where(last, 1.0)).clamp_(0.0, 1.0)
 
 
-def _outside_hole(steps: Tensor, hole: Tensor, length: int) -> Tensor:
-    """1 outside each image's square of `length` around `hole`, 0 inside: (N, 1, crop, crop)."""
-    first = hole - length // 2
+def _hole(centre: Tensor, length: int, crop: int) -> Tensor:
+    """True inside each image's square of `length` around `centre`: bool (N, 1, crop, crop)."""
+    start = (centre - length // 2)[:, :, None]
+    steps = torch.arange(crop, device=centre.device)
+    rows, columns = ((steps >= start) & (steps < start + length)).unbind(1)
+    return (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
 
-    def inside(axis: int) -> Tensor:
-        start = first[:, axis, None]
-        return (steps >= start) & (steps < start + length)
 
-    return ~(inside(0)[:, None, :, None] & inside(1)[:, None, None, :])
+def _per_image(values: Tensor) -> Tensor:
+    return values[:, None, None, None]
 
 
 def training_batches(
@@ -133,9 +136,13 @@ def training_batches(
     generator = torch.Generator().manual_seed(derive_seed(seed, stream, epoch))
     order = torch.randperm(count, generator=generator).to(device)
     draws = draw(augmentation, count, split.images.shape[-1], generator).to(device)
-    for step in range(first_step, count_batches(count, batch_size, limit)):
-        index = order[step * batch_size : (step + 1) * batch_size]
-        yield augment(split.images[index], draws.take(index), augmentation), split.labels[index]
+    last_step = count_batches(count, batch_size, limit)
+    steps_at_once = max(1, CHUNK // batch_size)
+    for step in range(first_step, last_step, steps_at_once):
+        end = min(step + steps_at_once, last_step)
+        index = order[step * batch_size : end * batch_size]
+        images = augment(split.images[index], draws.take(index), augmentation)
+        yield from zip(images.split(batch_size), split.labels[index].split(batch_size), strict=True)
 
 
 def evaluation_batches(split: Split, *, batch_size: int) -> Iterator[Tensor]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +31,14 @@ def positive_int(text: str) -> int:
     return value
 
 
+def count(text: str) -> int:
+    """argparse type: an integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} found, at least 0 expected")
+    return value
+
+
 def fraction(text: str) -> float:
     """argparse type: a number in [0, 1)."""
     value = float(text)
@@ -42,6 +52,14 @@ def positive_float(text: str) -> float:
     value = float(text)
     if not 0.0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} found, a number above 0 expected")
+    return value
+
+
+def non_negative(text: str) -> float:
+    """argparse type: a finite number of at least 0."""
+    value = float(text)
+    if not 0.0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} found, a number of at least 0 expected")
     return value
 
 
@@ -165,7 +183,7 @@ def sgd_parser(
     )
     add(
         "--weight_decay",
-        type=float,
+        type=non_negative,
         default=3e-4,
         metavar="W",
         help="weight decay of SGD (default: 3e-4, the published value)",
@@ -268,6 +286,7 @@ def run(
     argv: Sequence[str] | None = None,
 ) -> int:
     """Run a script: exit status 0, 2 for an error of the user's, 130 or 143 when interrupted."""
+    _keep_freed_memory()
     try:
         main(parse(parser, argv))
     except UserError as error:
@@ -283,3 +302,12 @@ def run(
         # The reader of our output went away; nothing is left to tell, and nobody to tell it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to reuse what a step frees: fetching it anew costs a CPU run 5 to 10 % of time."""
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28)):  # M_MMAP_MAX, M_TRIM_, M_TOP_PAD
+        libc.mallopt(option, value)

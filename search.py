@@ -1,0 +1,419 @@
+"""Search the cells of the network on FER2013 by SGAS, a greedy form of DARTS.
+
+    python search.py --batch_size 24 --batch_increase 8 --learning_rate 0.025
+
+Writes a run folder below --model_path: `log.txt`, `metrics.csv` (a row an epoch), `alphas.csv`
+(alphas, criteria and state of every edge after every epoch), `checkpoint.pt` (what --resume goes
+on from), and at the end `genotype.txt` (which `--arch` of the other scripts reads, as it does the
+folder), the pictures `normal.png`, `reduction.png`, `alphas_normal.png`, `alphas_reduce.png`,
+`decisions.png`, `curves.png`, and `summary.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import architect
+from architect import Batch
+from data.augment import Augmentation, count_batches, spread, training_batches
+from data.fer2013 import CLASSES, Split, load_fer2013
+from data.halves import alphas_batches, search_halves
+from engine import (
+    Interrupted,
+    Stop,
+    TrainState,
+    autocast,
+    cosine,
+    evaluate,
+    format_record,
+    require_finite,
+    stop_on_signals,
+)
+from genotypes import GENOTYPE_FILE, format_genotype, save_genotype
+from model_search import CELLS, OPEN, Network
+from tools import cli
+from tools.report import write_summary
+from tools.search_report import describe_edges, draw_search, write_alphas
+from utils import (
+    LOGGER_NAME,
+    Meter,
+    create_run_folder,
+    describe_machine,
+    load_checkpoint,
+    load_state,
+    open_log,
+    save_checkpoint,
+    seed_everything,
+    write_metrics,
+)
+
+_log = logging.getLogger(LOGGER_NAME)
+
+JITTER = 0.5  # of brightness and contrast, as published for the search
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        parents=[
+            cli.common_parser(batch_size=24, batch_why="the published value", seed=2),
+            cli.run_parser(label="search"),
+            cli.sgd_parser(
+                learning_rate=0.025,
+                why="the published value",
+                drop_path_prob=0.3,
+                drop_path_why="the published value, which the published supernet never used; "
+                "neither does ours, and the flag is here for the published command lines alone",
+            ),
+        ],
+    )
+    # fmt: off
+    add = parser.add_argument_group("the supernet").add_argument
+    add("--init_channels", type=cli.positive_int, default=16, metavar="C",
+        help="channels of the first cell (default: 16, the published value)")
+    add("--layers", type=cli.positive_int, default=8, metavar="L",
+        help="cells (default: 8, the published value)")
+    add = parser.add_argument_group("the search").add_argument
+    add("--epochs", type=cli.positive_int, metavar="N",
+        help="epochs (default: warmup_dec_epoch + 7 * decision_freq + 6, 50 as published, which "
+        "decides every edge; with fewer the most important open edges fill the genotype)")
+    add("--batch_increase", type=cli.count, default=8, metavar="N",
+        help="images that each decision adds to a step (default: 8, the published value)")
+    add("--learning_rate_min", type=cli.positive_float, default=0.001, metavar="RATE",
+        help="where the cosine of the learning rate ends (default: 0.001, the published value)")
+    add("--train_portion", type=cli.fraction, default=0.5, metavar="P",
+        help="share of the images that trains the weights, the rest training the alphas "
+        "(default: 0.5, the published value)")
+    add("--unrolled", action=argparse.BooleanOptionalAction, default=False,
+        help="second-order gradient of the alphas, which makes a step about 2.5 times as long "
+        "(default: off, as published)")
+    add("--arch_learning_rate", type=cli.positive_float, default=3e-4, metavar="RATE",
+        help="learning rate of Adam on the alphas (default: 3e-4, the published value)")
+    add("--arch_weight_decay", type=cli.non_negative, default=1e-3, metavar="W",
+        help="weight decay of the alphas (default: 1e-3, the published value)")
+    add("--warmup_dec_epoch", type=cli.count, default=9, metavar="N",
+        help="epochs before the one with the first decision (default: 9, the published value)")
+    add("--decision_freq", type=cli.positive_int, default=5, metavar="N",
+        help="epochs from a decision to the next (default: 5, the published value)")
+    add("--use_history", action=argparse.BooleanOptionalAction, default=False,
+        help="SGAS criterion 2, which counts stability (default: off, criterion 1 as published)")
+    add("--history_size", type=cli.positive_int, default=4, metavar="N",
+        help="epochs that stability looks back (default: 4, the published value)")
+    add("--post_val", action=argparse.BooleanOptionalAction, default=False,
+        help="evaluate again after each decision (default: off, as published)")
+    # fmt: on
+    return parser
+
+
+@dataclass
+class SearchState(TrainState):
+    """A search's progress: also what was decided, and what it rests on.
+
+    `past`: the last epochs' `EdgeScores.probs` of each cell; `rows`: every edge after every epoch.
+    """
+
+    past: dict[str, list[Tensor]] = field(default_factory=lambda: {cell: [] for cell in CELLS})
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+def search_one_epoch(
+    model: Network,
+    batches: Iterable[tuple[Batch, Batch]],
+    optimizer: torch.optim.Optimizer,
+    alphas_optimizer: torch.optim.Optimizer,
+    *,
+    alphas_gradient: Callable[[Batch, Batch], list[Tensor]],
+    state: SearchState,
+    steps: int,
+    grad_clip: float,
+    precision: torch.autocast,
+    report_freq: int,
+    stop: Stop,
+) -> Meter:
+    """Step the alphas, then the weights, on each pair (batch for the weights, for the alphas)."""
+    model.train()
+    weights = model.weight_parameters()
+    any_open = any(alpha.requires_grad for alpha in model.arch_parameters())
+    meter = Meter(weights[0].device)
+    meter.sums.copy_(torch.tensor(state.sums))
+    title = f"epoch {state.epoch + 1}"
+    bar = tqdm(batches, title, steps, initial=state.step, leave=False, disable=None, unit="step")
+    for train, valid in bar:
+        if any_open:
+            architect.step_alphas(model, alphas_optimizer, alphas_gradient(train, valid))
+        images, labels = train
+        with precision:
+            logits = model(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=weights)
+        nn.utils.clip_grad_norm_(weights, grad_clip)
+        optimizer.step()
+        meter.update(loss, logits, labels)
+        state.step += 1
+        if state.step % report_freq == 0:
+            loss_mean, accuracy = meter.read()
+            _log.info("%s step %d/%d loss %.4f top-1 %.2f", title, state.step, steps,
+                      loss_mean, accuracy)  # fmt: skip
+            require_finite(model, loss_mean, f"{title}, step {state.step}")
+        if stop.reason:
+            break
+    state.sums = meter.sums.tolist()
+    return meter
+
+
+def search(
+    model: Network,
+    optimizer: torch.optim.Optimizer,
+    alphas_optimizer: torch.optim.Optimizer,
+    train: Split,
+    valid: Split,
+    *,
+    alphas_gradient: Callable[[Batch, Batch], list[Tensor]],
+    state: SearchState,
+    epochs: int,
+    batch_size: int,
+    batch_increase: int,
+    augmentation: Augmentation,
+    learning_rate_at: Callable[[int], float],
+    decides_at: Callable[[int], bool],
+    use_history: bool,
+    history_size: int,
+    post_val: bool,
+    grad_clip: float,
+    seed: int,
+    precision: torch.autocast,
+    report_freq: int,
+    limit_batches: int | None,
+    save: Callable[[], None],
+    stop: Stop,
+) -> None:
+    """Search from `state` to `epochs` epochs, deciding an edge of each cell where `decides_at` is.
+
+    `save()` is called after every epoch and when `stop` interrupts one. Raises Interrupted and
+    UserError as `engine.fit`.
+    """
+    while state.epoch < epochs:
+        epoch, started = state.epoch, time.monotonic()
+        size = batch_size + batch_increase * len({d["epoch"] for d in state.decisions})
+        steps = count_batches(len(train.images), size, limit_batches)
+        optimizer.param_groups[0]["lr"] = learning_rate_at(epoch)
+        drawn = {"batch_size": size, "augmentation": augmentation, "seed": seed, "epoch": epoch}
+        batches = training_batches(train, **drawn, first_step=state.step, limit=limit_batches)
+        meter = search_one_epoch(
+            model,
+            zip(batches, alphas_batches(valid, **drawn, step=state.step), strict=False),
+            optimizer,
+            alphas_optimizer,
+            alphas_gradient=alphas_gradient,
+            state=state,
+            steps=steps,
+            grad_clip=grad_clip,
+            precision=precision,
+            report_freq=report_freq,
+            stop=stop,
+        )
+        loss, accuracy = meter.read()
+        require_finite(model, loss, f"epoch {epoch + 1}")
+        record: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "lr": learning_rate_at(epoch),
+            "batch_size": size,
+            "train_loss": loss,
+            "train_accuracy": accuracy,
+        }
+
+        def validate(name: str, size: int = size) -> dict[str, float]:
+            part = spread(valid, limit_batches and limit_batches * size)
+            model.eval()
+            scores = evaluate(
+                model, part, batch_size=size, precision=precision, stop=stop, title=name
+            )
+            return {f"{name}_loss": scores.loss, f"{name}_accuracy": scores.accuracy}
+
+        states = model.states
+        try:
+            if stop.reason:
+                raise Interrupted(stop.reason)
+            record |= validate("valid")
+            scores = architect.score_cells(model, state.past, use_history=use_history)
+            _log.info("%s", format_genotype(architect.derive_genotype(model, scores)))
+            decisions = architect.decide(model, scores) if decides_at(epoch) else []
+            if decisions and post_val:
+                record |= validate("post_valid")
+        except Interrupted:
+            # Decided again, alike, when the run is resumed.
+            model.set_states(**states)
+            state.seconds += time.monotonic() - started
+            save()
+            raise
+        for decision in decisions:
+            _log.info("decided: %(cell)s edge %(edge)d %(primitive)s, pruned %(pruned)s", decision)
+            state.decisions.append({"epoch": epoch + 1, **decision})
+        for cell in CELLS:
+            state.rows += describe_edges(
+                epoch + 1, cell, model.alphas[cell], scores[cell], model.states[cell]
+            )
+            state.past[cell] = [*state.past[cell], scores[cell].probs][-history_size:]
+        record["open_edges"] = sum(s == OPEN for cell in CELLS for s in model.states[cell])
+        record["seconds"] = state.seconds + time.monotonic() - started
+        state.history.append(record)
+        state.epoch, state.step, state.sums, state.seconds = epoch + 1, 0, [0.0, 0.0, 0.0], 0.0
+        _log.info("%s", format_record(record, epochs))
+        save()
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    log = open_log()
+    device = cli.resolve_device(args.device, args.gpu)
+    precision = autocast(device, args.amp)
+    splits = load_fer2013(args.data, report=log.info)
+    halves = search_halves(
+        splits, protocol=args.protocol, train_portion=args.train_portion, seed=args.seed
+    )
+    train, valid = (half.map(lambda t: t.to(device)) for half in halves)
+    epochs = args.epochs or architect.count_epochs(args.warmup_dec_epoch, args.decision_freq)
+
+    seed_everything(args.seed)
+    if args.resume is None:
+        run, state = create_run_folder(args.model_path, args.save, "search"), SearchState()
+        description = {"C": args.init_channels, "num_classes": len(CLASSES), "layers": args.layers}
+    else:
+        run = Path(args.resume)
+        resumed = load_checkpoint(run / "checkpoint.pt", ["search"])
+        state, description = SearchState(**resumed["state"]), resumed["model"]
+    log = open_log(run)
+    model = Network(**description).to(device)
+    optimizer = torch.optim.SGD(
+        model.weight_parameters(),
+        args.learning_rate,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+    )
+    alphas_optimizer = torch.optim.Adam(
+        model.arch_parameters(),
+        args.arch_learning_rate,
+        betas=(0.5, 0.999),
+        weight_decay=args.arch_weight_decay,
+    )
+    if args.resume is not None:
+        load_state(model, resumed["state_dict"], run / "checkpoint.pt")
+        model.set_states(**resumed["edges"])
+        optimizer.load_state_dict(resumed["optimizer"])
+        alphas_optimizer.load_state_dict(resumed["alphas_optimizer"])
+    log.info("%s", describe_machine(device))
+    log.info(
+        "run folder %s, %d epochs, %d images for the weights, %d for the alphas",
+        run, epochs, len(train.labels), len(valid.labels),
+    )  # fmt: skip
+
+    def save() -> None:
+        if state.step == 0:
+            write_metrics(state.history, run / "metrics.csv")
+            write_alphas(state.rows, run / "alphas.csv")
+        # Last, so that whatever a killed run has not written is written again when it resumes.
+        save_checkpoint(
+            run / "checkpoint.pt",
+            "search",
+            {"model": description, "state_dict": model.state_dict(),
+             "edges": model.states, "optimizer": optimizer.state_dict(),
+             "alphas_optimizer": alphas_optimizer.state_dict(), "state": state.to_dict(),
+             "args": vars(args)},
+        )  # fmt: skip
+
+    def penalty() -> Tensor:
+        edges = architect.penalised_edges(
+            model.normal_selected_idxs, first_only=args.protocol == "paper"
+        )
+        return architect.complexity(model.alphas_normal, edges)
+
+    def alphas_gradient(on: Batch, after: Batch) -> list[Tensor]:
+        if not args.unrolled:
+            return architect.first_order_gradient(
+                model, after, penalty=penalty, precision=precision
+            )
+        weights = model.weight_parameters()
+        return architect.second_order_gradient(
+            model,
+            on,
+            after,
+            penalty=penalty,
+            precision=precision,
+            learning_rate=optimizer.param_groups[0]["lr"],
+            momentum=args.momentum,
+            weight_decay=args.weight_decay,
+            momentum_buffers=[optimizer.state[w].get("momentum_buffer") for w in weights],
+        )
+
+    with stop_on_signals(args.time_limit) as stop:
+        search(
+            model,
+            optimizer,
+            alphas_optimizer,
+            train,
+            valid,
+            alphas_gradient=alphas_gradient,
+            state=state,
+            epochs=epochs,
+            batch_size=args.batch_size,
+            batch_increase=args.batch_increase,
+            augmentation=Augmentation(
+                jitter=JITTER, cutout=args.cutout_length if args.cutout else 0
+            ),
+            learning_rate_at=lambda epoch: cosine(
+                epoch / epochs, args.learning_rate, args.learning_rate_min
+            ),
+            decides_at=lambda epoch: architect.is_decision_epoch(
+                epoch, args.warmup_dec_epoch, args.decision_freq
+            ),
+            use_history=args.use_history,
+            history_size=args.history_size,
+            post_val=args.post_val,
+            grad_clip=args.grad_clip,
+            seed=args.seed,
+            precision=precision,
+            report_freq=args.report_freq,
+            limit_batches=args.limit_batches,
+            save=save,
+            stop=stop,
+        )
+
+    scores = architect.score_cells(model, state.past, use_history=args.use_history)
+    genotype = architect.derive_genotype(model, scores)
+    save_genotype(genotype, run / GENOTYPE_FILE)
+    draw_search(state.rows, state.decisions, state.history, genotype, run)
+    summary = {
+        "script": "search.py",
+        "protocol": args.protocol,
+        "run": str(run),
+        "seed": args.seed,
+        "genotype": format_genotype(genotype),
+        "epochs": epochs,
+        "open_edges": state.history[-1]["open_edges"],
+        "seconds": sum(record["seconds"] for record in state.history),
+        "last_epoch": state.history[-1],
+    }
+    write_summary(summary, run)
+    log.info("%s", summary["genotype"])
+    if summary["open_edges"]:
+        log.info("%d edges were never decided: the most important were taken; more --epochs "
+                 "decide them", summary["open_edges"])  # fmt: skip
+    log.info("genotype and pictures in %s; next: python train_FER2013.py --arch %s", run, run)
+    return summary
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, build_parser()))

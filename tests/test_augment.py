@@ -1,0 +1,350 @@
+"""What batches promise: each image cut as one alone would be, once an epoch, and resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms import functional as vision
+
+from data import augment as module
+from data.augment import (
+    ALPHAS_STREAM,
+    WEIGHTS_STREAM,
+    Augmentation,
+    Draws,
+    augment,
+    count_batches,
+    draw,
+    evaluation_batches,
+    spread,
+    training_batches,
+)
+from data.fer2013 import Split
+from utils import derive_seed
+
+EVERYTHING = Augmentation(jitter=0.5, cutout=16)
+COUNT = 50
+
+
+def random_images(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 1, 48, 48), generator=generator, dtype=torch.uint8)
+
+
+@pytest.fixture
+def split() -> Split:
+    """Random images whose label is their number."""
+    return Split(random_images(COUNT), torch.arange(COUNT))
+
+
+@pytest.fixture(params=[1, 20, 2048])
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many images are augmented at a time."""
+    monkeypatch.setattr(module, "CHUNK", request.param)
+
+
+def epoch_of(
+    split: Split, batch_size: int = 8, augmentation: Augmentation = EVERYTHING, **keys: int
+) -> list[tuple[Tensor, Tensor]]:
+    options = {"seed": 1, "epoch": 2, **keys}
+    return list(
+        training_batches(split, batch_size=batch_size, augmentation=augmentation, **options)
+    )
+
+
+def together(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def assert_same(found: list[tuple[Tensor, Tensor]], expected: list[tuple[Tensor, Tensor]]) -> None:
+    """Batch for batch the same, to the last bit."""
+    assert len(found) == len(expected)
+    for (images, labels), (expected_images, expected_labels) in zip(found, expected, strict=True):
+        assert images.equal(expected_images)
+        assert labels.equal(expected_labels)
+
+
+def augment_one(image: Tensor, draws: Draws, row: int, augmentation: Augmentation) -> Tensor:
+    """The oracle: torchvision's functions on one uint8 image (1, H, W), one after the other."""
+    top, left = draws.corner[row].tolist()
+    x = vision.crop(image / 255.0, top, left, augmentation.crop, augmentation.crop)
+    if draws.flipped[row]:
+        x = vision.hflip(x)
+    if augmentation.jitter > 0:
+        contrast_first = bool(draws.contrast_first[row])
+        for contrast in (contrast_first, not contrast_first):
+            if contrast:
+                x = vision.adjust_contrast(x, draws.contrast[row].item())
+            else:
+                x = vision.adjust_brightness(x, draws.brightness[row].item())
+    if augmentation.cutout > 0:
+        centre_row, centre_column = draws.hole[row].tolist()
+        for i in range(augmentation.cutout):
+            for j in range(augmentation.cutout):
+                r = centre_row - augmentation.cutout // 2 + i
+                c = centre_column - augmentation.cutout // 2 + j
+                if 0 <= r < augmentation.crop and 0 <= c < augmentation.crop:
+                    x[0, r, c] = 0.0
+    return x
+
+
+def oracle(images: Tensor, draws: Draws, augmentation: Augmentation) -> Tensor:
+    rows = (augment_one(image, draws, row, augmentation) for row, image in enumerate(images))
+    return torch.stack(list(rows))
+
+
+# ---------------------------------------------------------------- the values
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        Augmentation(),
+        Augmentation(flip=False),
+        Augmentation(crop=48),
+        Augmentation(crop=37, jitter=1.0),
+        Augmentation(jitter=0.5),
+        Augmentation(cutout=16),
+        Augmentation(cutout=7),
+        EVERYTHING,
+    ],
+    ids=str,
+)
+def test_a_batch_is_augmented_as_torchvision_augments_each_image(
+    augmentation: Augmentation,
+) -> None:
+    images = random_images(40)
+    draws = draw(augmentation, len(images), 48, torch.Generator().manual_seed(3))
+    found = augment(images, draws, augmentation)
+    assert found.dtype == torch.float32
+    assert found.shape == (40, 1, augmentation.crop, augmentation.crop)
+    assert found.min() >= 0.0
+    assert found.max() <= 1.0
+    torch.testing.assert_close(
+        found, oracle(images, draws, augmentation), atol=1e-6, rtol=0.0, check_stride=False
+    )
+
+
+def test_both_orders_of_the_jitters_and_both_directions_are_among_the_compared() -> None:
+    images = random_images(40)
+    draws = draw(EVERYTHING, 40, 48, torch.Generator().manual_seed(3))
+    expected = oracle(images, draws, EVERYTHING)
+    for name in ("flipped", "contrast_first"):
+        assert 0 < getattr(draws, name).sum() < 40
+        changed = replace(draws, **{name: ~getattr(draws, name)})
+        assert (oracle(images, changed, EVERYTHING) - expected).abs().max() > 0.1
+
+
+def test_an_epoch_is_the_oracle_on_a_permutation(split: Split, chunk: None) -> None:
+    generator = torch.Generator().manual_seed(derive_seed(1, WEIGHTS_STREAM, 2))
+    order = torch.randperm(COUNT, generator=generator)
+    draws = draw(EVERYTHING, COUNT, 48, generator)
+    expected = torch.stack([augment_one(split.images[i], draws, int(i), EVERYTHING) for i in order])
+    images, labels = together(epoch_of(split))
+    assert labels.equal(order)
+    torch.testing.assert_close(images, expected, atol=1e-6, rtol=0.0, check_stride=False)
+
+
+def test_the_images_of_the_split_stay_as_they_are(split: Split) -> None:
+    before = split.images.clone()
+    epoch_of(split)
+    assert split.images.equal(before)
+
+
+# ---------------------------------------------------------------- the random numbers
+
+
+def test_draws_are_in_range_and_even() -> None:
+    count = 20_000
+    draws = draw(EVERYTHING, count, 48, torch.Generator().manual_seed(0))
+
+    def even(values: Tensor, kinds: int) -> None:
+        """Each of 0 .. kinds - 1 about as often, to five standard deviations."""
+        assert values.shape == (count,)
+        found = torch.bincount(values.long(), minlength=kinds)
+        assert len(found) == kinds
+        p = 1 / kinds
+        assert ((found - count * p).abs() < 5 * (count * p * (1 - p)) ** 0.5).all()
+
+    for axis in (0, 1):
+        even(draws.corner[:, axis], 5)
+        even(draws.hole[:, axis], 44)
+    even(draws.corner[:, 0] * 5 + draws.corner[:, 1], 25)
+    even(draws.flipped, 2)
+    even(draws.contrast_first, 2)
+    for factor in (draws.brightness, draws.contrast):
+        assert factor.dtype == torch.float32
+        assert factor.min() >= 0.5
+        assert factor.max() <= 1.5
+        even((factor - 0.5) * 10, 10)
+    independent = torch.stack(
+        [draws.brightness, draws.contrast, draws.flipped.float(), draws.contrast_first.float()]
+    )
+    assert (torch.corrcoef(independent) - torch.eye(4)).abs().max() < 0.05
+
+
+def test_without_flip_and_jitter_nothing_is_flipped_and_factors_are_one() -> None:
+    draws = draw(Augmentation(flip=False), 100, 48, torch.Generator().manual_seed(0))
+    assert not draws.flipped.any()
+    assert (draws.brightness == 1).all()
+    assert (draws.contrast == 1).all()
+
+
+def test_numbers_are_drawn_in_an_order_that_resumed_runs_rely_on() -> None:
+    draws = draw(EVERYTHING, 9, 48, torch.Generator().manual_seed(7))
+    generator = torch.Generator().manual_seed(7)
+    assert draws.corner.equal(torch.randint(0, 5, (9, 2), generator=generator))
+    assert draws.flipped.equal(torch.rand(9, generator=generator) < 0.5)
+    torch.testing.assert_close(draws.brightness, 0.5 + torch.rand(9, generator=generator))
+    torch.testing.assert_close(draws.contrast, 0.5 + torch.rand(9, generator=generator))
+    assert draws.contrast_first.equal(torch.rand(9, generator=generator) < 0.5)
+    assert draws.hole.equal(torch.randint(0, 44, (9, 2), generator=generator))
+
+
+def test_turning_a_part_off_leaves_the_numbers_of_the_others_alone() -> None:
+    full = draw(EVERYTHING, 9, 48, torch.Generator().manual_seed(7))
+    plain = draw(Augmentation(flip=False), 9, 48, torch.Generator().manual_seed(7))
+    assert plain.corner.equal(full.corner)
+    assert plain.hole.equal(full.hole)
+
+
+def test_the_same_epoch_is_the_same_again_whatever_else_drew_numbers(split: Split) -> None:
+    torch.manual_seed(0)
+    first = epoch_of(split)
+    state = torch.get_rng_state()
+    torch.rand(3)
+    assert_same(epoch_of(split), first)
+    torch.manual_seed(0)
+    epoch_of(split)
+    assert torch.get_rng_state().equal(state)
+
+
+@pytest.mark.parametrize("other", [{"epoch": 3}, {"seed": 2}, {"stream": ALPHAS_STREAM}], ids=str)
+def test_another_epoch_seed_or_stream_is_another_order_and_cut(
+    split: Split, other: dict[str, int]
+) -> None:
+    images, labels = together(epoch_of(split))
+    other_images, other_labels = together(epoch_of(split, **other))
+    assert not labels.equal(other_labels)
+    same = (images[labels.argsort()] == other_images[other_labels.argsort()]).flatten(1).all(1)
+    assert same.sum() <= 1
+
+
+# ---------------------------------------------------------------- batches
+
+
+def test_values_do_not_depend_on_the_batch_size(split: Split, chunk: None) -> None:
+    whole = together(epoch_of(split, batch_size=COUNT))
+    for batch_size in (1, 3, 7, 24, 64):
+        images, labels = together(epoch_of(split, batch_size=batch_size))
+        assert images.equal(whole[0])
+        assert labels.equal(whole[1])
+
+
+@pytest.mark.parametrize("first_step", range(8))
+def test_first_step_gives_exactly_the_rest_of_the_epoch(
+    split: Split, chunk: None, first_step: int
+) -> None:
+    expected = epoch_of(split)[first_step:]
+    found = epoch_of(split, first_step=first_step)
+    assert len(found) == len(expected) == 7 - first_step
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 9])
+def test_limit_gives_exactly_the_first_batches(split: Split, chunk: None, limit: int) -> None:
+    expected = epoch_of(split)[:limit]
+    found = epoch_of(split, limit=limit)
+    assert len(found) == len(expected) == min(limit, 7)
+    assert_same(found, expected)
+
+
+def test_limit_counts_from_the_start_of_the_epoch(split: Split) -> None:
+    found = epoch_of(split, first_step=2, limit=3)
+    assert len(found) == 1
+    assert found[0][0].equal(epoch_of(split)[2][0])
+
+
+def test_the_last_batch_holds_what_is_left(split: Split, chunk: None) -> None:
+    batches = epoch_of(split)
+    assert [len(images) for images, _ in batches] == [8] * 6 + [2]
+    assert [len(labels) for _, labels in batches] == [8] * 6 + [2]
+    assert all(images.shape[1:] == (1, 44, 44) for images, _ in batches)
+
+
+def test_every_image_comes_once_an_epoch_with_its_label(chunk: None) -> None:
+    # Images of one value each tell which they were, after the cut as before.
+    labels = torch.arange(COUNT)
+    images = (labels * 5).to(torch.uint8)[:, None, None, None].expand(-1, 1, 48, 48)
+    for epoch in (0, 1):
+        batches = epoch_of(Split(images, labels), augmentation=Augmentation(), epoch=epoch)
+        found, given = together(batches)
+        values = (found * 255 / 5).round().long()
+        assert (values == given[:, None, None, None]).all()
+        assert given.sort().values.equal(labels)
+
+
+def test_batches_are_made_as_they_are_asked_for(
+    split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 16)
+    made: list[int] = []
+
+    def counted(images: Tensor, draws: Draws, augmentation: Augmentation) -> Tensor:
+        made.append(len(images))
+        return augment(images, draws, augmentation)
+
+    monkeypatch.setattr(module, "augment", counted)
+    batches: Iterator[tuple[Tensor, Tensor]] = training_batches(
+        split, batch_size=8, augmentation=EVERYTHING, seed=1, epoch=2
+    )
+    next(batches)
+    assert made == [16]
+
+
+@pytest.mark.parametrize(
+    "count, batch_size, limit, expected",
+    [(50, 8, None, 7), (48, 8, None, 6), (1, 8, None, 1), (50, 8, 3, 3), (50, 8, 9, 7)],
+)
+def test_count_batches(count: int, batch_size: int, limit: int | None, expected: int) -> None:
+    assert count_batches(count, batch_size, limit) == expected
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def test_evaluation_sees_whole_images_in_order_in_the_unit_interval(split: Split) -> None:
+    batches = list(evaluation_batches(split, batch_size=8))
+    assert [len(batch) for batch in batches] == [8] * 6 + [2]
+    found = torch.cat(batches)
+    assert found.dtype == torch.float32
+    assert found.min() == 0.0
+    assert found.max() == 1.0
+    torch.testing.assert_close(found, split.images / 255.0, atol=1e-6, rtol=0.0)
+
+
+def test_spread_takes_images_evenly_and_in_order(split: Split) -> None:
+    part = spread(split, 5)
+    assert part.labels.tolist() == [0, 10, 20, 30, 40]
+    assert part.images.equal(split.images[::10])
+    assert spread(split, 8).labels.tolist() == [0, 6, 12, 18, 25, 31, 37, 43]
+
+
+@pytest.mark.parametrize("count", [None, COUNT, COUNT + 1])
+def test_spread_of_more_than_there_is_is_everything(split: Split, count: int | None) -> None:
+    assert spread(split, count) is split
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_same_epoch(split: Split) -> None:
+    expected = together(epoch_of(split))
+    images, labels = together(epoch_of(split.map(lambda tensor: tensor.cuda())))
+    assert images.is_cuda
+    assert labels.is_cuda
+    assert labels.cpu().equal(expected[1])
+    torch.testing.assert_close(images.cpu(), expected[0], atol=1e-6, rtol=0.0)

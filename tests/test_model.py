@@ -1,0 +1,155 @@
+"""The network of a genotype: the published one to the parameter, and every other one builds."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from genotypes import NAMED, Auto_FERNet, format_genotype
+from model import Network, build_network
+from utils import UserError, load_checkpoint, load_state
+
+# Names and shapes of the original code's state dict (C = 36, L = 12, auxiliary head).
+REFERENCE = Path(__file__).with_name("reference_state_dict.tsv")
+
+
+def reference() -> dict[str, tuple[int, ...]]:
+    rows = [line.split("\t") for line in REFERENCE.read_text().splitlines()]
+    return {
+        name: () if shape == "scalar" else tuple(map(int, shape.split("x"))) for name, shape in rows
+    }
+
+
+@pytest.fixture(scope="module")
+def published() -> Network:
+    torch.manual_seed(0)
+    return Network(36, 7, 12, False, Auto_FERNet).eval()
+
+
+def small(layers: int = 6, auxiliary: bool = False, name: str = "Auto_FERNet") -> Network:
+    # Not narrower: oneDNN (AVX-512, channels last) overruns its buffers in the gradient of 1x1
+    # convolutions of stride 2 from fewer than 16 channels at 48x48.
+    torch.manual_seed(0)
+    return Network(8, 7, layers, auxiliary, NAMED[name])
+
+
+def test_the_published_network_has_its_2164831_parameters(published):
+    assert sum(p.numel() for p in published.parameters()) == 2_164_831
+
+
+def test_the_state_dict_is_the_original_one_in_names_order_and_shapes():
+    state = Network(36, 7, 12, True, Auto_FERNet).state_dict()
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    assert list(found.items()) == list(reference().items())
+
+
+def test_a_bare_state_dict_of_the_original_code_loads(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: torch.rand(shape, generator=generator) if shape else torch.tensor(5)
+        for name, shape in reference().items()
+    }
+    path = tmp_path / "weights.pt"
+    torch.save(state, path)
+    network = Network(36, 7, 12, True, Auto_FERNet)
+    load_state(network, load_checkpoint(path, ["state_dict"])["state_dict"], path)
+    loaded = network.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def test_a_state_dict_of_another_depth_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match=r"other\.pt: cells\.1\."):
+        load_state(small(6), small(5).state_dict(), tmp_path / "other.pt")
+
+
+def test_the_published_network_takes_1_41_gflop_an_image_a_multiply_and_an_add_being_two(published):
+    # Convolutions and the classifier alone, an image of 44x44, without the auxiliary head.
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        published(torch.rand(1, 1, 44, 44))
+    assert counter.get_total_flops() == pytest.approx(1.41e9, rel=0.01)
+
+
+@pytest.mark.parametrize("size", [44, 48])
+@pytest.mark.parametrize("name", NAMED)
+def test_every_named_genotype_builds_forwards_and_reaches_every_parameter(name, size):
+    network = small(auxiliary=True, name=name)
+    logits, auxiliary_logits = network(torch.rand(2, 1, size, size))
+    assert logits.shape == auxiliary_logits.shape == (2, 7)
+    labels = torch.tensor([3, 6])
+    (F.cross_entropy(logits, labels) + F.cross_entropy(auxiliary_logits, labels)).backward()
+    for parameter_name, parameter in network.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+
+
+def test_auxiliary_logits_exist_in_training_with_an_auxiliary_head_alone():
+    x = torch.rand(2, 1, 44, 44)
+    assert small(auxiliary=True).train()(x)[1].shape == (2, 7)
+    assert small(auxiliary=True).eval()(x)[1] is None
+    assert small(auxiliary=False).train()(x)[1] is None
+    assert small(auxiliary=False).eval()(x)[1] is None
+
+
+def test_the_auxiliary_head_reads_the_second_reduction_and_leaves_the_logits_alone():
+    network = small(layers=12, auxiliary=True)
+    seen = {}
+    network.cells[8].register_forward_hook(lambda _m, _x, out: seen.update(cell=out))
+    network.auxiliary_head.register_forward_hook(lambda _m, x, _out: seen.update(head=x[0]))
+    x = torch.rand(2, 1, 44, 44)
+    logits, _ = network(x)
+    assert seen["head"] is seen["cell"]
+    network.auxiliary = False
+    torch.testing.assert_close(network(x)[0], logits)
+
+
+@pytest.mark.parametrize("layers", [3, 7, 8, 12, 20])
+def test_cells_at_one_and_two_thirds_double_the_channels_and_halve_the_size(layers):
+    network = small(layers)
+    shapes = []
+    for cell in network.cells:
+        cell.register_forward_hook(lambda _m, _x, out: shapes.append(tuple(out.shape)))
+    network(torch.rand(2, 1, 44, 44))
+    halvings = [sum(index >= k for k in (layers // 3, 2 * layers // 3)) for index in range(layers)]
+    assert shapes == [(2, 4 * 8 * 2**k, 44 // 2**k, 44 // 2**k) for k in halvings]
+
+
+def test_drop_path_is_off_until_a_trainer_sets_it_and_off_in_evaluation():
+    x = torch.rand(2, 1, 44, 44)
+    network = small()
+    assert network.drop_path_prob == 0.0
+    sure = network(x)[0]
+    network.drop_path_prob = 0.5
+    assert not torch.allclose(network(x)[0], sure)
+    network.eval()
+    assert torch.equal(network(x)[0], network(x)[0])
+
+
+def test_activations_are_channels_last_from_the_stem_on(published):
+    for batch in (1, 2):
+        out = published.stem(torch.rand(batch, 1, 44, 44))
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        assert not out.is_contiguous()
+
+
+def test_the_layout_does_not_change_the_values():
+    network = small().double()
+    default = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+    x = torch.rand(2, 1, 44, 44, dtype=torch.float64)
+    assert default.stem(x).is_contiguous()
+    torch.testing.assert_close(network(x)[0], default(x)[0])
+
+
+def test_a_description_builds_its_network():
+    description = {
+        "C": 4,
+        "num_classes": 5,
+        "layers": 3,
+        "auxiliary": True,
+        "genotype": format_genotype(NAMED["NASNet"]),
+    }
+    found = build_network(description).state_dict()
+    expected = Network(4, 5, 3, True, NAMED["NASNet"]).state_dict()
+    assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in expected.items()}

@@ -1,0 +1,251 @@
+"""The supernet equals a plain sum over primitives, in values and gradients, in every edge state."""
+
+import pytest
+import torch
+from plain_primitives import factorised_reduction, plain_primitive, relu_conv_bn, standardise
+from torch import Tensor
+from torch.nn import functional as F
+
+from genotypes import PRIMITIVES
+from model_search import EDGES, OPEN, PRUNED, Cell, MixedOp, Network
+
+LAYERS = 5  # reductions at 1 and 3; cells 2 and 4 follow one
+KINDS = ("normal", "reduce")
+
+ALL_OPEN = [OPEN] * 14
+# Per node: its two edges; its three; its four; its five.
+HALF_NORMAL = [OPEN, 7] + [4, PRUNED, 8] + [OPEN] * 4 + [PRUNED, 1, PRUNED, 3, PRUNED]
+HALF_REDUCE = [3, OPEN] + [OPEN, 2, OPEN] + [9, 10, PRUNED, PRUNED] + [OPEN, OPEN, 6, OPEN, OPEN]
+DONE_NORMAL = [4, 10] + [7, PRUNED, 9] + [PRUNED, PRUNED, 8, 7] + [3, 9] + [PRUNED] * 3
+DONE_REDUCE = [1, 3] + [1, PRUNED, 7] + [PRUNED, 2, 3, PRUNED] + [2, PRUNED, 5, PRUNED, PRUNED]
+STATES = {
+    "open": (ALL_OPEN, ALL_OPEN),
+    "half decided": (HALF_NORMAL, HALF_REDUCE),
+    "all decided": (DONE_NORMAL, DONE_REDUCE),
+}
+
+
+def supernet(states: str = "open", spread: float = 1.0) -> Network:
+    """In float64, with alphas far enough apart for every one to matter."""
+    torch.manual_seed(0)
+    network = Network(4, 7, LAYERS).double()
+    for alpha in network.arch_parameters():
+        alpha.data.normal_(std=spread)
+    network.set_states(*STATES[states])
+    return network
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(6, 1, 16, 16, generator=generator, dtype=torch.float64)
+    return images, torch.tensor([0, 1, 2, 3, 4, 6])
+
+
+def plain_forward(values: dict[str, Tensor], states: dict[str, list[int]], x: Tensor) -> Tensor:
+    """Logits of the supernet with parameters `values`, by name, and edge states per cell type."""
+
+    def convs(prefix: str) -> list[Tensor]:
+        return [tensor for name, tensor in values.items() if name.startswith(prefix + ".")]
+
+    stem = standardise(F.conv2d(x, values["stem.0.weight"], padding=1))
+    scale, shift = values["stem.1.weight"], values["stem.1.bias"]
+    before = last = stem * scale[:, None, None] + shift[:, None, None]
+    reductions = (LAYERS // 3, 2 * LAYERS // 3)
+    for index in range(LAYERS):
+        cell = f"cells.{index}"
+        kind = "reduce" if index in reductions else "normal"
+        first = convs(f"{cell}.preprocess0")
+        nodes = [
+            factorised_reduction(before, first)
+            if index - 1 in reductions
+            else relu_conv_bn(before, first[0]),
+            relu_conv_bn(last, convs(f"{cell}.preprocess1")[0]),
+        ]
+        edge = 0
+        for node in range(4):
+            total = 0.0
+            for source in range(node + 2):
+                stride = 2 if kind == "reduce" and source < 2 else 1
+                state = states[kind][edge]
+                exponents = torch.exp(values[f"alphas_{kind}.{edge}"])
+                for k, name in enumerate(PRIMITIVES):
+                    if state == PRUNED or state not in (OPEN, k):
+                        continue
+                    prefix = f"{cell}._ops.{edge}._ops.{k}"
+                    out = plain_primitive(name, convs(prefix), nodes[source], stride)
+                    out = standardise(out) if name.endswith("_pool_3x3") else out
+                    total = total + (out if state == k else exponents[k] / exponents.sum() * out)
+                edge += 1
+            nodes.append(total)
+        before, last = last, torch.cat(nodes[2:], dim=1)
+    return last.mean(dim=(2, 3)) @ values["classifier.weight"].T + values["classifier.bias"]
+
+
+def close(found: Tensor, expected: Tensor, name: str) -> None:
+    torch.testing.assert_close(
+        found, expected, rtol=1e-5, atol=1e-9, msg=lambda text: f"{name}: {text}"
+    )
+
+
+@pytest.mark.parametrize("states", STATES)
+def test_values_and_every_gradient_equal_the_plain_sum_over_primitives(states):
+    network = supernet(states)
+    images, labels = batch()
+    logits = network(images)
+    F.cross_entropy(logits, labels).backward()
+
+    values = {name: p.detach().clone().requires_grad_() for name, p in network.named_parameters()}
+    plain = plain_forward(values, dict(zip(KINDS, STATES[states], strict=True)), images)
+    F.cross_entropy(plain, labels).backward()
+
+    close(logits, plain, "logits")
+    for name, parameter in network.named_parameters():
+        assert (parameter.grad is None) == (values[name].grad is None), name
+        if parameter.grad is not None:
+            close(parameter.grad, values[name].grad, name)
+
+
+def test_parameters_are_named_by_cell_edge_and_primitive_with_norms_after_pools():
+    network = Network(4, 7, LAYERS)
+    names = set(network.state_dict())
+    for index, edge in ((0, 0), (1, 13), (4, 5)):
+        prefix = f"cells.{index}._ops.{edge}._ops"
+        pools = {n.removeprefix(prefix) for n in names if n.startswith((f"{prefix}.1.", f"{prefix}.2."))}  # fmt: skip
+        buffers = ("running_mean", "running_var", "num_batches_tracked")
+        assert pools == {f".{pool}.1.{buffer}" for pool in (1, 2) for buffer in buffers}
+        assert f"{prefix}.4.op.7.running_mean" in names  # sep_conv_3x3: its second norm
+        assert f"{prefix}.8.primary_conv.0.weight" in names
+        assert f"{prefix}.10.op.1.weight" in names
+    assert "cells.1._ops.0._ops.3.conv_1.weight" in names  # the skip of a reduction
+    assert not any(n.startswith("cells.0._ops.0._ops.3.") for n in names)  # an identity
+    assert {"cells.1.preprocess0.op.1.weight", "cells.2.preprocess0.conv_2.weight"} <= names
+    assert {"stem.0.weight", "stem.1.bias", "classifier.weight", "classifier.bias"} <= names
+
+
+def test_every_edge_holds_the_eleven_primitives_and_there_are_fourteen_edges():
+    for cell in Network(4, 7, 3).cells:
+        assert isinstance(cell, Cell)
+        assert len(cell._ops) == 14
+        assert all(isinstance(op, MixedOp) and len(op._ops) == 11 for op in cell._ops)
+    assert EDGES == (
+        (0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (2, 3),
+        (3, 0), (3, 1), (3, 2), (3, 3), (3, 4),
+    )  # fmt: skip
+
+
+def test_alphas_start_at_a_thousandth_of_a_standard_normal():
+    torch.manual_seed(0)
+    network = Network(4, 7, 3)
+    for alphas in (network.alphas_normal, network.alphas_reduce):
+        assert [tuple(alpha.shape) for alpha in alphas] == [(11,)] * 14
+    drawn = 1e3 * torch.cat(list(network.arch_parameters())).detach()
+    assert abs(drawn.mean()) < 0.25  # 308 values: four standard errors
+    assert 0.85 < drawn.std() < 1.15
+    assert network.normal_selected_idxs == network.reduce_selected_idxs == ALL_OPEN
+
+
+def test_arch_and_weight_parameters_share_none_and_miss_none():
+    network = Network(4, 7, 3)
+    arch, weights = network.arch_parameters(), network.weight_parameters()
+    assert [id(p) for p in arch] == [
+        id(p) for p in [*network.alphas_normal, *network.alphas_reduce]
+    ]
+    assert sorted(map(id, [*arch, *weights])) == sorted(map(id, network.parameters()))
+    named = [p for name, p in network.named_parameters() if not name.startswith("alphas_")]
+    assert [id(p) for p in weights] == [id(p) for p in named]
+
+
+def test_batch_norms_are_affine_in_the_stem_alone():
+    network = Network(4, 7, LAYERS)
+    affine = {
+        name: module.affine
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.BatchNorm2d)
+    }
+    assert affine.pop("stem.1")
+    assert len(affine) > 14 * 10 * LAYERS
+    assert not any(affine.values())
+
+
+def computed(network: Network) -> set[tuple[int, int, int]]:
+    """(cell, edge, primitive) of the primitives whose batch norms saw the last batch."""
+    network.train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.num_batches_tracked.zero_()
+    network(batch()[0])
+    places = (
+        name.split(".")
+        for name, tensor in network.state_dict().items()
+        if "._ops." in name and name.endswith("num_batches_tracked") and tensor
+    )
+    return {(int(place[1]), int(place[3]), int(place[5])) for place in places}
+
+
+def test_open_edges_compute_every_primitive_decided_ones_their_own_pruned_ones_none():
+    found = computed(supernet("half decided"))
+    expected = set()
+    for index in range(LAYERS):
+        reduction = index in (1, 3)
+        for edge, state in enumerate(HALF_REDUCE if reduction else HALF_NORMAL):
+            for k in range(11):
+                strided = reduction and EDGES[edge][1] < 2
+                has_norm = k > 0 and (k != 3 or strided)
+                if has_norm and state != PRUNED and state in (OPEN, k):
+                    expected.add((index, edge, k))
+    assert found == expected
+
+
+def test_a_pruned_edge_adds_nothing_whatever_its_alphas_and_weights():
+    network = supernet("half decided")
+    images, _ = batch()
+    before = network(images)
+    for index, cell in enumerate(network.cells):
+        reduction = index in (1, 3)
+        for edge, state in enumerate(HALF_REDUCE if reduction else HALF_NORMAL):
+            if state == PRUNED:
+                for parameter in cell._ops[edge].parameters():
+                    parameter.data.fill_(float("nan"))
+    for alphas, states in (
+        (network.alphas_normal, HALF_NORMAL), (network.alphas_reduce, HALF_REDUCE),
+    ):  # fmt: skip
+        for alpha, state in zip(alphas, states, strict=True):
+            if state != OPEN:
+                alpha.data.fill_(float("nan"))
+    assert torch.equal(network(images), before)
+
+
+def test_alphas_of_open_edges_alone_are_trained():
+    network = supernet()
+    F.cross_entropy(network(batch()[0]), batch()[1]).backward()
+    network.set_states(HALF_NORMAL, HALF_REDUCE)
+    assert network.normal_selected_idxs == HALF_NORMAL
+    assert network.reduce_selected_idxs == HALF_REDUCE
+    states = [*HALF_NORMAL, *HALF_REDUCE]
+    assert [p.requires_grad for p in network.arch_parameters()] == [s == OPEN for s in states]
+    # What an earlier pass left must not move a frozen alpha in the next step.
+    assert all(p.grad is None for p in network.arch_parameters())
+    network.set_states(ALL_OPEN, ALL_OPEN)
+    assert all(p.requires_grad for p in network.arch_parameters())
+
+
+def test_the_states_are_copied():
+    network = supernet()
+    states = list(ALL_OPEN)
+    network.set_states(states, states)
+    states[0] = PRUNED
+    assert network.normal_selected_idxs == network.reduce_selected_idxs == ALL_OPEN
+
+
+def test_a_state_dict_and_the_edge_states_restore_the_network():
+    network = supernet("half decided")
+    network(batch()[0])
+    other = Network(4, 7, LAYERS).double()
+    other.load_state_dict(network.state_dict())
+    other.set_states(network.normal_selected_idxs, network.reduce_selected_idxs)
+    assert torch.equal(other.eval()(batch()[0]), network.eval()(batch()[0]))
+
+
+def test_the_logits_of_44x44_images_are_one_row_an_image():
+    network = Network(4, 7, 3)
+    assert network(torch.rand(2, 1, 44, 44)).shape == (2, 7)

@@ -1,0 +1,137 @@
+"""Runs survive: killed, interrupted or out of time, they end as if nothing had happened."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from fer2013_files import small_set, table_rows, table_text
+from runs import SEARCH, TRAIN, command, kill_when, run, same, stop_when, without_times
+
+SCRIPTS = {"train": TRAIN, "search": SEARCH}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "fer2013.csv"
+    path.write_text(table_text(table_rows(small_set(each=12))))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of both runs, "train" and "search", never interrupted."""
+    out = tmp_path_factory.mktemp("whole")
+    for name, template in SCRIPTS.items():
+        done = run(command(template, data, out, "--save", name))
+        assert done.returncode == 0, done.stderr
+    return out
+
+
+def read(folder: Path) -> dict:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def assert_same_end(folder: Path, whole: Path) -> None:
+    found, expected = read(folder), read(whole)
+    for part in expected.keys() - {"args", "state"}:
+        assert same(found[part], expected[part]), part
+    histories = [checkpoint["state"].pop("history") for checkpoint in (found, expected)]
+    assert without_times(histories[0]) == without_times(histories[1])
+    for key in ("decisions", "rows", "past"):
+        assert same(found["state"].get(key), expected["state"].get(key)), key
+    for path in whole.iterdir():
+        assert (folder / path.name).is_file(), f"{path.name} is missing"
+        if path.name in ("genotype.txt", "alphas.csv", "PublicTest_report.txt"):
+            assert (folder / path.name).read_text() == path.read_text(), path.name
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_run_killed_again_and_again_ends_with_the_same_weights(name, data, whole, tmp_path):
+    folder = tmp_path / name
+    words = command(SCRIPTS[name], data, tmp_path)
+    log = folder / "log.txt"
+    kill_when([*words, "--save", name], "epoch 2 step 2/", log)
+    assert read(folder)["state"]["epoch"] == 1
+    log.unlink()
+    kill_when([*words, "--resume", name], "epoch 3 step 1/", log)
+    assert read(folder)["state"]["epoch"] == 2
+    done = run([*words, "--resume", name])
+    assert done.returncode == 0, done.stderr
+    assert_same_end(folder, whole / name)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_step_and_resuming_goes_on_from_there(
+    name, number, status, data, whole, tmp_path
+):
+    folder = tmp_path / name
+    words = command(SCRIPTS[name], data, tmp_path)
+    stopped = stop_when([*words, "--save", name], "epoch 2 step 1/", number, folder / "log.txt")
+    assert stopped.returncode == status
+    assert "Traceback" not in stopped.stderr.read()
+    state = read(folder)["state"]
+    assert (state["epoch"], state["step"]) >= (1, 1)
+    done = run([*words, "--resume", str(folder)])
+    assert done.returncode == 0, done.stderr
+    assert_same_end(folder, whole / name)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_time_limit_ends_a_run_with_status_0_and_resuming_finishes_it(
+    name, data, whole, tmp_path
+):
+    words = command(SCRIPTS[name], data, tmp_path)
+    done = run([*words, "--save", name, "--time_limit", "0.0001"])
+    assert done.returncode == 0, done.stderr
+    assert "stopped (time limit)" in done.stderr
+    assert not (tmp_path / name / "summary.json").exists()
+    done = run([*words, "--resume", name])
+    assert done.returncode == 0, done.stderr
+    assert_same_end(tmp_path / name, whole / name)
+
+
+def test_a_finished_run_resumes_to_the_same_report(data, whole):
+    before = read(whole / "train")
+    done = run(command(TRAIN, data, whole, "--resume", "train"))
+    assert done.returncode == 0, done.stderr
+    assert same(read(whole / "train")["state_dict"], before["state_dict"])
+
+
+def test_a_flag_that_contradicts_the_resumed_run_is_refused(data, whole):
+    words = [w for w in command(TRAIN, data, whole) if w != "--arch"]
+    done = run([*words, "--resume", "train", "--learning_rate", "0.5"])
+    assert done.returncode == 2
+    assert "--learning_rate 0.5: contradicts" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_resuming_another_scripts_run_is_refused(data, whole):
+    words = ["search.py", "--data", "{data}", "--model_path", "{out}", "--resume", "train"]
+    done = run(command(words, data, whole))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "training" in done.stderr
+    assert "search" in done.stderr
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+    name, data, tmp_path
+):
+    words = command(SCRIPTS[name], data, tmp_path, "--save", name)
+    stopped = stop_when(words, "epoch 2 step 1/", signal.SIGINT, tmp_path / name / "log.txt")
+    assert stopped.returncode == 130
+    path = tmp_path / name / "checkpoint.pt"
+    checkpoint = read(tmp_path / name)
+    next(iter(checkpoint["state_dict"].values())).fill_(float("nan"))
+    torch.save(checkpoint, path)
+    before = path.read_bytes()
+    done = run(command(SCRIPTS[name], data, tmp_path, "--resume", name))
+    assert done.returncode == 2
+    assert "not finite" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert path.read_bytes() == before
