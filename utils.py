@@ -97,7 +97,10 @@ def load_checkpoint(path: Path | str, kinds: Iterable[str]) -> dict[str, Any]:
             f"expected a checkpoint ({expected})"
         ) from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); "
+            f"expected a checkpoint ({expected})"
+        ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = str(error).split("\n")[0]
         raise UserError(

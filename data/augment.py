@@ -19,8 +19,8 @@ from utils import derive_seed
 # Names of the random streams of a run: two of them never share their numbers.
 WEIGHTS_STREAM, ALPHAS_STREAM = 0, 1
 # Images augmented at a time: enough that the cost of starting an operation no longer counts, and
-# 16 MB of float32 pixels.
-CHUNK = 2048
+# 32 MB of float32 pixels.
+CHUNK = 4096
 
 
 @dataclass(frozen=True)

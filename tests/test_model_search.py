@@ -9,15 +9,16 @@ from torch.nn import functional as F
 from genotypes import PRIMITIVES
 from model_search import EDGES, OPEN, PRUNED, Cell, MixedOp, Network
 
-LAYERS = 5  # reductions at 1 and 3; cells 2 and 4 follow one
+LAYERS = 4
+REDUCTIONS = (1, 2)
 KINDS = ("normal", "reduce")
 
 ALL_OPEN = [OPEN] * 14
-# Per node: its two edges; its three; its four; its five.
-HALF_NORMAL = [OPEN, 7] + [4, PRUNED, 8] + [OPEN] * 4 + [PRUNED, 1, PRUNED, 3, PRUNED]
-HALF_REDUCE = [3, OPEN] + [OPEN, 2, OPEN] + [9, 10, PRUNED, PRUNED] + [OPEN, OPEN, 6, OPEN, OPEN]
-DONE_NORMAL = [4, 10] + [7, PRUNED, 9] + [PRUNED, PRUNED, 8, 7] + [3, 9] + [PRUNED] * 3
-DONE_REDUCE = [1, 3] + [1, PRUNED, 7] + [PRUNED, 2, 3, PRUNED] + [2, PRUNED, 5, PRUNED, PRUNED]
+# The two edges of the first node, the three of the second, four, five.
+HALF_NORMAL = [OPEN, 7, 4, 0, 8, OPEN, OPEN, OPEN, OPEN, 0, 1, 0, 3, 0]
+HALF_REDUCE = [3, OPEN, OPEN, 2, OPEN, 9, 10, 0, 0, OPEN, OPEN, 6, OPEN, OPEN]
+DONE_NORMAL = [4, 10, 7, 0, 9, 0, 0, 8, 7, 3, 9, 0, 0, 0]
+DONE_REDUCE = [1, 3, 1, 0, 7, 0, 2, 3, 0, 2, 0, 5, 0, 0]
 STATES = {
     "open": (ALL_OPEN, ALL_OPEN),
     "half decided": (HALF_NORMAL, HALF_REDUCE),
@@ -37,7 +38,7 @@ def supernet(states: str = "open", spread: float = 1.0) -> Network:
 
 def batch() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    images = torch.rand(6, 1, 16, 16, generator=generator, dtype=torch.float64)
+    images = torch.rand(6, 1, 8, 8, generator=generator, dtype=torch.float64)
     return images, torch.tensor([0, 1, 2, 3, 4, 6])
 
 
@@ -50,14 +51,13 @@ def plain_forward(values: dict[str, Tensor], states: dict[str, list[int]], x: Te
     stem = standardise(F.conv2d(x, values["stem.0.weight"], padding=1))
     scale, shift = values["stem.1.weight"], values["stem.1.bias"]
     before = last = stem * scale[:, None, None] + shift[:, None, None]
-    reductions = (LAYERS // 3, 2 * LAYERS // 3)
     for index in range(LAYERS):
         cell = f"cells.{index}"
-        kind = "reduce" if index in reductions else "normal"
+        kind = "reduce" if index in REDUCTIONS else "normal"
         first = convs(f"{cell}.preprocess0")
         nodes = [
             factorised_reduction(before, first)
-            if index - 1 in reductions
+            if index - 1 in REDUCTIONS
             else relu_conv_bn(before, first[0]),
             relu_conv_bn(last, convs(f"{cell}.preprocess1")[0]),
         ]
@@ -108,9 +108,13 @@ def test_values_and_every_gradient_equal_the_plain_sum_over_primitives(states):
 def test_parameters_are_named_by_cell_edge_and_primitive_with_norms_after_pools():
     network = Network(4, 7, LAYERS)
     names = set(network.state_dict())
-    for index, edge in ((0, 0), (1, 13), (4, 5)):
+    for index, edge in ((0, 0), (1, 13), (3, 5)):
         prefix = f"cells.{index}._ops.{edge}._ops"
-        pools = {n.removeprefix(prefix) for n in names if n.startswith((f"{prefix}.1.", f"{prefix}.2."))}  # fmt: skip
+        pools = {
+            name.removeprefix(prefix)
+            for name in names
+            if name.startswith((f"{prefix}.1.", f"{prefix}.2."))
+        }
         buffers = ("running_mean", "running_var", "num_batches_tracked")
         assert pools == {f".{pool}.1.{buffer}" for pool in (1, 2) for buffer in buffers}
         assert f"{prefix}.4.op.7.running_mean" in names  # sep_conv_3x3: its second norm
@@ -186,7 +190,7 @@ def test_open_edges_compute_every_primitive_decided_ones_their_own_pruned_ones_n
     found = computed(supernet("half decided"))
     expected = set()
     for index in range(LAYERS):
-        reduction = index in (1, 3)
+        reduction = index in REDUCTIONS
         for edge, state in enumerate(HALF_REDUCE if reduction else HALF_NORMAL):
             for k in range(11):
                 strided = reduction and EDGES[edge][1] < 2
@@ -201,7 +205,7 @@ def test_a_pruned_edge_adds_nothing_whatever_its_alphas_and_weights():
     images, _ = batch()
     before = network(images)
     for index, cell in enumerate(network.cells):
-        reduction = index in (1, 3)
+        reduction = index in REDUCTIONS
         for edge, state in enumerate(HALF_REDUCE if reduction else HALF_NORMAL):
             if state == PRUNED:
                 for parameter in cell._ops[edge].parameters():

@@ -1,0 +1,147 @@
+"""Checkpoints, atomic files, run folders, seeds."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import utils
+from utils import (
+    Meter,
+    UserError,
+    create_run_folder,
+    derive_seed,
+    load_checkpoint,
+    load_state,
+    save_checkpoint,
+    write_metrics,
+    write_text,
+)
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    content = {"state_dict": {"w": torch.arange(3.0)}, "epoch": 4, "args": {"amp": "off"}}
+    save_checkpoint(tmp_path / "c.pt", "weights", content)
+    found = load_checkpoint(tmp_path / "c.pt", ["weights"])
+    assert found["state_dict"]["w"].equal(torch.arange(3.0))
+    assert (found["kind"], found["epoch"], found["args"]) == ("weights", 4, {"amp": "off"})
+
+
+def test_a_bare_state_dict_is_known_as_one_and_only_where_it_may_be(tmp_path):
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "bare.pt")
+    found = load_checkpoint(tmp_path / "bare.pt", ["weights", "state_dict"])
+    assert found["kind"] == "state_dict"
+    assert found["state_dict"]["weight"].shape == (2, 2)
+    with pytest.raises(UserError, match=r"bare\.pt: holds state_dict; expected .*weights"):
+        load_checkpoint(tmp_path / "bare.pt", ["weights"])
+
+
+class Hostile:
+    def __reduce__(self):
+        return (os.mkdir, ("hostile-was-here",))
+
+
+def test_code_in_a_checkpoint_is_never_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": utils.CHECKPOINT_FORMAT, "x": Hostile()}, tmp_path / "h.pt")
+    (tmp_path / "p.pt").write_bytes(pickle.dumps(Hostile(), protocol=2))
+    for name in ("h.pt", "p.pt"):
+        with pytest.raises(UserError, match=name):
+            load_checkpoint(tmp_path / name, ["weights"])
+    assert not (tmp_path / "hostile-was-here").exists()
+
+
+def test_what_is_no_checkpoint_is_refused_by_one_line_that_names_it(tmp_path):
+    save_checkpoint(tmp_path / "whole.pt", "weights", {"x": torch.zeros(1000)})
+    save_checkpoint(tmp_path / "search.pt", "search", {"x": torch.zeros(1)})
+    whole = (tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "text.pt").write_text("Genotype(...)")
+    torch.save([1, 2], tmp_path / "list.pt")
+    for name in ("cut.pt", "empty.pt", "text.pt", "list.pt", "search.pt", "none.pt", "."):
+        with pytest.raises(UserError) as caught:
+            load_checkpoint(tmp_path / name, ["weights"])
+        assert str(tmp_path / name) in str(caught.value)
+        assert "weights" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_loading_a_state_names_the_first_difference(tmp_path):
+    module = nn.Linear(2, 3)
+    load_state(module, nn.Linear(2, 3).state_dict(), "file.pt")
+    with pytest.raises(UserError, match=r"file\.pt: weight is \(3, 4\), the network expects"):
+        load_state(module, nn.Linear(4, 3).state_dict(), "file.pt")
+    with pytest.raises(UserError, match="bias is nothing"):
+        load_state(module, {"weight": torch.zeros(3, 2)}, "file.pt")
+    with pytest.raises(UserError, match=r"extra is .* expects nothing"):
+        load_state(module, {**module.state_dict(), "extra": torch.zeros(1)}, "file.pt")
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "c.pt", "weights", {"epoch": 1})
+    before = (tmp_path / "c.pt").read_bytes()
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"c\.pt: cannot be written \(No space left on device\)"):
+        save_checkpoint(tmp_path / "c.pt", "weights", {"epoch": 2})
+    assert (tmp_path / "c.pt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is full")
+def test_a_disk_that_fills_while_tensors_are_written_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        utils.tempfile, "mkstemp", lambda **_: (os.open("/dev/full", os.O_WRONLY), None)
+    )
+    with pytest.raises(UserError, match=r"c\.pt: cannot be written"):
+        save_checkpoint(tmp_path / "c.pt", "weights", {"x": torch.zeros(100_000)})
+
+
+def test_text_is_replaced_whole_and_readable_by_others(tmp_path):
+    write_text(tmp_path / "t", "one")
+    write_text(tmp_path / "t", "zwölf")
+    assert (tmp_path / "t").read_text(encoding="utf-8") == "zwölf"
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / "t").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_run_folders_are_new_and_labelled_ones_are_not_overwritten(tmp_path):
+    first = create_run_folder(tmp_path, None, "train")
+    assert create_run_folder(tmp_path, None, "train") != first
+    labelled = create_run_folder(tmp_path, "mine", "train")
+    (labelled / "weights.pt").touch()
+    with pytest.raises(UserError, match=r"--save mine: .* is not empty"):
+        create_run_folder(tmp_path, "mine", "train")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot make a run folder"):
+        create_run_folder(tmp_path / "file" / "below", None, "train")
+
+
+def test_seeds_differ_for_different_keys_and_stay():
+    keys = [(seed, stream, epoch) for seed in range(3) for stream in range(3) for epoch in range(3)]
+    assert len({derive_seed(*key) for key in keys}) == len(keys)
+    assert derive_seed(2, 0, 1) == 7006255215521402662
+
+
+def test_a_meter_counts_images_not_batches():
+    meter = Meter(torch.device("cpu"))
+    assert meter.read() == (0.0, 0.0)
+    meter.update(torch.tensor(1.0), torch.eye(3), torch.tensor([0, 1, 2]))
+    meter.update(torch.tensor(5.0), torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
+    assert meter.read() == (2.0, 75.0)
+
+
+def test_metrics_keep_every_column_that_ever_was(tmp_path):
+    write_metrics([{"epoch": 1, "a": 0.5}, {"epoch": 2, "a": 1.0, "b": 2}], tmp_path / "m.csv")
+    assert (tmp_path / "m.csv").read_text() == "epoch,a,b\n1,0.5,\n2,1.0,2\n"
