@@ -38,6 +38,11 @@ def cosine(progress: float, first: float, last: float = 0.0) -> float:
     return last + 0.5 * (first - last) * (1.0 + math.cos(math.pi * progress))
 
 
+def rising(epoch: int, epochs: int, highest: float) -> float:
+    """Drop-path probability of an epoch: linear from 0 over `epochs` to `highest`, then that."""
+    return highest * min(1.0, epoch / epochs)
+
+
 class Stop:
     """Why a run should end early: None, "SIGINT", "SIGTERM" or "time limit"."""
 
@@ -80,7 +85,7 @@ def stop_on_signals(minutes: float | None = None) -> Iterator[Stop]:
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
-    """The precision of forward passes: `amp` "bf16", "off", or "auto" (bf16 on CUDA that has it)."""
+    """The precision of forward passes: `amp` "bf16", "off", or "auto": bf16 on CUDA that has it."""
     if amp == "auto":
         enabled = device.type == "cuda" and torch.cuda.is_bf16_supported()
     else:
@@ -108,13 +113,17 @@ def require_finite(model: nn.Module, loss: float, where: str) -> None:
 
 @dataclass
 class TrainState:
-    """Where a run stands: finished epochs, steps and sums of the one under way, and its record."""
+    """Where a run stands: finished epochs, steps and sums of the one under way, and its record.
+
+    `extra` is the script's own: plain values of the epoch under way that it must not lose.
+    """
 
     epoch: int = 0
     step: int = 0
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""

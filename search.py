@@ -69,7 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__.split("\n")[0],
         parents=[
             cli.common_parser(batch_size=24, batch_why="the published value", seed=2),
-            cli.run_parser(label="search"),
+            cli.folder_parser(label="search"),
+            cli.run_parser(),
             cli.sgd_parser(
                 learning_rate=0.025,
                 why="the published value",

@@ -22,34 +22,19 @@ import torch
 
 from data.augment import Augmentation, spread
 from data.fer2013 import CLASSES, load_fer2013
-from engine import (
-    TrainState,
-    autocast,
-    best_epoch,
-    evaluate,
-    first_epoch_reaching,
-    fit,
-    network_predictor,
-    stop_on_signals,
-)
+from engine import TrainState, autocast, fit, rising, stop_on_signals
 from genotypes import format_genotype, resolve_genotype
 from model import build_network
 from tools import cli
-from tools.plots import draw_curves
-from tools.report import format_table, report_split, write_summary
+from tools.training import report_run, saver
 from utils import (
     create_run_folder,
     describe_machine,
     load_checkpoint,
     load_state,
     open_log,
-    save_checkpoint,
     seed_everything,
-    write_metrics,
 )
-
-# File names of the weights saved when the training accuracy first reaches so many percent.
-MILESTONES = {85.0: "85_weights.pt", 90.0: "90_weights.pt"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,7 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__.split("\n")[0],
         parents=[
             cli.common_parser(batch_size=64, batch_why="the published value", seed=0),
-            cli.run_parser(label="train"),
+            cli.folder_parser(label="train"),
+            cli.run_parser(),
             cli.sgd_parser(
                 learning_rate=0.025,
                 why="the published value, for batches of 24 to 64; it falls to 0 as a cosine",
@@ -125,34 +111,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     log.info("run folder %s, %d parameters without the auxiliary head", run, parameters)
     log.info("%s", description["genotype"])
 
-    # The best-on-PrivateTest weights are an oracle: kept where the published protocol wants them.
-    choices = {"best_val_weights.pt": "PublicTest_accuracy"}
-    if args.protocol == "paper":
-        choices["best_test_weights.pt"] = "PrivateTest_accuracy"
-
-    def save(state: TrainState) -> None:
-        weights = {"model": description, "state_dict": model.state_dict(), "epoch": state.epoch,
-                   "epochs": args.epochs, "drop_path_prob": args.drop_path_prob}  # fmt: skip
-        history = state.history
-        if state.step == 0:
-            names = ["weights.pt"]
-            names += [n for n, key in choices.items() if best_epoch(history, key) == state.epoch]
-            names += [
-                name
-                for percent, name in MILESTONES.items()
-                if first_epoch_reaching(history, "train_accuracy", percent) == state.epoch
-            ]
-            for name in names:
-                save_checkpoint(run / name, "weights", {**weights, "metrics": history[-1]})
-            write_metrics(history, run / "metrics.csv")
-        # Last, so that whatever a killed run has not written is written again when it resumes.
-        save_checkpoint(
-            run / "checkpoint.pt",
-            "training",
-            {**weights, "optimizer": optimizer.state_dict(), "state": state.to_dict(),
-             "args": vars(args)},
-        )  # fmt: skip
-
+    save = saver(
+        run,
+        model,
+        optimizer,
+        description=description,
+        protocol=args.protocol,
+        epochs=args.epochs,
+        drop_path_prob=args.drop_path_prob,
+        args=vars(args),
+    )
     limit = args.limit_batches and args.limit_batches * args.batch_size
     evaluations = {name: spread(splits[name], limit) for name in ("PublicTest", "PrivateTest")}
     with stop_on_signals(args.time_limit) as stop:
@@ -166,7 +134,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             batch_size=args.batch_size,
             augmentation=Augmentation(cutout=args.cutout_length if args.cutout else 0),
             learning_rate=args.learning_rate,
-            drop_path_at=lambda epoch: args.drop_path_prob * epoch / args.epochs,
+            drop_path_at=lambda epoch: rising(epoch, args.epochs, args.drop_path_prob),
             auxiliary_weight=args.auxiliary_weight,
             grad_clip=args.grad_clip,
             seed=args.seed,
@@ -176,48 +144,24 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             save=save,
             stop=stop,
         )
-        chosen = load_checkpoint(run / "best_val_weights.pt", ["weights"])
-        load_state(model, chosen["state_dict"], run / "best_val_weights.pt")
-        scores = {
-            name: evaluate(
-                network_predictor(model),
-                split,
-                batch_size=args.batch_size,
-                precision=precision,
-                stop=stop,
-                title=name,
-            )
-            for name, split in evaluations.items()
-        }
-    figures = {name: report_split(name, each, CLASSES, run) for name, each in scores.items()}
-    draw_curves(state.history, run / "curves.png")
-    oracle = best_epoch(state.history, "PrivateTest_accuracy")
-    summary = {
-        "script": "train_FER2013.py",
-        "protocol": args.protocol,
-        "run": str(run),
-        "seed": args.seed,
-        "parameters": parameters,
-        "genotype": description["genotype"],
-        "epochs": args.epochs,
-        "seconds": sum(record["seconds"] for record in state.history),
-        "chosen_epoch": chosen["epoch"],
-        "figures": figures,
-        "last_epoch": state.history[-1],
-        "oracle": {
-            "epoch": oracle,
-            "PrivateTest_accuracy": state.history[oracle - 1]["PrivateTest_accuracy"],
-        },
-    }
-    write_summary(summary, run)
-    rows = [
-        [f"chosen on PublicTest (epoch {chosen['epoch']})", *(s.accuracy for s in scores.values())],
-        [f"last epoch ({args.epochs})", *(state.history[-1][f"{n}_accuracy"] for n in scores)],
-        [f"oracle: best on PrivateTest (epoch {oracle})",
-         *(state.history[oracle - 1][f"{n}_accuracy"] for n in scores)],
-    ]  # fmt: skip
-    log.info("\n%s\n\nreports and pictures in %s",
-             format_table(["top-1 accuracy in %", *scores], rows), run)  # fmt: skip
+        summary, table = report_run(
+            run,
+            model,
+            evaluations,
+            history=state.history,
+            batch_size=args.batch_size,
+            precision=precision,
+            stop=stop,
+            about={
+                "script": "train_FER2013.py",
+                "protocol": args.protocol,
+                "seed": args.seed,
+                "parameters": parameters,
+                "genotype": description["genotype"],
+                "epochs": args.epochs,
+            },
+        )
+    log.info("\n%s\n\nreports and pictures in %s", table, run)
     return summary
 
 

@@ -67,8 +67,9 @@ def write_text(path: Path | str, text: str) -> None:
 def save_checkpoint(path: Path | str, kind: str, content: Mapping[str, Any]) -> None:
     """Write a checkpoint of tensors and plain values that says what it is, atomically.
 
-    `kind` is "weights", "training" or "search"; `content` must hold nothing but tensors, numbers,
-    text, None, lists and dicts of them, so that `load_checkpoint` can read it without pickle.
+    `kind` is "weights", "training", "search" or "folds"; `content` must hold nothing but tensors,
+    numbers, text, None, lists and dicts of them, so that `load_checkpoint` can read it without
+    pickle.
     """
     checkpoint = {
         "format": CHECKPOINT_FORMAT,

@@ -32,10 +32,10 @@ def command(template: list[str], data: Path | str, out: Path, *more: str) -> lis
     return [sys.executable, *words, *more]
 
 
-def run(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run to the end, two threads at most, output as text; the repository is the folder."""
+def run(words: list[str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run to the end on one thread, output as text, in the repository or another folder."""
     return subprocess.run(
-        words, cwd=ROOT, env=_environment(), capture_output=True, text=True, check=False, **options
+        words, cwd=cwd, env=_environment(), capture_output=True, text=True, check=False
     )
 
 

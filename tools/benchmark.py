@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision import transforms
+from torchvision.transforms import ColorJitter, Compose, RandomCrop, RandomHorizontalFlip, ToTensor
 
 from data.augment import Augmentation, spread, training_batches
 from data.cache import cache_path
@@ -177,14 +177,8 @@ def _augmented(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]
 
 def _through_pil(jpegs: Sequence[bytes], batch_size: int) -> Iterator[Tensor]:
     """Images decoded, transformed by torchvision one at a time, and stacked."""
-    transform = transforms.Compose(
-        [
-            transforms.RandomCrop(AUGMENTATION.crop),
-            transforms.RandomHorizontalFlip(),
-            transforms.ColorJitter(AUGMENTATION.jitter, AUGMENTATION.jitter),
-            transforms.ToTensor(),
-        ]
-    )
+    jitter = ColorJitter(brightness=AUGMENTATION.jitter, contrast=AUGMENTATION.jitter)
+    transform = Compose([RandomCrop(AUGMENTATION.crop), RandomHorizontalFlip(), jitter, ToTensor()])
     for first in range(0, len(jpegs), batch_size):
         opened = (Image.open(io.BytesIO(jpeg)) for jpeg in jpegs[first : first + batch_size])
         yield torch.stack([transform(image.convert("L")) for image in opened])
@@ -210,8 +204,8 @@ def measure_train(args: argparse.Namespace, device: torch.device) -> Figures:
     count = args.batch_size * args.steps
     # What the images show costs no time, so noise will do.
     images = torch.randint(0, 256, (count, 1, 48, 48), dtype=torch.uint8)
-    noise = Split(images, torch.randint(0, len(CLASSES), (count,)))
-    split = noise.map(lambda tensor: tensor.to(device))
+    labels = torch.randint(0, len(CLASSES), (count,))
+    split = Split(images, labels).map(lambda tensor: tensor.to(device))
     batches = list(_augmented(split, args.batch_size))
     precision = autocast(device, args.amp)
 

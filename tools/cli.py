@@ -63,16 +63,21 @@ def non_negative(text: str) -> float:
     return value
 
 
-def common_parser(*, batch_size: int, batch_why: str, seed: int) -> argparse.ArgumentParser:
-    """The flags of every script, as a parent parser."""
+def common_parser(
+    *,
+    batch_size: int,
+    batch_why: str,
+    seed: int,
+    data: str = "FER2013 as a CSV, folder or archive, a folder that holds one",
+) -> argparse.ArgumentParser:
+    """The flags of every script, as a parent parser; `data` says what --data may name."""
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument_group("data and device").add_argument
     add(
         "--data",
         default="data/",
         metavar="PATH",
-        help="FER2013 as a CSV, folder or archive, a folder that holds one, or 'synthetic' "
-        "(default: data/, where git ignores it)",
+        help=f"{data}, or 'synthetic' (default: data/, where git ignores it)",
     )
     add(
         "--batch_size",
@@ -117,10 +122,17 @@ def common_parser(*, batch_size: int, batch_why: str, seed: int) -> argparse.Arg
     return parser
 
 
-def run_parser(*, label: str) -> argparse.ArgumentParser:
-    """The flags of scripts that write a run folder, as a parent parser."""
+def true_or_false(text: str) -> bool:
+    """argparse type: True or False, as written, in any case."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text} found, True or False expected")
+    return text.lower() == "true"
+
+
+def folder_parser(*, label: str) -> argparse.ArgumentParser:
+    """The flags of the run folder, as a parent parser."""
     parser = argparse.ArgumentParser(add_help=False)
-    add = parser.add_argument_group("the run").add_argument
+    add = parser.add_argument_group("the run folder").add_argument
     add(
         "--model_path",
         default="saved_models",
@@ -137,8 +149,15 @@ def run_parser(*, label: str) -> argparse.ArgumentParser:
         type=positive_int,
         default=50,
         metavar="STEPS",
-        help="steps between lines of the log (default: 50, seconds on a GPU)",
+        help="training steps between lines of the log (default: 50, seconds on a GPU)",
     )
+    return parser
+
+
+def run_parser() -> argparse.ArgumentParser:
+    """The flags of runs that can be interrupted and resumed, as a parent parser."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add = parser.add_argument_group("the run").add_argument
     add(
         "--protocol",
         choices=["clean", "paper"],
@@ -162,9 +181,12 @@ def run_parser(*, label: str) -> argparse.ArgumentParser:
 
 
 def sgd_parser(
-    *, learning_rate: float, why: str, drop_path_prob: float, drop_path_why: str
+    *, learning_rate: float, why: str, drop_path_prob: float | None, drop_path_why: str
 ) -> argparse.ArgumentParser:
-    """The flags of SGD and of regularisation, as a parent parser."""
+    """The flags of SGD and of regularisation, as a parent parser.
+
+    `drop_path_prob` None leaves it to the checkpoint, as `drop_path_why` then says.
+    """
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument_group("optimisation").add_argument
     add(
@@ -200,7 +222,9 @@ def sgd_parser(
         type=fraction,
         default=drop_path_prob,
         metavar="P",
-        help=f"drop-path probability (default: {drop_path_prob}, {drop_path_why})",
+        help="drop-path probability (default: "
+        + ("" if drop_path_prob is None else f"{drop_path_prob}, ")
+        + f"{drop_path_why})",
     )
     add(
         "--cutout",
@@ -252,7 +276,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     if getattr(args, "resume", None) is None:
         return args
     folder = resolve_run(args.resume, args.model_path)
-    saved = load_checkpoint(folder / "checkpoint.pt", ("training", "search"))["args"]
+    saved = load_checkpoint(folder / "checkpoint.pt", ("training", "search", "folds"))["args"]
     # argparse leaves attributes alone that are there already, so those that change were given.
     missing = object()
     given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), missing)))

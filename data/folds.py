@@ -1,0 +1,117 @@
+"""Who is tested when: the folds of CK+48 and JAFFE, clean and as published. Nothing is read here.
+
+A fold is a pair of indices, int64 and ascending: the images to train on and those to test on.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold
+from torch import Tensor
+
+from data.ck48 import CK_CLASSES, COUNTS
+from utils import UserError
+
+Fold = tuple[Tensor, Tensor]
+
+# Images of each class that a published fold tests: whole sequences, near a tenth of the class.
+PUBLISHED_RUNS = (12, 18, 9, 21, 9, 24, 6)
+PUBLISHED_FOLDS = 10
+FRAMES = 3  # a sequence
+
+
+def subject_folds(subjects: Sequence[str], labels: Tensor, folds: int, seed: int) -> list[Fold]:
+    """Folds by subject, classes spread over them as evenly as whole subjects allow.
+
+    `labels` int64 (N,). Every image is tested once and no subject is on both sides of a fold.
+    Raises UserError when `folds` is below 2 or above what subjects and classes have.
+    """
+    people, largest = len(set(subjects)), int(torch.bincount(labels).max())
+    if not 2 <= folds <= people:
+        raise UserError(f"--folds {folds}: {people} subjects, expected 2 to {people} folds")
+    if folds > largest:
+        raise UserError(
+            f"--folds {folds}: no class has more than {largest} images, expected as many folds "
+            "at the most"
+        )
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32)
+    with warnings.catch_warnings():
+        # Of a class with fewer images than folds, which some folds then do without.
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        pairs = list(splitter.split(np.zeros(len(labels)), labels.numpy(), np.array(subjects)))
+    return _checked(pairs)
+
+
+def published_ck48_folds(labels: Tensor, folds: int = PUBLISHED_FOLDS) -> list[Fold]:
+    """The published folds of CK+48: runs of consecutive images in each class's sorted list.
+
+    `labels` int64 (N,) in the order of CK_CLASSES, images of a class sorted by name. Of a class
+    with runs of t images, fold f tests images (f - 1) t to f t - 1 and the last fold the last t;
+    the rest of the set is trained on. As published, a run longer than what is left of its class
+    goes on into the next one, so that of the 981 images 24 are never tested and 33 twice.
+
+    t is PUBLISHED_RUNS for ten folds of the whole set. For any other number of folds or images
+    (no other is published in detail) it is the nearest number of whole sequences to an equal
+    share, a rule that gives PUBLISHED_RUNS too but for fear (6 instead of 9), and an equal share
+    of single images where that is none. Raises UserError when `folds` is below 2 or leaves a
+    fold with nothing to train on.
+    """
+    count = len(labels)
+    if not 2 <= folds <= count:
+        raise UserError(f"--folds {folds}: {count} images, expected 2 to {count} folds")
+    sizes = torch.bincount(labels, minlength=len(CK_CLASSES)).tolist()
+    if folds == PUBLISHED_FOLDS and tuple(sizes) == COUNTS:
+        runs = PUBLISHED_RUNS
+    else:
+        runs = tuple(_run(size, folds) for size in sizes)
+    order = np.argsort(labels.numpy(), kind="stable")
+    firsts = np.cumsum([0, *sizes[:-1]])
+    pairs = []
+    for fold in range(folds):
+        tested = np.zeros(count, bool)
+        for first, size, run in zip(firsts, sizes, runs, strict=True):
+            start = first + (size - run if fold == folds - 1 else fold * run)
+            # After the last class comes the first; the 981 images never get that far.
+            tested[order[np.arange(start, start + run) % count]] = True
+        pairs.append((np.flatnonzero(~tested), np.flatnonzero(tested)))
+    return _checked(pairs)
+
+
+def leave_one_subject_out(subjects: Sequence[str]) -> list[Fold]:
+    """A fold for each subject, in sorted order, that tests on all images of it.
+
+    Raises UserError when there are fewer than two subjects.
+    """
+    people = len(set(subjects))
+    if people < 2:
+        raise UserError(f"folds by subject: {people} in the set, expected two subjects or more")
+    return _checked(LeaveOneGroupOut().split(np.zeros(len(subjects)), groups=np.array(subjects)))
+
+
+def overlap(train_index: Tensor, test_index: Tensor, groups: Sequence[str]) -> int:
+    """How many test images are of a group (a subject, a sequence) that is trained on too."""
+    trained = {groups[row] for row in train_index.tolist()}
+    return sum(groups[row] in trained for row in test_index.tolist())
+
+
+def _run(size: int, folds: int) -> int:
+    return FRAMES * round(size / (FRAMES * folds)) or min(size, max(1, size // folds))
+
+
+def _checked(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Fold]:
+    folds = [
+        (torch.from_numpy(train).to(torch.int64), torch.from_numpy(test).to(torch.int64))
+        for train, test in pairs
+    ]
+    for number, fold in enumerate(folds, 1):
+        for index, purpose in zip(fold, ("train on", "test on"), strict=True):
+            if not len(index):
+                raise UserError(
+                    f"--folds {len(folds)}: fold {number} has no image to {purpose}, "
+                    "expected fewer folds or more images"
+                )
+    return folds

@@ -1,0 +1,127 @@
+"""Relabelling: doubtful labels of a batch moved to what the network sees, and a record of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data.augment import Augmentation, training_batches
+from data.fer2013 import CLASSES, Split
+
+
+def relabel(
+    logits: Tensor, labels: Tensor, *, threshold: float, fes: Tensor | None, fes_threshold: float
+) -> Tensor:
+    """The labels to train a batch on: int64 (B,), doubtful ones replaced by the likeliest class.
+
+    `logits` float (B, K), `labels` int64 (B,) in 0..K-1, `fes` float (K, K) or None, all on one
+    device, which the host never waits for. With p = softmax(logits) and gap = max p - p[label], a
+    label becomes argmax p (the first of equals) when 0 < gap < `threshold` and
+    fes[label, argmax p] > `fes_threshold`; without `fes`, when gap < `threshold`.
+    """
+    p = logits.softmax(dim=1)
+    highest, likeliest = p.max(dim=1)
+    gap = highest - p.gather(1, labels[:, None]).squeeze(1)
+    doubtful = gap < threshold
+    if fes is not None:
+        doubtful &= (gap > 0) & (fes[labels, likeliest] > fes_threshold)
+    return torch.where(doubtful, likeliest, labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Repairs:
+    """What happened to the labels of an epoch; all of them count, changed or not.
+
+    `matrix` int64 (7, 7) on the CPU: labels by given (row) and new (column) class, those kept on
+    its diagonal. `wrong`: labels given that were not the true ones; `repaired`: those of them
+    changed to the true one; both None where the truth is not known.
+    """
+
+    matrix: Tensor
+    wrong: int | None = None
+    repaired: int | None = None
+
+    @property
+    def seen(self) -> int:
+        """Labels that came by."""
+        return int(self.matrix.sum())
+
+    @property
+    def changed(self) -> int:
+        """Labels that left as another class than they came."""
+        return self.seen - int(self.matrix.trace())
+
+    @property
+    def precision(self) -> float | None:
+        """The part of the changed labels that became true, in [0, 1]; None without any."""
+        return self.repaired / self.changed if self.repaired is not None and self.changed else None
+
+    @property
+    def recall(self) -> float | None:
+        """The part of the wrong labels that became true, in [0, 1]; None without any."""
+        return self.repaired / self.wrong if self.repaired is not None and self.wrong else None
+
+
+class Changes:
+    """A rule as the training loop's `relabel` hook that counts, on the device, what it changes.
+
+    `rule` maps logits (B, K) and labels (B,) to new labels (B,). `truth`, where it is known, yields
+    the true labels of the same batches (see `truth_batches`). `counts`, int32, holds labels by
+    given, new and (with `truth`) true class; a resumed epoch copies back what it held.
+    """
+
+    def __init__(
+        self,
+        rule: Callable[[Tensor, Tensor], Tensor],
+        device: torch.device,
+        truth: Iterator[Tensor] | None = None,
+    ) -> None:
+        self._rule = rule
+        self._truth = truth
+        axes = 2 if truth is None else 3
+        # int32 is exact beyond any epoch, and every device adds it up.
+        self.counts = torch.zeros((len(CLASSES),) * axes, dtype=torch.int32, device=device)
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The rule's labels, counted."""
+        new = self._rule(logits, labels)
+        cell = labels * len(CLASSES) + new
+        if self._truth is not None:
+            cell = cell * len(CLASSES) + next(self._truth)
+        # Unlike bincount, this never asks the device how large the numbers are.
+        self.counts.view(-1).scatter_add_(0, cell, torch.ones_like(cell, dtype=torch.int32))
+        return new
+
+    def read(self) -> Repairs:
+        """What the labels so far became; waits for the device."""
+        counts = self.counts.cpu().long()
+        if self._truth is None:
+            return Repairs(counts)
+        given, new, true = torch.meshgrid(3 * [torch.arange(len(CLASSES))], indexing="ij")
+        wrong = given != true
+        return Repairs(
+            counts.sum(dim=2), int(counts[wrong].sum()), int(counts[wrong & (new == true)].sum())
+        )
+
+
+def truth_batches(
+    split: Split, *, batch_size: int, seed: int, epoch: int, first_step: int = 0
+) -> Iterator[Tensor]:
+    """The true labels, int64 (B,), of the batches that `training_batches` makes of `split`.
+
+    They come in the same order for the same arguments, whatever the augmentation.
+    """
+    # The order hangs on the number of images alone, so images of one pixel take the same road.
+    stand_in = Split(split.images[:, :, :1, :1], split.true_labels)
+    batches = training_batches(
+        stand_in,
+        batch_size=batch_size,
+        augmentation=Augmentation(crop=1, flip=False),
+        seed=seed,
+        epoch=epoch,
+        first_step=first_step,
+    )
+    return (labels for _, labels in batches)

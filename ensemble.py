@@ -1,0 +1,164 @@
+"""Average the logits of several trained networks on FER2013.
+
+    python ensemble.py --model_names model1,model2 --layers 12,12,20  --batch_size 64
+
+Writes a run folder below --model_path: `log.txt`, for the ensemble on PublicTest and PrivateTest a
+report and a confusion matrix, and `summary.json` with each member's own figures and how often
+members agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import torch
+
+from data.augment import spread
+from data.fer2013 import CLASSES, load_fer2013
+from engine import Scores, autocast, evaluate, network_predictor, stop_on_signals
+from tools import cli
+from tools.report import format_table, report_split, write_summary
+from tools.weights import find_weights, load_trained, network_parser
+from utils import UserError, create_run_folder, describe_machine, open_log
+
+SPLITS = ("PublicTest", "PrivateTest")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        parents=[
+            cli.common_parser(batch_size=64, batch_why="the published value", seed=0),
+            cli.folder_parser(label="ensemble"),
+            network_parser(layers=False),
+        ],
+    )
+    # fmt: off
+    add = parser.add_argument_group("the members").add_argument
+    add("--model_names", type=names, required=True, metavar="A,B,...",
+        help="checkpoints or run folders, as given, with .pt added, or inside --model_path "
+        "(no default: the members are what the ensemble is)")
+    add("--layers", type=depths, default=[], metavar="L,M,...",
+        help="cells of each member (default: what its checkpoint says, 12 for a bare state dict)")
+    # fmt: on
+    return parser
+
+
+def names(text: str) -> list[str]:
+    """argparse type: names separated by commas."""
+    found = text.split(",")
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} found, names separated by commas expected")
+    return found
+
+
+def depths(text: str) -> list[int]:
+    """argparse type: positive integers separated by commas."""
+    return [cli.positive_int(each) for each in names(text)]
+
+
+def average(members: list[Scores]) -> Scores:
+    """The mean of the members' logits; they have seen the same images."""
+    logits = torch.stack([member.logits.double() for member in members]).mean(dim=0)
+    labels = members[0].labels
+    loss = torch.nn.functional.cross_entropy(logits, labels).item()
+    return Scores(logits.float(), labels, loss)
+
+
+def agreement(members: list[Scores]) -> list[list[float]]:
+    """How often members i and j name the same class, in percent: a symmetric table."""
+    votes = [member.predictions for member in members]
+    return [[100.0 * (a == b).double().mean().item() for b in votes] for a in votes]
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    log = open_log()
+    device = cli.resolve_device(args.device, args.gpu)
+    if len(args.layers) > len(args.model_names):
+        log.warning(
+            "--layers: %d depths for %d models; the last %d are not used",
+            len(args.layers), len(args.model_names), len(args.layers) - len(args.model_names),
+        )  # fmt: skip
+    elif 0 < len(args.layers) < len(args.model_names):
+        raise UserError(
+            f"--layers: {len(args.layers)} depths found, expected one for each of the "
+            f"{len(args.model_names)} models, or none"
+        )
+    # All of them before the first is evaluated: a missing one is told at once.
+    paths = [find_weights("--model_names", each, args.model_path) for each in args.model_names]
+    flags = {"init_channels": args.init_channels, "arch": args.arch}
+    wanted = [*args.layers, *[None] * len(paths)][: len(paths)]
+    for path, layers in zip(paths, wanted, strict=True):
+        load_trained(path, layers=layers, **flags)
+    splits = load_fer2013(args.data, report=log.info)
+    limit = args.limit_batches and args.limit_batches * args.batch_size
+    parts = {
+        name: spread(splits[name], limit).map(lambda tensor: tensor.to(device)) for name in SPLITS
+    }
+    run = create_run_folder(args.model_path, args.save, "ensemble")
+    log = open_log(run)
+    log.info("%s", describe_machine(device))
+
+    members: dict[str, list[Scores]] = {name: [] for name in SPLITS}
+    parameters = []
+    with stop_on_signals() as stop:
+        for path, layers in zip(paths, wanted, strict=True):
+            # One network at a time, so that memory does not grow with their number.
+            model = load_trained(path, layers=layers, **flags).model.to(device)
+            named = model.named_parameters()
+            parameters.append(sum(p.numel() for n, p in named if "auxiliary" not in n))
+            for name, part in parts.items():
+                members[name].append(
+                    evaluate(
+                        network_predictor(model),
+                        part,
+                        batch_size=args.batch_size,
+                        precision=autocast(device, args.amp),
+                        stop=stop,
+                        title=f"{path} {name}",
+                    )
+                )
+    ensemble = {name: average(scores) for name, scores in members.items()}
+    summary = {
+        "script": "ensemble.py",
+        "run": str(run),
+        "parameters": sum(parameters),
+        "members": [
+            {
+                "checkpoint": str(path),
+                "parameters": parameters[k],
+                "figures": {name: {"accuracy": members[name][k].accuracy} for name in SPLITS},
+            }
+            for k, path in enumerate(paths)
+        ],
+        "agreement": {name: agreement(scores) for name, scores in members.items()},
+        "figures": {
+            name: report_split(name, scores, CLASSES, run) for name, scores in ensemble.items()
+        },
+    }
+    write_summary(summary, run)
+    rows = [
+        [str(path), f"{parameters[k]:,}", *(members[name][k].accuracy for name in SPLITS)]
+        for k, path in enumerate(paths)
+    ]
+    rows.append(
+        [f"ensemble of {len(paths)}", f"{sum(parameters):,}",
+         *(ensemble[name].accuracy for name in SPLITS)]
+    )  # fmt: skip
+    log.info("\n%s", format_table(["top-1 accuracy in %", "parameters", *SPLITS], rows))
+    log.info(
+        "\n%s\n\nreports and pictures in %s",
+        format_table(
+            ["agreement on PrivateTest in %", *map(str, range(1, len(paths) + 1))],
+            [[f"{k} {path}", *row] for k, (path, row) in
+             enumerate(zip(paths, summary["agreement"]["PrivateTest"], strict=True), 1)],
+        ),
+        run,
+    )  # fmt: skip
+    return summary
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, build_parser()))

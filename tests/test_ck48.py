@@ -1,0 +1,176 @@
+"""CK+48 as users have it, read back pixel for pixel, and refused in one line when it is not."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from fer2013_files import image_bytes
+from PIL import Image
+
+from data.ck48 import CK_CLASSES, COUNTS, find_ck48, load_ck48
+from data.synthetic_cross import CK48_CLASSES, draw_ck48
+from data.writers import write_ck48
+from utils import UserError
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return draw_ck48(subjects=6, sequences=24)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """One image a class, of as many subjects, in `CK+48` below the folder that is returned."""
+    for label, name in enumerate(CK_CLASSES):
+        folder = tmp_path / "CK+48" / name
+        folder.mkdir(parents=True)
+        pixels = np.full((48, 48), 10 * label, np.uint8)
+        (folder / f"S{label:03d}_001_00000009.png").write_bytes(image_bytes(pixels))
+    return tmp_path
+
+
+def refusal(path):
+    with pytest.raises(UserError) as raised:
+        load_ck48(path)
+    text = str(raised.value)
+    assert text.isprintable()
+    return text
+
+
+def test_the_table_and_the_class_order_are_the_known_ones():
+    folders = ("anger", "contempt", "disgust", "fear", "happy", "sadness", "surprise")
+    counts = dict(zip(folders, (135, 54, 177, 75, 207, 84, 249), strict=True))
+    assert [counts[name] for name in CK_CLASSES] == list(COUNTS)
+    assert CK_CLASSES == CK48_CLASSES
+    assert sum(COUNTS) == 981 == 3 * 327
+
+
+@pytest.mark.parametrize("inner", [".", "CK+48", "CK+48/CK+48"])
+def test_a_written_set_is_read_back_sorted_by_class_and_name(tmp_path, drawn, inner):
+    (tmp_path / inner).parent.mkdir(parents=True, exist_ok=True)
+    write_ck48(drawn, tmp_path / inner)
+    faces = load_ck48(tmp_path)
+    order = sorted(range(72), key=lambda row: (drawn.labels[row].item(), drawn.names[row]))
+    assert faces.images.dtype == torch.uint8
+    assert faces.images.shape == (72, 1, 48, 48)
+    assert faces.labels.dtype == torch.int64
+    assert torch.equal(faces.images, drawn.images[order])
+    assert torch.equal(faces.labels, drawn.labels[order])
+    assert faces.names == [drawn.names[row] for row in order]
+    assert faces.subjects == [drawn.subjects[row] for row in order]
+
+
+def test_a_sequence_is_three_frames_of_one_subject_and_class(tmp_path, drawn):
+    write_ck48(drawn, tmp_path / "CK+48")
+    faces = load_ck48(tmp_path)
+    assert len(set(faces.sequences)) == 24
+    for start in range(0, 72, 3):
+        one = slice(start, start + 3)
+        assert len(set(faces.sequences[one])) == len(set(faces.labels[one].tolist())) == 1
+        assert faces.names[start].startswith(f"{faces.sequences[start]}_")
+        assert faces.sequences[start].startswith(f"{faces.subjects[start]}_")
+
+
+def test_the_synthetic_set_is_what_its_files_would_give(tmp_path):
+    whole = draw_ck48()
+    write_ck48(whole, tmp_path / "CK+48")
+    drawn, read = load_ck48("synthetic"), load_ck48(tmp_path)
+    assert torch.equal(drawn.images, read.images)
+    assert torch.equal(drawn.labels, read.labels)
+    assert drawn.names == read.names
+    assert (drawn.subjects, drawn.sequences) == (read.subjects, read.sequences)
+
+
+def test_a_split_is_the_rows_asked_for(small):
+    faces = load_ck48(small)
+    split = faces.split(torch.tensor([5, 2]))
+    assert torch.equal(split.images, faces.images[[5, 2]])
+    assert split.labels.tolist() == [5, 2]
+
+
+def test_what_is_no_image_is_passed_over(small):
+    for name in ("Thumbs.db", ".DS_Store", "readme.txt", "._S010_004_00000017.png"):
+        (small / "CK+48" / "fear" / name).write_bytes(b"no image")
+    (small / "photo.png").write_bytes(b"beside the set")
+    assert len(load_ck48(small).names) == 7
+
+
+def test_colour_and_palette_images_become_gray(small):
+    grays = np.arange(48 * 48, dtype=np.uint8).reshape(48, 48)
+    colour = Image.fromarray(np.stack([grays] * 3, axis=-1))
+    colour.save(small / "CK+48" / "anger" / "S100_001_00000001.png")
+    palette = Image.fromarray(255 - grays)
+    palette.putpalette([255 - index // 3 for index in range(768)])
+    palette.save(small / "CK+48" / "anger" / "S100_001_00000002.png")
+    faces = load_ck48(small)
+    assert faces.names[1:3] == ["S100_001_00000001.png", "S100_001_00000002.png"]
+    assert (faces.images[1:3, 0].numpy() == grays).all()
+
+
+def test_other_counts_are_reported_in_one_line(small):
+    lines = []
+    load_ck48(small, report=lines.append)
+    assert len(lines) == 1
+    assert "CK+48: counts differ" in lines[0]
+    assert "anger 1 instead of 135" in lines[0]
+    assert "contempt 1 instead of 54" in lines[0]
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty", "file"])
+def test_no_set_says_where_to_get_it(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError) as raised:
+        find_ck48(tmp_path / name)
+    text = str(raised.value)
+    assert text.isprintable()
+    for part in (f"--data {tmp_path / name}", "CK+48", "Kaggle", "data/", "--data synthetic"):
+        assert part in text
+
+
+def test_a_missing_class_folder_is_refused(small):
+    shutil.rmtree(small / "CK+48" / "contempt")
+    text = refusal(small)
+    assert f"{small / 'CK+48'}: no class folder contempt" in text
+    assert "expected anger, disgust" in text
+
+
+def test_a_class_without_images_is_refused(small):
+    (small / "CK+48" / "fear" / "S002_001_00000009.png").unlink()
+    (small / "CK+48" / "fear" / "Thumbs.db").write_bytes(b"")
+    assert f"{small / 'CK+48' / 'fear'}: holds no image" in refusal(small)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "S010_004_00000017.jpg",
+        "S010_004.png",
+        "S10_004_00000017.png",
+        "S010_004_00000017 (1).png",
+        "happy\n1.png",
+    ],
+)
+def test_a_name_that_does_not_parse_is_refused(small, name):
+    (small / "CK+48" / "happy" / name).write_bytes(image_bytes(np.zeros((48, 48), np.uint8)))
+    text = refusal(small)
+    assert repr(name) in text
+    assert "expected one such as S010_004_00000017.png" in text
+
+
+def test_an_image_of_another_size_is_refused(small):
+    path = small / "CK+48" / "sadness" / "S090_001_00000001.png"
+    path.write_bytes(image_bytes(np.zeros((64, 48), np.uint8)))
+    assert f"{path}: image of 48x64, expected 48x48" in refusal(small)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no image", image_bytes(np.eye(48, dtype=np.uint8))[:60]]
+)
+def test_an_unreadable_image_is_refused(small, content):
+    path = small / "CK+48" / "sadness" / "S090_001_00000001.png"
+    path.write_bytes(content)
+    assert f"{path}: unreadable image" in refusal(small)

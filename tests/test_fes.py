@@ -1,0 +1,282 @@
+"""FES from votes: the formula image by image, the stored matrices, and refusals of bad files."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from data.fes import PUBLISHED_FES, TRAINING_FES, fes_matrix, load_fes, load_votes, save_fes
+from data.readers import CLASSES, SPLITS
+from data.synthetic import CLASS_COLUMNS, VOTE_COLUMNS, draw_votes
+from data.writers import write_votes
+from tools import cli, fes
+from tools.plots_fes import draw_fes
+from utils import UserError
+
+COUNTS = {"Training": 40, "PublicTest": 20, "PrivateTest": 10}
+HEADER = ",".join(("Usage", "Image name", *VOTE_COLUMNS))
+ROW = "Training,fer0000000.png,4,0,0,1,3,2,0,0,0,0"
+PAIRS = [(i, j) for i in range(7) for j in range(7) if i != j]
+
+
+def similarity(votes, i, j):
+    """The definition, image by image."""
+    total = 0.0
+    for row in votes.tolist():
+        if row[i] > 0 and row[j] > 0:
+            total += min(row[i], row[j]) / max(row[i], row[j])
+    return total / len(votes)
+
+
+def refusal(function, *arguments):
+    """The text of the error, which must be one line."""
+    with pytest.raises(UserError) as raised:
+        function(*arguments)
+    text = str(raised.value)
+    assert text.isprintable()
+    return text
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "fer2013new.csv"
+    write_votes(draw_votes(counts=COUNTS), path)
+    return path
+
+
+# ---------------------------------------------------------------- the formula
+
+
+@given(arrays(np.int64, st.tuples(st.integers(1, 12), st.just(7)), elements=st.integers(0, 10)))
+@settings(max_examples=50, deadline=None)
+def test_the_matrix_is_the_definition(votes):
+    matrix = fes_matrix(votes)
+    assert matrix.dtype == np.float64
+    assert (np.diag(matrix) == 1.0).all()
+    assert (matrix == matrix.T).all()
+    for i, j in PAIRS:
+        assert matrix[i, j] == pytest.approx(similarity(votes, i, j), abs=1e-12)
+
+
+def test_images_without_votes_for_the_classes_count():
+    votes = np.array([[2, 4, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0]])
+    assert fes_matrix(votes)[0, 1] == 0.25
+    assert fes_matrix(votes)[0, 2] == 0.0
+
+
+def test_votes_as_loaded_give_the_matrix_of_the_drawn_ones(table):
+    drawn = draw_votes(counts=COUNTS)
+    votes = drawn["Training"][:, CLASS_COLUMNS]
+    matrix = fes_matrix(load_votes(table, "Training"))
+    for i, j in PAIRS:
+        assert matrix[i, j] == pytest.approx(similarity(votes, i, j), abs=1e-12)
+
+
+# ---------------------------------------------------------------- the stored matrices
+
+
+@pytest.mark.parametrize("matrix", [PUBLISHED_FES, TRAINING_FES], ids=["published", "training"])
+def test_stored_matrices_are_similarities(matrix):
+    assert matrix.shape == (7, 7)
+    assert (np.diag(matrix) == 1.0).all()
+    assert (matrix == matrix.T).all()
+    assert ((matrix > 0) & (matrix <= 1)).all()
+
+
+@pytest.mark.parametrize(
+    "first, second, published, training",
+    [
+        ("angry", "disgust", 0.02718851, 0.02683286),
+        ("disgust", "fear", 0.00951736, 0.00969808),
+        ("fear", "surprise", 0.04619572, 0.04625068),
+        ("sad", "happy", 0.02575007, 0.02661336),
+        ("sad", "neutral", 0.13838511, 0.14288130),
+        ("surprise", "neutral", 0.05298048, 0.05503896),
+    ],
+)
+def test_stored_matrices_name_the_right_pairs(first, second, published, training):
+    place = CLASSES.index(first), CLASSES.index(second)
+    assert (PUBLISHED_FES[place], TRAINING_FES[place]) == (published, training)
+
+
+def test_four_fifths_of_the_images_are_about_as_similar_as_all():
+    assert 0 < abs(TRAINING_FES - PUBLISHED_FES).max() < 0.005
+    # At the threshold of the relabelling commands, the same pairs of classes may change.
+    assert ((TRAINING_FES > 0.03) == (PUBLISHED_FES > 0.03)).all()
+
+
+# ---------------------------------------------------------------- reading votes
+
+
+@pytest.mark.parametrize("usage", [None, *SPLITS])
+def test_rows_are_chosen_by_usage_and_columns_put_in_order(usage, table):
+    drawn = draw_votes(counts=COUNTS)
+    wanted = np.concatenate([drawn[name] for name in SPLITS if usage in (None, name)])
+    votes = load_votes(table, usage)
+    assert votes.dtype == np.int64
+    assert (votes == wanted[:, CLASS_COLUMNS]).all()
+
+
+def test_rows_between_others_are_found(tmp_path):
+    rows = [ROW, ROW.replace("Training", "PublicTest"), "", ROW.replace("3,2", "1,9")]
+    (tmp_path / "votes.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+    assert load_votes(tmp_path / "votes.csv", "Training").tolist() == [
+        [3, 2, 0, 0, 1, 0, 4],
+        [1, 9, 0, 0, 1, 0, 4],
+    ]
+    assert len(load_votes(tmp_path / "votes.csv")) == 3
+
+
+@pytest.mark.parametrize(
+    "row, found, expected",
+    [
+        (ROW.replace(",4,", ",-4,"), "neutral is '-4'", "a whole number of 0"),
+        (ROW.replace(",4,", ",4.5,"), "neutral is '4.5'", "a whole number of 0"),
+        (ROW.replace(",3,", ",three,"), "anger is 'three'", "a whole number of 0"),
+        (ROW.replace(",3,", ",,"), "anger is ''", "a whole number of 0"),
+        (ROW.replace(",3,", ",nan,"), "anger is 'nan'", "a whole number of 0"),
+        (ROW.replace(",3,", f",{'9' * 30},"), "anger is '999", "a whole number of 0"),
+        (ROW.replace("Training", "Test"), "Usage is 'Test'", "Training, PublicTest, PrivateTest"),
+        (ROW.replace("Training", ""), "Usage is ''", "Training, PublicTest, PrivateTest"),
+        ("Training,fer0000000.png,4,0,0", "anger is ''", "a whole number of 0"),
+    ],
+)
+def test_a_bad_row_is_named(row, found, expected, tmp_path):
+    path = tmp_path / "votes.csv"
+    path.write_text("\n".join([HEADER, ROW, "", row, ROW]) + "\n")
+    text = refusal(load_votes, path, "PublicTest")
+    assert f"{path}, line 4: {found}" in text
+    assert f"expected {expected}" in text
+
+
+@pytest.mark.parametrize(
+    "content, found",
+    [
+        ("", "No columns to parse from file; expected a table"),
+        (f"{HEADER}\n", "no image rows found, expected at least one"),
+        (HEADER.replace("fear", "fright") + f"\n{ROW}\n", "line 1: no column fear"),
+        (f"{ROW}\n{ROW}\n", "line 1: no column Usage, anger"),
+        (f"{HEADER}\n{ROW},1,2\n", "line 2: more fields than the 12 of the header"),
+        (f"{HEADER}\n{ROW}\n{ROW},1\n", "Expected 12 fields in line 3, saw 13; expected a table"),
+        (f'{HEADER}\n"{ROW}\n', "EOF inside string"),
+        ("\x00\xff\x00", "line 1: no column Usage"),
+    ],
+)
+def test_a_bad_table_is_refused(content, found, tmp_path):
+    path = tmp_path / "votes.csv"
+    path.write_text(content, encoding="latin1")
+    text = refusal(load_votes, path)
+    assert text.startswith(str(path))
+    assert found in text
+
+
+def test_an_empty_selection_is_refused(tmp_path):
+    path = tmp_path / "votes.csv"
+    path.write_text(f"{HEADER}\n{ROW}\n")
+    assert refusal(load_votes, path, "PublicTest") == (
+        f"{path}: no PublicTest rows found, expected at least one"
+    )
+    assert "Usage 'Test' asked for, expected Training, PublicTest" in refusal(
+        load_votes, path, "Test"
+    )
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    for load in (load_votes, load_fes):
+        assert "absent.csv: cannot be read (No such file" in refusal(load, tmp_path / "absent.csv")
+        assert "cannot be read (Is a directory)" in refusal(load, tmp_path)
+        (tmp_path / "no.zip").write_bytes(b"PK")
+        assert "no.zip" in refusal(load, tmp_path / "no.zip")
+
+
+# ---------------------------------------------------------------- the matrix as a file
+
+
+def test_a_matrix_survives_its_file_to_the_last_bit(tmp_path, table):
+    for matrix in (fes_matrix(load_votes(table)), PUBLISHED_FES):
+        save_fes(matrix, tmp_path / "fes.csv")
+        assert (load_fes(tmp_path / "fes.csv") == matrix).all()
+    assert (tmp_path / "fes.csv").read_text().startswith(",angry,disgust,fear,happy,sad,surprise,")
+
+
+def edited(row, column, word):
+    rows = [["", *CLASSES]]
+    rows += [[name, *map(str, values)] for name, values in zip(CLASSES, PUBLISHED_FES, strict=True)]
+    rows[row][column] = word
+    return "\n".join(map(",".join, rows)) + "\n"
+
+
+@pytest.mark.parametrize(
+    "content, found",
+    [
+        ("", "No columns to parse"),
+        (edited(2, 4, "1.5"), "line 3: disgust and happy have '1.5', expected a number of 0 to 1"),
+        (edited(2, 4, "-0.1"), "line 3: disgust and happy have '-0.1', expected a number of 0"),
+        (edited(1, 7, "nan"), "line 2: angry and neutral have 'nan', expected a number of 0 to 1"),
+        (edited(7, 1, "inf"), "line 8: neutral and angry have 'inf', expected a number of 0 to 1"),
+        (edited(1, 2, ""), "line 2: angry and disgust have '', expected a number of 0 to 1"),
+        (edited(1, 2, "x"), "line 2: angry and disgust have 'x', expected a number of 0 to 1"),
+        (edited(1, 2, "0.5"), "angry and disgust have 0.5 but the other way round 0.02718851"),
+        (edited(0, 3, "happy"), "columns 'angry,disgust,happy,happy"),
+        (edited(3, 0, "sad"), "rows 'angry,disgust,sad,happy"),
+        (edited(7, 7, "1,1"), "Expected 8 fields in line 8, saw 9"),
+        (edited(7, 7, "1\nextra,1,1,1,1,1,1,1"), "rows 'angry,disgust,fear,happy,sad,surprise"),
+        (edited(1, 7, "1,1"), "line 2: more fields than the 8 of the header"),
+        (",angry\nangry,1.0\n", "columns 'angry', expected 7 rows"),
+    ],
+)
+def test_what_is_no_matrix_is_refused(content, found, tmp_path):
+    path = tmp_path / "fes.csv"
+    path.write_text(content)
+    text = refusal(load_fes, path)
+    assert text.startswith(str(path))
+    assert found in text
+
+
+# ---------------------------------------------------------------- the tool and its picture
+
+
+def test_the_tool_prints_and_writes_what_it_computes(table, tmp_path, capsys):
+    arguments = [str(table), "--usage", "Training", "--out", str(tmp_path / "made" / "here")]
+    written = fes.main(fes.build_parser().parse_args(arguments))
+    matrix = fes_matrix(load_votes(table, "Training"))
+    assert written["images"] == COUNTS["Training"]
+    assert (load_fes(written["table"]) == matrix).all()
+    with Image.open(written["picture"]) as picture:
+        assert min(picture.size) > 600
+    printed = capsys.readouterr().out
+    assert "FES of 40 images (Training rows)" in printed
+    assert f"{matrix[4, 6]:.8f}" in printed
+
+
+def test_without_a_folder_the_tool_only_prints(table, tmp_path, capsys):
+    before = set(tmp_path.iterdir())
+    assert cli.run(fes.main, fes.build_parser(), [str(table)]) == 0
+    assert "FES of 70 images (all rows)" in capsys.readouterr().out
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_the_tool_names_what_it_cannot_use(table, tmp_path, capsys):
+    assert cli.run(fes.main, fes.build_parser(), [str(table), "--out", str(table)]) == 2
+    assert cli.run(fes.main, fes.build_parser(), [str(tmp_path / "absent.csv")]) == 2
+    errors = capsys.readouterr().err
+    assert "fer2013new.csv: File exists, expected a folder" in errors
+    assert "absent.csv: cannot be read" in errors
+
+
+def test_the_diagonal_is_shown_outside_the_scale(tmp_path):
+    figure = draw_fes(PUBLISHED_FES, CLASSES, tmp_path / "fes.png", "all rows")
+    (axes,) = figure.axes
+    (image,) = axes.images
+    assert image.get_clim() == (0, PUBLISHED_FES[4, 6])
+    assert image.get_array().mask.tolist() == np.eye(7, dtype=bool).tolist()
+    labels = [text.get_text() for text in axes.texts]
+    assert [label for label in labels if label == "1"] == ["1"] * 7
+    for i, j in itertools.combinations(range(7), 2):
+        assert labels[7 * i + j] == labels[7 * j + i] == f"{PUBLISHED_FES[i, j]:.4f}"

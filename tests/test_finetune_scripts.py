@@ -1,0 +1,267 @@
+"""Relabelling, ensembles and the tests on other data sets, by their real command lines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from fer2013_files import small_set, table_rows, table_text
+from runs import ROOT, command, run, same, stop_when
+
+import ensemble
+import test_CK48
+import test_JAFFE
+from data import synthetic_cross, writers
+from engine import Scores
+from genotypes import Auto_FERNet, format_genotype
+from model import build_network
+from tools import cli
+from tools.crossval import vote
+from utils import save_checkpoint
+
+SIZE = {"C": 4, "num_classes": 7, "layers": 3, "auxiliary": True}
+
+# SPEC section 7, character for character; tests add what shortens them.
+PUBLISHED = {
+    "relabel_training": "relabel_training.py --batch_size 64 --learning_rate 0.001 "
+    "--relabel_threshold 0.2 --fes True --fes_threshold 0.03 --checkpoint checkpoint",
+    "ensemble": "ensemble.py --model_names model1,model2 --layers 12,12,20  --batch_size 64",
+    "test_CK48": "test_CK48.py --batch_size 64 --learning_rate 0.01 --checkpoint checkpoint",
+    "test_JAFFE": "test_JAFFE.py --checkpoint checkpoint",
+}
+
+
+def weights(path: Path, seed: int = 0, **changes) -> Path:
+    """A checkpoint of an untrained network."""
+    torch.manual_seed(seed)
+    description = {**SIZE, "genotype": format_genotype(Auto_FERNet), **changes}
+    content = {"model": description, "state_dict": build_network(description).state_dict()}
+    progress = {"epoch": 2, "epochs": 10, "drop_path_prob": 0.2, "metrics": {}}
+    save_checkpoint(path, "weights", {**content, **progress})
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a user has it: data/ with every set, saved_models/, a checkpoint."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "data").mkdir()
+    (folder / "saved_models").mkdir()
+    (folder / "data" / "fer2013.csv").write_text(table_text(table_rows(small_set(each=4))))
+    ck48 = synthetic_cross.draw_ck48(subjects=6, sequences=14)
+    writers.write_ck48(ck48, folder / "data" / "CK+48")
+    writers.write_jaffe(synthetic_cross.draw_jaffe(takes=1), folder / "data" / "jaffe")
+    weights(folder / "checkpoint.pt")
+    for seed, name in enumerate(("model1", "model2")):
+        weights(folder / "saved_models" / f"{name}.pt", seed, layers=12)
+    return folder
+
+
+def run_in(place: Path, *words: str):
+    """Run a script of the repository in the folder `place`."""
+    script, *flags = words
+    return run(command([str(ROOT / script)], "", place, *flags), cwd=place)
+
+
+def summary_of(place: Path, label: str) -> dict:
+    return json.loads((place / "saved_models" / label / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_commands_run_as_written(name, place):
+    shorter = ["--save", f"as-written-{name}"]
+    if name == "relabel_training":
+        shorter += ["--epochs", "2", "--limit_batches", "1"]
+    elif name == "test_CK48":
+        shorter += ["--epochs", "1", "--limit_batches", "1", "--folds", "2"]
+    done = run_in(place, *PUBLISHED[name].split(), *shorter)
+    assert done.returncode == 0, done.stderr
+    found = summary_of(place, f"as-written-{name}")
+    assert found["script"] == f"{name}.py"
+    assert all("accuracy" in figures for figures in found["figures"].values())
+    if name == "ensemble":
+        assert "3 depths for 2 models" in done.stderr
+
+
+def test_relabelling_goes_on_from_the_checkpoint_and_counts_its_repairs(tmp_path):
+    weights(tmp_path / "start.pt")
+    flags = ["--data", "synthetic", "--checkpoint", "start", "--epochs", "2", "--limit_batches",
+             "2", "--batch_size", "16", "--learning_rate", "0.001"]  # fmt: skip
+    for label, more in (("off", ["--relabel_threshold", "0"]), ("on", ["--fes", "False"])):
+        done = run_in(tmp_path, "relabel_training.py", *flags, "--save", label, *more,
+                      *(["--relabel_threshold", "0.9"] if label == "on" else []))  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    runs = {label: tmp_path / "saved_models" / label for label in ("off", "on")}
+    records = {label: summary_of(tmp_path, label)["last_epoch"] for label in runs}
+    assert records["off"]["changed"] == 0
+    assert records["on"]["changed"] > 0
+    assert records["on"]["labels"] == 32
+    assert 0 <= records["on"]["precision"] <= 1
+    found = torch.load(runs["on"] / "weights.pt", weights_only=True)
+    assert (found["epoch"], found["epochs"], found["drop_path_prob"]) == (4, 10, 0.2)
+    table = (runs["on"] / "changes.csv").read_text().strip().split("\n")
+    assert len(table) == 1 + 49
+    moved = sum(int(n) for _, a, b, n in (row.split(",") for row in table[1:]) if a != b)
+    assert moved == records["on"]["changed"]
+
+
+def test_a_relabelling_stopped_in_an_epoch_goes_on_to_the_same_end(tmp_path):
+    weights(tmp_path / "start.pt")
+    words = command(
+        "relabel_training.py --data synthetic --epochs 3 --limit_batches 3 --batch_size 8 "
+        "--relabel_threshold 0.9 --report_freq 1 --model_path {out}".split(), "", tmp_path,
+        "--checkpoint", str(tmp_path / "start"),
+    )  # fmt: skip
+    assert run([*words, "--save", "whole"]).returncode == 0
+    log = tmp_path / "cut" / "log.txt"
+    stopped = stop_when([*words, "--save", "cut"], "epoch 2 step 1/", signal.SIGTERM, log)
+    assert stopped.returncode == 143
+    done = run([*words, "--resume", "cut"])
+    assert done.returncode == 0, done.stderr
+    ends = [
+        torch.load(tmp_path / label / "checkpoint.pt", weights_only=True)
+        for label in ("whole", "cut")
+    ]
+    assert same(ends[0]["state_dict"], ends[1]["state_dict"])
+    assert same(ends[0]["state"]["extra"], ends[1]["state"]["extra"])
+
+
+def test_an_ensemble_averages_logits_and_a_pair_of_twins_agrees():
+    labels = torch.tensor([0, 1, 1])
+    first = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+    second = torch.tensor([[0.0, 1.0], [0.0, 3.0], [0.0, 1.0]])
+    members = [Scores(logits, labels, 0.0) for logits in (first, second)]
+    averaged = ensemble.average(members)
+    assert averaged.logits.equal((first + second) / 2)
+    assert averaged.accuracy == 100.0
+    assert [member.accuracy for member in members] != [100.0, 100.0]
+    assert ensemble.agreement(members)[0] == [100.0, pytest.approx(100 / 3)]
+    assert ensemble.agreement([members[0]] * 2) == [[100.0, 100.0]] * 2
+
+
+def test_the_ensemble_of_one_twice_is_that_one(place):
+    done = run_in(place, "ensemble.py", "--model_names", "checkpoint,checkpoint.pt", "--save",
+                  "twins")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = summary_of(place, "twins")
+    for split in ("PublicTest", "PrivateTest"):
+        own = {member["figures"][split]["accuracy"] for member in found["members"]}
+        assert own == {found["figures"][split]["accuracy"]}
+        assert found["agreement"][split] == [[100.0, 100.0]] * 2
+
+
+def test_a_sequence_votes_and_ties_go_to_the_likelier():
+    logits = torch.tensor([[5.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.2, 0.0],
+                           [9.0, 0.0, 0.0]])  # fmt: skip
+    sequences = ["a", "a", "a", "b", "b"]
+    assert vote(logits, torch.tensor([1, 1, 1, 0, 0]), sequences) == 100.0
+    assert vote(logits, torch.tensor([0, 0, 0, 0, 0]), sequences) == 50.0
+
+
+def test_ck48_under_both_protocols_and_a_finished_fold_is_not_run_again(place):
+    flags = ["--checkpoint", "checkpoint", "--epochs", "1", "--limit_batches", "1", "--folds", "3"]
+    done = run_in(place, "test_CK48.py", *flags, "--save", "paper", "--protocol", "paper")
+    assert done.returncode == 0, done.stderr
+    done = run_in(place, "test_CK48.py", *flags, "--save", "clean")
+    assert done.returncode == 0, done.stderr
+    clean = summary_of(place, "clean")["figures"]["CK48"]
+    assert (clean["subjects_shared"], clean["never_tested"], clean["tested_twice"]) == (0, 0, 0)
+    assert len(clean["folds"]) == 3
+    assert clean["accuracy"] == pytest.approx(sum(clean["folds"]) / 3)
+    assert summary_of(place, "paper")["figures"]["CK48"]["subjects_shared"] > 0
+    # A run that lost its last fold.
+    path = place / "saved_models" / "clean" / "checkpoint.pt"
+    whole = torch.load(path, weights_only=True)
+    torch.save({**whole, "folds": whole["folds"][:2]}, path)
+    done = run_in(place, "test_CK48.py", "--resume", "clean")
+    assert done.returncode == 0, done.stderr
+    assert "fold 2 of 3" not in done.stderr
+    assert "fold 3 of 3" in done.stderr
+    again = torch.load(path, weights_only=True)
+    times = [[{k: v for k, v in fold.items() if k != "seconds"} for fold in run["folds"]]
+             for run in (whole, again)]  # fmt: skip
+    assert same(times[0], times[1])
+
+
+def test_ck48_as_it_is_leaves_contempt_out_and_never_answers_neutral(place):
+    done = run_in(place, "test_CK48.py", "--checkpoint", "checkpoint", "--mode", "evaluate",
+                  "--save", "as-it-is")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = summary_of(place, "as-it-is")["figures"]["CK48"]
+    assert set(figures["classes"]) == {"anger", "disgust", "fear", "happy", "sadness", "surprise"}
+
+
+def test_jaffe_leaves_one_subject_out_at_a_time(place):
+    done = run_in(place, "test_JAFFE.py", "--checkpoint", "checkpoint", "--mode", "finetune",
+                  "--epochs", "1", "--limit_batches", "1", "--save", "others")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = summary_of(place, "others")["figures"]["JAFFE"]
+    assert len(figures["folds"]) == 10
+    assert figures["subjects_shared"] == 0
+
+
+WRONG = {
+    "another width": (["--init_channels", "8"], ["--init_channels 8", "contradicts"]),
+    "another depth": (["--layers", "4"], ["--layers 4", "contradicts"]),
+    "another genotype": (["--arch", "DARTS_V2"], ["--arch DARTS_V2", "contradicts"]),
+    "no such file": (["--checkpoint", "nowhere"], ["--checkpoint nowhere", "nowhere.pt"]),
+    "none": (["--checkpoint", ""], ["--checkpoint"]),
+    "eight classes": (["--checkpoint", "eight"], ["eight.pt", "8 classes", "expected 7"]),
+    "cut": (["--checkpoint", "cut"], ["cut.pt", "damaged"]),
+    "a bare dict of another width": (["--checkpoint", "bare"], ["bare.pt", "the network expects"]),
+}
+
+
+@pytest.mark.parametrize("flags, named", WRONG.values(), ids=WRONG)
+def test_a_wrong_checkpoint_is_one_line_and_status_2(flags, named, place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    weights(place / "eight.pt", num_classes=8)
+    whole = (place / "checkpoint.pt").read_bytes()
+    (place / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    torch.save(torch.load("checkpoint.pt", weights_only=True)["state_dict"], "bare.pt")
+    before = sorted((place / "saved_models").iterdir())
+    for script in (test_CK48, test_JAFFE):
+        argv = ["--checkpoint", "checkpoint", *flags]
+        assert cli.run(script.main, script.build_parser(), argv) == 2
+        last = capsys.readouterr().err.strip().split("\n")[-1]
+        assert all(part in last for part in named), last
+    assert sorted((place / "saved_models").iterdir()) == before
+
+
+def test_a_bare_state_dict_needs_its_flags_and_then_works(place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    torch.save(torch.load("checkpoint.pt", weights_only=True)["state_dict"], "bare.pt")
+    argv = ["--checkpoint", "bare.pt", "--init_channels", "4", "--layers", "3", "--save", "bare"]
+    assert cli.run(test_JAFFE.main, test_JAFFE.build_parser(), argv) == 0
+
+
+def test_a_missing_member_is_told_before_any_is_evaluated(place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    argv = ["--model_names", "model1,model3"]
+    assert cli.run(ensemble.main, ensemble.build_parser(), argv) == 2
+    assert "--model_names model3" in capsys.readouterr().err
+
+
+def test_sets_that_are_not_whole_are_refused(place, tmp_path, capsys):
+    shutil.copytree(place / "data", tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "CK+48" / "fear")
+    jaffe = tmp_path / "data" / "jaffe"
+    next(jaffe.iterdir()).rename(jaffe / "face.tiff")
+    flags = ["--checkpoint", str(place / "checkpoint"), "--data", str(tmp_path / "data"),
+             "--model_path", str(tmp_path)]  # fmt: skip
+    for script, named in ((test_CK48, "fear"), (test_JAFFE, "face.tiff")):
+        assert cli.run(script.main, script.build_parser(), flags) == 2
+        assert named in capsys.readouterr().err
+
+
+def test_the_box_of_jaffe_is_four_numbers_or_none():
+    parser = test_JAFFE.build_parser()
+    assert parser.parse_args([]).crop == (56, 76, 204, 224)
+    assert parser.parse_args(["--crop", "none"]).crop is None
+    assert parser.parse_args(["--crop", "0,0,9,9"]).crop == (0, 0, 9, 9)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--crop", "1,2"])

@@ -1,0 +1,194 @@
+"""Folds: no subject on both sides when clean; as published, what was published."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.ck48 import COUNTS, load_ck48
+from data.folds import leave_one_subject_out, overlap, published_ck48_folds, subject_folds
+from utils import UserError
+
+# The real set's shape: 981 images, three of each of 327 sequences, 118 subjects, made up.
+LABELS = torch.repeat_interleave(torch.arange(7), torch.tensor(COUNTS))
+_OWNERS = np.random.default_rng(0).permutation(np.arange(327) % 118)
+SUBJECTS = [f"S{owner:03d}" for owner in np.repeat(_OWNERS, 3)]
+SEQUENCES = [f"{subject}_{row // 3:03d}" for row, subject in enumerate(SUBJECTS)]
+
+
+def times_tested(folds, count):
+    return torch.bincount(torch.cat([test for _, test in folds]), minlength=count)
+
+
+def assert_complementary(folds, count):
+    for train, test in folds:
+        assert train.dtype == test.dtype == torch.int64
+        assert len(train) > 0
+        assert len(test) > 0
+        assert torch.equal(torch.cat([train, test]).sort().values, torch.arange(count))
+
+
+# ---------------------------------------------------------------- clean
+
+
+@pytest.mark.parametrize("folds", [2, 8, 10])
+def test_clean_folds_part_subjects_and_test_each_image_once(folds):
+    pairs = subject_folds(SUBJECTS, LABELS, folds, 0)
+    assert len(pairs) == folds
+    assert_complementary(pairs, 981)
+    assert times_tested(pairs, 981).tolist() == [1] * 981
+    assert all(overlap(train, test, SUBJECTS) == 0 for train, test in pairs)
+
+
+def test_clean_folds_spread_every_class():
+    shares = torch.stack(
+        [
+            torch.bincount(LABELS[test], minlength=7) / torch.tensor(COUNTS)
+            for _, test in subject_folds(SUBJECTS, LABELS, 10, 0)
+        ]
+    )
+    assert shares.min() > 0.0
+    assert shares.max() < 0.25
+
+
+def test_clean_folds_follow_the_seed_alone():
+    first, again, other = (subject_folds(SUBJECTS, LABELS, 10, seed) for seed in (1, 1, 2))
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a[1], b[1]) for a, b in zip(first, other, strict=True))
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    people=st.lists(st.integers(0, 5), min_size=12, max_size=40),
+    folds=st.integers(2, 4),
+    seed=st.integers(0, 2**40),
+    data=st.data(),
+)
+def test_clean_folds_of_any_set_are_clean_or_refused(people, folds, seed, data):
+    labels = data.draw(st.lists(st.integers(0, 6), min_size=len(people), max_size=len(people)))
+    subjects = [f"S{person}" for person in people]
+    if folds > min(len(set(subjects)), max(map(labels.count, labels))):
+        with pytest.raises(UserError, match=f"--folds {folds}"):
+            subject_folds(subjects, torch.tensor(labels), folds, seed)
+        return
+    pairs = subject_folds(subjects, torch.tensor(labels), folds, seed)
+    assert len(pairs) == folds
+    assert_complementary(pairs, len(people))
+    assert set(times_tested(pairs, len(people)).tolist()) == {1}
+    assert all(overlap(train, test, subjects) == 0 for train, test in pairs)
+
+
+@pytest.mark.parametrize("folds", [-1, 0, 1, 119])
+def test_a_number_of_folds_that_subjects_cannot_fill_is_refused(folds):
+    with pytest.raises(UserError, match=f"--folds {folds}: 118 subjects, expected 2 to 118"):
+        subject_folds(SUBJECTS, LABELS, folds, 0)
+
+
+def test_more_folds_than_any_class_has_images_is_refused():
+    with pytest.raises(UserError, match="--folds 3: no class has more than 2 images"):
+        subject_folds(list("abcdef"), torch.tensor([0, 0, 1, 1, 2, 2]), 3, 0)
+
+
+# ---------------------------------------------------------------- as published
+
+
+def test_published_folds_leave_24_images_out_and_test_33_twice():
+    pairs = published_ck48_folds(LABELS)
+    assert len(pairs) == 10
+    assert_complementary(pairs, 981)
+    assert {len(test) for _, test in pairs} == {99}
+    assert torch.bincount(times_tested(pairs, 981)).tolist() == [24, 981 - 24 - 33, 33]
+
+
+def test_published_folds_are_runs_of_consecutive_images_of_each_class():
+    pairs = published_ck48_folds(LABELS)
+    for fold in range(8):  # up to there no run passes the end of its class
+        tested = pairs[fold][1]
+        for label, (run, first) in enumerate(
+            zip((12, 18, 9, 21, 9, 24, 6), np.cumsum([0, *COUNTS]), strict=False)
+        ):
+            own = tested[LABELS[tested] == label].tolist()
+            assert own == list(range(first + fold * run, first + (fold + 1) * run))
+    last = pairs[9][1]
+    for label, run in enumerate((12, 18, 9, 21, 9, 24, 6)):
+        whole = torch.nonzero(label == LABELS).flatten()
+        assert torch.equal(last[LABELS[last] == label], whole[-run:])
+
+
+def test_the_ninth_run_of_fear_goes_on_into_happy():
+    tested = published_ck48_folds(LABELS)[8][1]
+    fear, happy = sum(COUNTS[:2]), sum(COUNTS[:3])
+    own = [row for row in tested.tolist() if fear <= row < happy + 21]
+    assert own == [*range(fear + 72, happy), *range(happy, happy + 6)]
+
+
+def test_published_folds_keep_sequences_together_yet_share_subjects():
+    for train, test in published_ck48_folds(LABELS):
+        assert overlap(train, test, SEQUENCES) == 0
+        assert overlap(train, test, SUBJECTS) > len(test) // 3
+
+
+@pytest.mark.parametrize("folds", [2, 5, 8, 9, 11, 20])
+def test_other_numbers_of_published_folds_test_near_equal_shares(folds):
+    pairs = published_ck48_folds(LABELS, folds)
+    assert len(pairs) == folds
+    assert_complementary(pairs, 981)
+    sizes = [len(test) for _, test in pairs]
+    assert max(abs(size - 981 / folds) for size in sizes) <= 10.5  # 7 classes, half a sequence
+    for train, test in pairs:
+        assert overlap(train, test, SEQUENCES) == 0
+    # Half a sequence a fold and class is the most that the last run can leave out or go over.
+    assert (times_tested(pairs, 981) == 1).sum() >= 981 - 10.5 * folds
+
+
+def test_published_folds_do_not_depend_on_the_order_of_the_rows():
+    order = torch.from_numpy(np.argsort(np.tile(np.arange(3), 327), kind="stable"))
+    labels = LABELS[order]
+    place = torch.argsort(labels, stable=True)
+    for mixed, plain in zip(
+        published_ck48_folds(labels), published_ck48_folds(LABELS), strict=True
+    ):
+        assert torch.equal(mixed[1], place[plain[1]].sort().values)
+
+
+def test_the_synthetic_set_has_published_folds_as_well():
+    faces = load_ck48("synthetic")
+    pairs = published_ck48_folds(faces.labels)
+    assert len(pairs) == 10
+    assert_complementary(pairs, len(faces.names))
+    assert all(faces.labels[test].unique().numel() >= 5 for _, test in pairs)
+
+
+@pytest.mark.parametrize("folds", [1, 982])
+def test_a_number_of_published_folds_that_makes_no_sense_is_refused(folds):
+    with pytest.raises(UserError, match=f"--folds {folds}: 981 images, expected 2 to 981"):
+        published_ck48_folds(LABELS, folds)
+
+
+def test_a_fold_with_nothing_to_train_on_is_refused():
+    with pytest.raises(UserError, match="--folds 2: fold 1 has no image to train on"):
+        published_ck48_folds(torch.tensor([0, 1]), 2)
+
+
+# ---------------------------------------------------------------- by subject, overlap
+
+
+def test_each_subject_is_left_out_once():
+    subjects = ["KL", "KA", "YM", "KA", "KL", "YM", "KA"]
+    pairs = leave_one_subject_out(subjects)
+    assert_complementary(pairs, 7)
+    assert [test.tolist() for _, test in pairs] == [[1, 3, 6], [0, 4], [2, 5]]
+
+
+def test_a_single_subject_cannot_be_left_out():
+    with pytest.raises(UserError, match="1 in the set, expected two subjects or more"):
+        leave_one_subject_out(["KA", "KA"])
+
+
+def test_overlap_counts_test_images_of_groups_that_are_trained_on():
+    groups = ["a", "a", "b", "c", "b", "b"]
+    assert overlap(torch.tensor([0, 2]), torch.tensor([1, 3, 4, 5]), groups) == 3
+    assert overlap(torch.tensor([3]), torch.tensor([0, 1, 2]), groups) == 0

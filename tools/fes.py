@@ -1,0 +1,69 @@
+"""Compute the Facial Expression Similarity of every two classes from the FER+ votes.
+
+    python -m tools.fes fer2013new.csv --usage Training
+    python -m tools.fes fer2013new.csv --out images
+
+Prints the matrix; with --out also writes `fes.csv`, which --fes_matrix reads, and `fes.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from data.fes import fes_matrix, load_votes, save_fes
+from data.readers import CLASSES, SPLITS
+from tools import cli
+from tools.plots_fes import draw_fes
+from utils import UserError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.fes", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("votes", metavar="VOTES.csv", help="the votes of FER+: fer2013new.csv")
+    parser.add_argument(
+        "--usage",
+        choices=SPLITS,
+        help="rows to use (default: all, as published; the clean protocol uses Training)",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="where fes.csv and fes.png go, made when missing (default: the matrix is only "
+        "printed)",
+    )
+    return parser
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Print and write the matrix; returns it, the number of images and the files' paths."""
+    votes = load_votes(args.votes, args.usage)
+    matrix = fes_matrix(votes)
+    rows = "all" if args.usage is None else args.usage
+    print(f"FES of {len(votes)} images ({rows} rows)")
+    table = pd.DataFrame(matrix, index=CLASSES, columns=CLASSES)
+    print(table.to_string(float_format="{:.8f}".format))
+    written: dict[str, Any] = {"matrix": matrix, "images": len(votes)}
+    if args.out is not None:
+        folder = Path(args.out)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {folder}: {error.strerror}, expected a folder") from error
+        save_fes(matrix, folder / "fes.csv")
+        title = f"Facial expression similarity, {rows} rows ({len(votes):,} images)"
+        draw_fes(matrix, CLASSES, folder / "fes.png", title)
+        written |= {"table": str(folder / "fes.csv"), "picture": str(folder / "fes.png")}
+        print(f"written: {written['table']} {written['picture']}")
+    return written
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, build_parser()))

@@ -1,0 +1,135 @@
+"""What every script that trains leaves in its run folder: checkpoints, weights, the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.fer2013 import CLASSES, Split
+from engine import (
+    Scores,
+    Stop,
+    TrainState,
+    best_epoch,
+    evaluate,
+    first_epoch_reaching,
+    network_predictor,
+)
+from model import Network
+from tools.plots import draw_curves
+from tools.report import format_table, report_split, write_summary
+from utils import load_checkpoint, load_state, save_checkpoint, write_metrics
+
+CHOSEN = "best_val_weights.pt"
+ORACLE = "PrivateTest_accuracy"
+# File names of the weights saved when the training accuracy first reaches so many percent.
+MILESTONES = {85.0: "85_weights.pt", 90.0: "90_weights.pt"}
+
+
+def choices(protocol: str) -> dict[str, str]:
+    """The column of the record that each file of best weights is chosen by."""
+    chosen = {CHOSEN: "PublicTest_accuracy"}
+    # Chosen on the test images, as the published figures were: an oracle, and so no default.
+    return chosen if protocol == "clean" else {**chosen, "best_test_weights.pt": ORACLE}
+
+
+def saver(
+    run: Path,
+    model: Network,
+    optimizer: torch.optim.Optimizer,
+    *,
+    description: Mapping[str, Any],
+    protocol: str,
+    epochs: int,
+    drop_path_prob: float,
+    args: Mapping[str, Any],
+    start_epoch: int = 0,
+) -> Callable[[TrainState], None]:
+    """The `save` of `engine.fit`: weights after every epoch, and what --resume goes on from.
+
+    `epochs` is what drop-path rises over; of them, `start_epoch` were trained before this run.
+    """
+
+    def save(state: TrainState) -> None:
+        weights = {
+            "model": dict(description),
+            "state_dict": model.state_dict(),
+            "epoch": start_epoch + state.epoch,
+            "epochs": epochs,
+            "drop_path_prob": drop_path_prob,
+            "start_epoch": start_epoch,
+        }
+        history = state.history
+        if state.step == 0:
+            best = choices(protocol).items()
+            names = ["weights.pt"]
+            names += [name for name, key in best if best_epoch(history, key) == state.epoch]
+            names += [
+                name
+                for percent, name in MILESTONES.items()
+                if first_epoch_reaching(history, "train_accuracy", percent) == state.epoch
+            ]
+            for name in names:
+                save_checkpoint(run / name, "weights", {**weights, "metrics": history[-1]})
+            write_metrics(history, run / "metrics.csv")
+        # Last, so that whatever a killed run has not written is written again when it resumes.
+        content = {"optimizer": optimizer.state_dict(), "state": state.to_dict(), "args": args}
+        save_checkpoint(run / "checkpoint.pt", "training", {**weights, **content})
+
+    return save
+
+
+def report_run(
+    run: Path,
+    model: Network,
+    evaluations: Mapping[str, Split],
+    *,
+    history: list[dict[str, Any]],
+    batch_size: int,
+    precision: torch.autocast,
+    stop: Stop,
+    about: Mapping[str, Any],
+) -> tuple[dict[str, Any], str]:
+    """Score the weights chosen on PublicTest; write reports, pictures and summary.json.
+
+    Returns the summary, `about` first, and a table for the log. Leaves the chosen weights in
+    `model`.
+    """
+    chosen = load_checkpoint(run / CHOSEN, ["weights"])
+    load_state(model, chosen["state_dict"], run / CHOSEN)
+    scores: dict[str, Scores] = {
+        name: evaluate(
+            network_predictor(model),
+            split,
+            batch_size=batch_size,
+            precision=precision,
+            stop=stop,
+            title=name,
+        )
+        for name, split in evaluations.items()
+    }
+    draw_curves(history, run / "curves.png")
+    chosen_epoch, oracle = chosen["metrics"]["epoch"], best_epoch(history, ORACLE)
+    summary = {
+        **about,
+        "run": str(run),
+        "seconds": sum(record["seconds"] for record in history),
+        "chosen_epoch": chosen_epoch,
+        "figures": {name: report_split(name, each, CLASSES, run) for name, each in scores.items()},
+        "last_epoch": history[-1],
+        "oracle": {"epoch": oracle, ORACLE: history[oracle - 1][ORACLE]},
+    }
+    write_summary(summary, run)
+
+    def recorded(epoch: int) -> list[float]:
+        return [history[epoch - 1][f"{name}_accuracy"] for name in scores]
+
+    rows = [
+        [f"chosen on PublicTest (epoch {chosen_epoch})", *(s.accuracy for s in scores.values())],
+        [f"last epoch ({len(history)})", *recorded(len(history))],
+        [f"oracle: best on PrivateTest (epoch {oracle})", *recorded(oracle)],
+    ]
+    return summary, format_table(["top-1 accuracy in %", *scores], rows)

@@ -1,0 +1,151 @@
+"""Trained networks by the names that users give them: `--checkpoint X`, `--model_names A,B`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.fer2013 import CLASSES
+from engine import rising
+from genotypes import format_genotype, resolve_genotype
+from model import Network, build_network
+from tools import cli
+from tools.training import CHOSEN
+from utils import UserError, load_checkpoint, load_state
+
+# What a bare state dict is taken for where no flag says otherwise: the paper's network.
+_PUBLISHED = {"init_channels": 36, "layers": 12, "arch": "Auto_FERNet"}
+DROP_PATH_PROB = 0.2  # of training, as published
+_FIELDS = {"init_channels": "C", "layers": "layers", "arch": "genotype"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with its weights, on the CPU, and what its checkpoint says of its training.
+
+    `epoch` of `epochs` were trained with drop-path rising to `drop_path_prob`; a bare state dict
+    says nothing: 0, 0 and None.
+    """
+
+    path: Path
+    model: Network
+    description: dict[str, Any]
+    epoch: int
+    epochs: int
+    drop_path_prob: float | None
+
+    def drop_path_at(self, epoch: int, *, epochs: int, drop_path_prob: float | None) -> float:
+        """The drop-path probability `epoch` epochs on: it goes on rising as it did in training.
+
+        `epochs` is what it rises over when the checkpoint does not say, `drop_path_prob` what it
+        rises to unless None.
+        """
+        given = (drop_path_prob, self.drop_path_prob, DROP_PATH_PROB)
+        highest = next(p for p in given if p is not None)
+        return rising(self.epoch + epoch, self.epochs or epochs, highest)
+
+
+def checkpoint_parser(*, why: str) -> argparse.ArgumentParser:
+    """The flag of scripts that start from one trained network, as a parent parser."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument_group("the trained network").add_argument(
+        "--checkpoint",
+        metavar="X",
+        help="weights: a file, as given or with .pt added or inside --model_path, or a run folder; "
+        f"{why} (needed, unless --resume; no default, as the result hangs on it)",
+    )
+    return parser
+
+
+def network_parser(*, layers: bool = True) -> argparse.ArgumentParser:
+    """The flags that describe a bare state dict, as a parent parser."""
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("a bare state dict, which does not describe itself")
+    # fmt: off
+    add = group.add_argument
+    add("--arch", nargs="?", const="Auto_FERNet", metavar="GENOTYPE",
+        help="its genotype: a name of genotypes.py, a literal Genotype(...), a genotype file or a "
+        "search's run folder (default: what the checkpoint says, else Auto_FERNet as published)")
+    add("--init_channels", type=cli.positive_int, metavar="C",
+        help="channels of its first cell (default: what the checkpoint says, else 36 as published)")
+    if layers:
+        add("--layers", type=cli.positive_int, metavar="L",
+            help="its cells (default: what the checkpoint says, else 12 as published)")
+    # fmt: on
+    return parser
+
+
+def find_weights(flag: str, name: str, model_path: str) -> Path:
+    """The file that `name` means: as given, with .pt, inside `model_path`, or a run folder's best.
+
+    Raises UserError that names `flag` and the places looked at.
+    """
+    places = [
+        Path(name),
+        Path(f"{name}.pt"),
+        Path(model_path) / name,
+        Path(model_path) / f"{name}.pt",
+    ]
+    for place in places:
+        if place.is_file():
+            return place
+        if (place / CHOSEN).is_file():
+            return place / CHOSEN
+    looked = ", ".join(map(str, places))
+    raise UserError(
+        f"{flag} {name}: no weights found; looked for {looked}, as a file or as a run folder "
+        f"that holds {CHOSEN}"
+    )
+
+
+def require_weights(checkpoint: str | None, model_path: str) -> Path:
+    """The file that --checkpoint means; UserError when it was not given."""
+    if checkpoint is None:
+        raise UserError("--checkpoint: none given; expected weights to start from")
+    return find_weights("--checkpoint", checkpoint, model_path)
+
+
+def load_trained(
+    path: Path, *, layers: int | None, init_channels: int | None, arch: str | None
+) -> Trained:
+    """Rebuild the network of a checkpoint, or of a bare state dict by the flags given.
+
+    Raises UserError for what is no network of seven classes, and for a flag that contradicts what
+    the checkpoint says of itself.
+    """
+    found = load_checkpoint(path, ["weights", "training", "state_dict"])
+    flags = {"init_channels": init_channels, "layers": layers, "arch": arch}
+    if found["kind"] == "state_dict":
+        given = {name: _PUBLISHED[name] if v is None else v for name, v in flags.items()}
+        description = {
+            "C": given["init_channels"],
+            "num_classes": len(CLASSES),
+            "layers": given["layers"],
+            "auxiliary": any(name.startswith("auxiliary_head.") for name in found["state_dict"]),
+            "genotype": format_genotype(resolve_genotype(given["arch"])),
+        }
+    else:
+        description = found["model"]
+        for name, value in flags.items():
+            if value is None:
+                continue
+            wanted = format_genotype(resolve_genotype(value)) if name == "arch" else value
+            says = description[_FIELDS[name]]
+            if wanted != says:
+                raise UserError(f"--{name} {value}: contradicts {path}, which says {says}")
+    if description["num_classes"] != len(CLASSES):
+        raise UserError(
+            f"{path}: a network of {description['num_classes']} classes, expected {len(CLASSES)}"
+        )
+    model = build_network(description)
+    load_state(model, found["state_dict"], path)
+    return Trained(
+        path,
+        model,
+        description,
+        found.get("epoch", 0),
+        found.get("epochs", 0),
+        found.get("drop_path_prob"),
+    )
