@@ -14,6 +14,7 @@ from architect import (
     first_order_gradient,
     penalised_edges,
     second_order_gradient,
+    step_alphas,
 )
 from genotypes import PRIMITIVES
 from model_search import OPEN, PRUNED, Network
