@@ -33,6 +33,7 @@ COSTS = {
     "conv_3x3": 1296,
 }
 FINITE_DIFFERENCE = 0.01  # R of DARTS, over the norm of the gradient
+ROUNDING = 1e-12  # what equal criteria may differ by in float64; alphas differ by far more
 
 
 # --- the step on the alphas
@@ -204,9 +205,9 @@ def score_edges(
 
 
 def normalise(values: Tensor) -> Tensor:
-    """Min-max normalisation to [0, 1]; a constant vector becomes zeros."""
+    """Min-max normalisation to [0, 1]; a vector constant but for rounding becomes zeros."""
     low, high = values.min(), values.max()
-    return (values - low) / (high - low) if high > low else torch.zeros_like(values)
+    return (values - low) / (high - low) if high - low > ROUNDING else torch.zeros_like(values)
 
 
 def is_decision_epoch(epoch: int, warmup: int, frequency: int) -> bool:

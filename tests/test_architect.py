@@ -9,16 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from architect import (
-    COSTS,
     complexity,
     first_order_gradient,
     penalised_edges,
     second_order_gradient,
     step_alphas,
 )
-from genotypes import PRIMITIVES
 from model_search import OPEN, PRUNED, Network
-from operations import build_primitive
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 3e-2
 Batch = tuple[Tensor, Tensor]
@@ -88,10 +85,14 @@ class Twins:
         self.double_optimizer.step()
         self.double.zero_grad()
 
-    def second_order(self, penalty: Callable[[], Tensor]) -> list[Tensor]:
-        buffers = [
-            self.optimizer.state[p].get("momentum_buffer") for p in self.network.weight_parameters()
+    def momentum(self) -> list[Tensor | None]:
+        state = self.optimizer.state
+        return [
+            state[p].get("momentum_buffer") if p in state else None
+            for p in self.network.weight_parameters()
         ]
+
+    def second_order(self, penalty: Callable[[], Tensor]) -> list[Tensor]:
         return second_order_gradient(
             self.network,
             TRAIN,
@@ -101,7 +102,7 @@ class Twins:
             learning_rate=LEARNING_RATE,
             momentum=MOMENTUM,
             weight_decay=WEIGHT_DECAY,
-            momentum_buffers=buffers,
+            momentum_buffers=self.momentum(),
         )
 
 
@@ -135,46 +136,6 @@ def no_penalty() -> Tensor:
 def relative(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     a, b = torch.cat(list(found)), torch.cat(list(expected))
     return ((a - b).norm() / b.norm()).item()
-
-
-# --- the penalty
-
-
-def test_the_costs_are_the_weights_of_each_primitive_at_twelve_channels():
-    for name in PRIMITIVES:
-        op = build_primitive(name, 12, 1, affine=False)
-        assert COSTS.get(name, 0) == sum(p.numel() for p in op.parameters()), name
-
-
-def test_complexity_is_half_the_costs_share_of_each_squared_alpha():
-    alphas = [torch.zeros(11, dtype=torch.float64) for _ in range(14)]
-    alphas[0][4] = 2.0  # sep_conv_3x3
-    alphas[0][3] = 9.0  # skip_connect costs nothing
-    alphas[5][10] = -3.0  # conv_3x3
-    alphas[6][10] = 5.0  # on an edge that is not asked for
-    total = 504 + 888 + 252 + 444 + 126 + 144 + 1296
-    expected = 0.5 * (4.0 * 504 + 9.0 * 1296) / total
-    assert complexity(alphas, [0, 5]).item() == pytest.approx(expected, rel=1e-12)
-    assert complexity(alphas, []).item() == 0.0
-
-
-def test_complexity_pulls_each_alpha_by_its_cost():
-    alphas = [torch.full((11,), 2.0, dtype=torch.float64, requires_grad=True) for _ in range(14)]
-    complexity(alphas, [3]).backward()
-    total = sum(COSTS.values())
-    expected = [2.0 * COSTS.get(name, 0) / total for name in PRIMITIVES]
-    assert alphas[3].grad.tolist() == pytest.approx(expected)
-    assert alphas[2].grad is None
-
-
-def test_open_edges_of_the_normal_cell_are_penalised_or_its_first_edge_alone():
-    states = [OPEN, 4, OPEN, PRUNED, OPEN, *[OPEN] * 9]
-    assert penalised_edges(states, first_only=False) == [0, 2, 4, *range(5, 14)]
-    assert penalised_edges(states, first_only=True) == [0]
-    states[0] = 4
-    assert penalised_edges(states, first_only=False) == [2, 4, *range(5, 14)]
-    assert penalised_edges(states, first_only=True) == []
-    assert penalised_edges([4] * 14, first_only=False) == []
 
 
 # --- gradients
@@ -216,6 +177,7 @@ def test_the_second_order_gradient_is_the_formula_of_darts(trained):
     assert relative(found, expected) < 1e-8
 
 
+# Without momentum and with it.
 @pytest.mark.parametrize("stage", ["fresh", "trained"])
 def test_the_second_order_gradient_is_that_of_the_bilevel_objective(stage, request):
     """Central differences of alpha -> L_valid(w'(alpha), alpha), w' being a step of torch's SGD."""
@@ -228,7 +190,7 @@ def test_the_second_order_gradient_is_that_of_the_bilevel_objective(stage, reque
         twins.step_ahead()
         return plain_loss(double, VALID).item()
 
-    places = [(0, 4), (0, 8), (1, 5), (2, 10), (3, 1), (3, 9), (4, 6), (5, 0), (5, 3), (5, 7)]
+    places = [(0, 4), (1, 8), (2, 10), (3, 1), (4, 6), (5, 0)]
     expected = torch.tensor(
         [(objective(*place, 1e-5) - objective(*place, -1e-5)) / 2e-5 for place in places]
     )
@@ -244,6 +206,7 @@ def test_the_second_order_gradient_is_that_of_the_bilevel_objective(stage, reque
 
 def test_the_passes_of_the_difference_run_in_full_precision_under_bfloat16():
     network = Network(4, 7, 3)
+    network.set_states(PARTLY, PARTLY)
     seen = []
     network.classifier.register_forward_hook(lambda _m, _x, out: seen.append(out.dtype))
     train, valid = ((images.float(), labels) for images, labels in (TRAIN, VALID))
@@ -274,11 +237,15 @@ def test_a_search_without_open_edges_has_no_gradient(trained):
 # --- the step
 
 
+def adam(network: Network) -> torch.optim.Adam:
+    return torch.optim.Adam(network.arch_parameters(), 3e-4, (0.5, 0.999), weight_decay=1e-3)
+
+
 @pytest.mark.parametrize("unrolled", [False, True])
 def test_the_step_changes_open_alphas_and_nothing_else(unrolled, trained):
     network = trained.network
     before = copy.deepcopy(network.state_dict())
-    momentum = copy.deepcopy(trained.optimizer.state_dict()["state"])
+    momentum = copy.deepcopy(trained.momentum())
     gradients = (
         trained.second_order(no_penalty)
         if unrolled
@@ -293,19 +260,17 @@ def test_the_step_changes_open_alphas_and_nothing_else(unrolled, trained):
     }
     after = network.state_dict()
     assert {name for name in before if not torch.equal(before[name], after[name])} == opened
-    for key, state in trained.optimizer.state_dict()["state"].items():
-        assert torch.equal(state["momentum_buffer"], momentum[key]["momentum_buffer"])
+    for buffer, old in zip(trained.momentum(), momentum, strict=True):
+        assert (buffer is None and old is None) or torch.equal(buffer, old)
+    assert any(old is not None for old in momentum)
     assert all(p.grad is None for p in network.parameters())
     # Statistics are kept for the step alone.
     network(VALID[0])
     assert network.stem[1].num_batches_tracked == before["stem.1.num_batches_tracked"] + 1
 
 
-def adam(network: Network) -> torch.optim.Adam:
-    return torch.optim.Adam(network.arch_parameters(), 3e-4, (0.5, 0.999), weight_decay=1e-3)
-
-
 def test_the_step_is_that_of_adam_along_the_gradients():
+    torch.manual_seed(0)
     network = Network(4, 7, 3)
     before = [alpha.detach().clone() for alpha in network.arch_parameters()]
     gradients = [torch.randn(11) for _ in before]

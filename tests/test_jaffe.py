@@ -136,15 +136,20 @@ def test_palette_and_colour_images_become_gray(tmp_path):
     assert torch.equal(gray, from_colour)
 
 
-def test_the_synthetic_set_is_what_its_files_would_give(tmp_path):
-    write_jaffe(draw_jaffe(), tmp_path / "jaffe")
-    drawn, read = load_jaffe("synthetic"), load_jaffe(tmp_path)
-    assert torch.equal(drawn.images, read.images)
-    assert torch.equal(drawn.labels, read.labels)
-    assert (drawn.names, drawn.subjects) == (read.names, read.subjects)
-    assert drawn.sequences == read.sequences
-    assert len(drawn.names) == 210
-    assert len(set(drawn.sequences)) == 70
+@pytest.mark.parametrize("crop", [BOX, None])
+def test_the_synthetic_set_is_what_its_files_would_give(drawn, whole, monkeypatch, crop):
+    monkeypatch.setattr("data.synthetic_cross.draw_jaffe", lambda: drawn)
+    synthetic, read = load_jaffe("synthetic", crop=crop), load_jaffe(whole, crop=crop)
+    assert torch.equal(synthetic.images, read.images)
+    assert torch.equal(synthetic.labels, read.labels)
+    assert (synthetic.names, synthetic.subjects) == (read.names, read.subjects)
+    assert synthetic.sequences == read.sequences
+
+
+def test_the_takes_of_an_expression_are_one_sequence(tmp_path):
+    for name in ("KA.AN1.39.tiff", "KA.AN2.40.tiff", "KA.DI1.42.tiff", "KL.AN1.167.tiff"):
+        write(tmp_path / name, encoded(frame()))
+    assert load_jaffe(tmp_path).sequences == ["KA.AN", "KA.AN", "KL.AN", "KA.DI"]
 
 
 def test_cropped_images_in_class_folders_are_read_whole(tmp_path):

