@@ -23,8 +23,8 @@ from tools.report import format_table
 from utils import UserError
 
 SEARCH = (
-    "search.py --data synthetic --init_channels 4 --layers 3 --batch_size 64 --batch_increase 8 "
-    "--warmup_dec_epoch 1 --decision_freq 1 --limit_batches 8 --model_path {out} --save search"
+    "search.py --data synthetic --init_channels 4 --layers 3 --batch_size 32 --batch_increase 8 "
+    "--warmup_dec_epoch 1 --decision_freq 1 --limit_batches 4 --model_path {out} --save search"
 )
 TRAIN = (
     "train_FER2013.py --data synthetic --arch {out}/search --init_channels 8 --layers 3 "
