@@ -185,7 +185,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if state.step > 0:
             changes = epoch_changes.get(state.epoch)
             state.extra["counts"] = None if changes is None else changes.counts.tolist()
-        elif changes := epoch_changes.pop(state.epoch - 1, None):
+        else:
+            state.extra.pop("counts", None)
+        if state.step == 0 and (changes := epoch_changes.pop(state.epoch - 1, None)):
             repairs = changes.read()
             state.history[-1] |= {"labels": repairs.seen, "changed": repairs.changed}
             if repairs.wrong is not None:

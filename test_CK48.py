@@ -68,7 +68,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     flags = {"layers": args.layers, "init_channels": args.init_channels, "arch": args.arch}
     trained = load_trained(path, **flags)
     faces = load_ck48(args.data, report=log.info)
-    if args.protocol == "paper":
+    if args.mode == "evaluate":
+        folds = []
+    elif args.protocol == "paper":
         folds = published_ck48_folds(faces.labels, args.folds)
     else:
         folds = subject_folds(faces.subjects, faces.labels, args.folds, args.seed)
