@@ -69,7 +69,7 @@ def test_the_published_network_takes_1_41_gflop_an_image_a_multiply_and_an_add_b
     # Convolutions and the classifier alone, an image of 44x44, without the auxiliary head.
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         published(torch.rand(1, 1, 44, 44))
-    assert counter.get_total_flops() == pytest.approx(1.41e9, rel=0.01)
+    assert round(counter.get_total_flops() / 1e9, 2) == 1.41
 
 
 @pytest.mark.parametrize("size", [44, 48])
