@@ -29,13 +29,26 @@ _log = logging.getLogger(LOGGER_NAME)
 
 # The stream of the numbers drawn inside a step (drop-path); data.augment names the others.
 STEP_STREAM = 2
+# Where a warm-up starts, as a share of the highest rate (Smith and Topin's one cycle, 2018).
+WARMUP_START = 1 / 25
 
 Relabel = Callable[[Tensor, Tensor], Tensor]
-
+Forward = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 def cosine(progress: float, first: float, last: float = 0.0) -> float:
     """Cosine annealing (Loshchilov and Hutter, 2017): `first` at progress 0, `last` at 1."""
     return last + 0.5 * (first - last) * (1.0 + math.cos(math.pi * progress))
+
+
+def one_cycle(epoch: float, *, epochs: int, highest: float, warmup_epochs: int = 0) -> float:
+    """Learning rate after `epoch` of `epochs` epochs, of which a part may have passed.
+
+    It rises linearly from `WARMUP_START * highest` over `warmup_epochs`, then falls along a half
+    cosine to 0 at `epochs`; without a warm-up it is the cosine alone.
+    """
+    if epoch < warmup_epochs:
+        return highest * (WARMUP_START + (1.0 - WARMUP_START) * epoch / warmup_epochs)
+    return cosine((epoch - warmup_epochs) / (epochs - warmup_epochs), highest)
 
 
 def rising(epoch: int, epochs: int, highest: float) -> float:
@@ -182,11 +195,38 @@ def network_predictor(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda images: model(images)[0]
 
 
+def compiled(model: nn.Module, batch_size: int) -> Forward:
+    """`model`, compiled by torch.compile for whole batches; the last one of an epoch runs as ever.
+
+    Where there is no compiler for it, a warning says so and all batches run as ever.
+    """
+    fast, usable = torch.compile(model, dynamic=False), None
+
+    def forward(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        nonlocal usable
+        if usable is False or len(images) != batch_size:
+            return model(images)
+        try:
+            result = fast(images)
+        except Exception as error:
+            if usable:
+                raise
+            usable = False
+            _log.warning("--compile: not possible here, going on without (%s)",
+                         str(error).strip().split("\n")[0])  # fmt: skip
+            return model(images)
+        usable = True
+        return result
+
+    return forward
+
+
 def train_one_epoch(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     optimizer: torch.optim.Optimizer,
     *,
+    forward: Forward,
     state: TrainState,
     steps: int,
     seed: int,
@@ -200,7 +240,8 @@ def train_one_epoch(
 ) -> Meter:
     """Train on the batches of epoch `state.epoch` from step `state.step` on, until `stop` says so.
 
-    `batches` yields images (B, 1, H, W) and labels (B,); `learning_rate_at` maps a step to its
+    `batches` yields images (B, 1, H, W) and labels (B,); `forward` is `model`, or that compiled;
+    `learning_rate_at` maps a step to its
     rate; `relabel(logits, labels)` may replace a step's labels. Advances `state.step` and
     `state.sums`, and returns the meter of the epoch, counted against the labels as given.
     """
@@ -217,7 +258,7 @@ def train_one_epoch(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step)
         with precision:
-            logits, auxiliary_logits = model(images)
+            logits, auxiliary_logits = forward(images)
         targets = labels if relabel is None else relabel(logits.detach().float(), labels)
         loss = total = F.cross_entropy(logits.float(), targets)
         if auxiliary_logits is not None:
@@ -250,6 +291,7 @@ def fit(
     batch_size: int,
     augmentation: Augmentation,
     learning_rate: float,
+    warmup_epochs: int,
     drop_path_at: Callable[[int], float],
     auxiliary_weight: float,
     grad_clip: float,
@@ -257,18 +299,24 @@ def fit(
     precision: torch.autocast,
     report_freq: int,
     limit_batches: int | None,
+    compile_forward: bool,
     save: Callable[[TrainState], None],
     stop: Stop,
     relabel_at: Callable[[int], Relabel | None] = lambda _epoch: None,
 ) -> None:
     """Train from `state` to `epochs` epochs, evaluating every split of `evaluations` after each.
 
-    The learning rate falls along a half cosine from `learning_rate`, step by step, and would be
-    zero one step after the last. `save(state)` is called after every epoch, with the epoch's
+    The learning rate follows `one_cycle`, step by step, and would be zero one step after the last.
+    `save(state)` is called after every epoch, with the epoch's
     record last in `state.history`, and when `stop` interrupts one. Raises Interrupted when `stop`
     ended it before the last epoch, UserError when the loss is not finite.
     """
     steps = count_batches(len(training.images), batch_size, limit_batches)
+    forward = compiled(model, batch_size) if compile_forward else model
+
+    def learning_rate_at(epoch: float) -> float:
+        return one_cycle(epoch, epochs=epochs, highest=learning_rate, warmup_epochs=warmup_epochs)
+
     while state.epoch < epochs:
         epoch, started = state.epoch, time.monotonic()
         model.drop_path_prob = drop_path_at(epoch)
@@ -285,12 +333,11 @@ def fit(
             model,
             batches,
             optimizer,
+            forward=forward,
             state=state,
             steps=steps,
             seed=seed,
-            learning_rate_at=lambda step, epoch=epoch: cosine(
-                (epoch + step / steps) / epochs, learning_rate
-            ),
+            learning_rate_at=lambda step, epoch=epoch: learning_rate_at(epoch + step / steps),
             auxiliary_weight=auxiliary_weight,
             grad_clip=grad_clip,
             precision=precision,
@@ -302,7 +349,7 @@ def fit(
         require_finite(model, loss, f"epoch {epoch + 1}")
         record: dict[str, Any] = {
             "epoch": epoch + 1,
-            "lr": cosine(epoch / epochs, learning_rate),
+            "lr": learning_rate_at(epoch),
             "train_loss": loss,
             "train_accuracy": accuracy,
         }

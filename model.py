@@ -37,7 +37,7 @@ class Cell(nn.Module):
             for primitive, source in edges
         )
 
-    def forward(self, before_last: Tensor, last: Tensor, drop_path_prob: float) -> Tensor:
+    def forward(self, before_last: Tensor, last: Tensor, drop_path_prob: Tensor | None) -> Tensor:
         states = [self.preprocess0(before_last), self.preprocess1(last)]
         for first in range(0, len(self._ops), 2):
             states.append(
@@ -46,10 +46,10 @@ class Cell(nn.Module):
             )
         return torch.cat([states[i] for i in self.concat], dim=1)
 
-    def _edge(self, index: int, states: list[Tensor], drop_path_prob: float) -> Tensor:
+    def _edge(self, index: int, states: list[Tensor], drop_path_prob: Tensor | None) -> Tensor:
         op = self._ops[index]
         out = op(states[self.inputs[index]])
-        if self.training and drop_path_prob > 0.0 and not isinstance(op, nn.Identity):
+        if self.training and drop_path_prob is not None and not isinstance(op, nn.Identity):
             out = drop_path(out, drop_path_prob)
         return out
 
@@ -94,6 +94,7 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.auxiliary = auxiliary
+        self.register_buffer("_drop_path_prob", torch.zeros(()), persistent=False)
         self.drop_path_prob = 0.0
         channels_before_last = channels_last = 3 * C
         self.stem = nn.Sequential(
@@ -116,11 +117,24 @@ class Network(nn.Module):
         self.classifier = nn.Linear(channels_last, num_classes)
         self.to(memory_format=torch.channels_last)
 
+    @property
+    def drop_path_prob(self) -> float:
+        """Drop-path probability in training mode, in [0, 1)."""
+        return self._drop_path_float
+
+    @drop_path_prob.setter
+    def drop_path_prob(self, value: float) -> None:
+        # As a tensor too: a compiled forward would be compiled anew for each value of a number.
+        self._drop_path_float = value
+        self._drop_path_prob.fill_(value)
+        self._drops_paths = value > 0.0
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         before_last = last = self.stem(x)
         auxiliary_logits = None
+        drop_path_prob = self._drop_path_prob if self._drops_paths else None
         for index, cell in enumerate(self.cells):
-            before_last, last = last, cell(before_last, last, self.drop_path_prob)
+            before_last, last = last, cell(before_last, last, drop_path_prob)
             if self.auxiliary and self.training and index == self.auxiliary_cell:
                 auxiliary_logits = self.auxiliary_head(last)
         logits = self.classifier(last.mean(dim=(2, 3)))

@@ -181,11 +181,12 @@ def build_primitive(name: str, channels: int, stride: int, affine: bool) -> nn.M
     return _BUILDERS[name](channels, stride, affine)
 
 
-def drop_path(x: Tensor, drop_prob: float) -> Tensor:
-    """Zero whole samples of x (N, ...) with probability `drop_prob`, divide the rest by 1 - it.
+def drop_path(x: Tensor, drop_prob: float | Tensor) -> Tensor:
+    """Zero whole samples of x (N, C, H, W) with probability `drop_prob`, divide the rest by 1 - it.
 
-    Larsson et al., FractalNet, ICLR 2017; the expectation of the output is x.
+    Larsson et al., FractalNet, ICLR 2017; the expectation of the output is x. A tensor () is a
+    probability that may change without a new compilation.
     """
     keep = 1.0 - drop_prob
-    mask = torch.empty((x.shape[0], 1, 1, 1), dtype=x.dtype, device=x.device).bernoulli_(keep)
-    return x * (mask / keep)
+    mask = torch.rand((x.shape[0], 1, 1, 1), device=x.device) < keep
+    return x * (mask / keep).to(x.dtype)

@@ -61,14 +61,13 @@ def build_parser() -> argparse.ArgumentParser:
                 drop_path_why="what the checkpoint says, else 0.2 as published; it goes on rising "
                 "from the checkpoint's epoch",
             ),
+            cli.training_parser(epochs=100),
             checkpoint_parser(why="ideally saved before they converged"),
             network_parser(),
         ],
     )
     # fmt: off
     add = parser.add_argument_group("relabelling").add_argument
-    add("--epochs", type=cli.positive_int, default=100, metavar="N",
-        help="epochs of this run (default: 100, the published value)")
     add("--relabel_threshold", type=cli.non_negative, default=0.2, metavar="T",
         help="a label is doubtful when the likeliest class is less than this more probable "
         "(default: 0.2, the published value)")
@@ -79,8 +78,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--fes_matrix", metavar="FILE",
         help="a matrix that tools.fes wrote (default: that of the Training rows of FER+, or of all "
         "its rows with --protocol paper, as published)")
-    add("--auxiliary_weight", type=cli.non_negative, default=0.4, metavar="W",
-        help="weight of the auxiliary loss (default: 0.4, the published value)")
     # fmt: on
     return parser
 
@@ -133,6 +130,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         args.learning_rate,
         momentum=args.momentum,
         weight_decay=args.weight_decay,
+        nesterov=args.nesterov,
     )
     if args.resume is not None:
         optimizer.load_state_dict(resumed["optimizer"])
@@ -216,12 +214,14 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             augmentation=Augmentation(cutout=args.cutout_length if args.cutout else 0),
             learning_rate=args.learning_rate,
             drop_path_at=lambda epoch: rising(start_epoch + epoch, planned, drop_path_prob),
+            warmup_epochs=args.warmup_epochs,
             auxiliary_weight=args.auxiliary_weight,
             grad_clip=args.grad_clip,
             seed=args.seed,
             precision=precision,
             report_freq=args.report_freq,
             limit_batches=args.limit_batches,
+            compile_forward=args.compile,
             save=save,
             stop=stop,
             relabel_at=relabel_at,

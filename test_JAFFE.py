@@ -128,7 +128,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             epochs=args.epochs,
             batch_size=args.batch_size,
             learning_rate=args.learning_rate,
+            warmup_epochs=args.warmup_epochs,
             momentum=args.momentum,
+            nesterov=args.nesterov,
             weight_decay=args.weight_decay,
             drop_path_at=lambda epoch: trained.drop_path_at(
                 epoch, epochs=args.epochs, drop_path_prob=args.drop_path_prob
@@ -137,6 +139,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             grad_clip=args.grad_clip,
             report_freq=args.report_freq,
             limit_batches=args.limit_batches,
+            compile_forward=args.compile,
             stop=stop,
         )
     figures = summarise_folds("JAFFE", done, faces, CLASSES, run)

@@ -50,23 +50,20 @@ def build_parser() -> argparse.ArgumentParser:
                 drop_path_prob=0.2,
                 drop_path_why="the published value, reached linearly from 0 over the epochs",
             ),
+            cli.training_parser(epochs=600),
         ],
     )
     # fmt: off
     add = parser.add_argument_group("the network").add_argument
     add("--arch", nargs="?", const="Auto_FERNet", default="Auto_FERNet", metavar="GENOTYPE",
         help="a name of genotypes.py, a literal Genotype(...), a genotype file or the run folder "
-        "of a search (default, also without a value: Auto_FERNet, the paper's)")
-    add("--epochs", type=cli.positive_int, default=600, metavar="N",
-        help="epochs (default: 600, the published value)")
+        "of a search (default: Auto_FERNet, the paper's, also where no value is given)")
     add("--init_channels", type=cli.positive_int, default=36, metavar="C",
         help="channels of the first cell (default: 36, the published value)")
     add("--layers", type=cli.positive_int, default=12, metavar="L",
         help="cells (default: 12, the published value)")
     add("--auxiliary", action=argparse.BooleanOptionalAction, default=True,
         help="train with the auxiliary head (default: on, as published)")
-    add("--auxiliary_weight", type=cli.non_negative, default=0.4, metavar="W",
-        help="weight of the auxiliary loss (default: 0.4, the published value)")
     # fmt: on
     return parser
 
@@ -102,6 +99,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         args.learning_rate,
         momentum=args.momentum,
         weight_decay=args.weight_decay,
+        nesterov=args.nesterov,
     )
     if args.resume is not None:
         load_state(model, resumed["state_dict"], run / "checkpoint.pt")
@@ -135,12 +133,14 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             augmentation=Augmentation(cutout=args.cutout_length if args.cutout else 0),
             learning_rate=args.learning_rate,
             drop_path_at=lambda epoch: rising(epoch, args.epochs, args.drop_path_prob),
+            warmup_epochs=args.warmup_epochs,
             auxiliary_weight=args.auxiliary_weight,
             grad_clip=args.grad_clip,
             seed=args.seed,
             precision=precision,
             report_freq=args.report_freq,
             limit_batches=args.limit_batches,
+            compile_forward=args.compile,
             save=save,
             stop=stop,
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
@@ -21,12 +23,14 @@ from engine import (
     TrainState,
     autocast,
     best_epoch,
+    compiled,
     cosine,
     evaluate,
     first_epoch_reaching,
     fit,
     format_record,
     network_predictor,
+    one_cycle,
     require_finite,
     stop_on_signals,
     train_one_epoch,
@@ -57,12 +61,16 @@ def split(count: int, seed: int = 0) -> Split:
     return Split(images, torch.arange(count) % 7)
 
 
-def fit_small(model, state, *, epochs=3, save=lambda _: None, stop=None, **changes):
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+def fit_small(
+    model, state, *, epochs=3, save=lambda _: None, stop=None, optimizer_class=torch.optim.SGD,
+    **changes,
+):  # fmt: skip
+    optimizer = optimizer_class(model.parameters(), 0.1, momentum=0.9)
     options = {
         "batch_size": 8, "augmentation": Augmentation(), "learning_rate": 0.1,
         "drop_path_at": lambda epoch: 0.1 * epoch, "auxiliary_weight": 0.4, "grad_clip": 5.0,
         "seed": 0, "precision": autocast(CPU, "off"), "report_freq": 100, "limit_batches": None,
+        "warmup_epochs": 0, "compile_forward": False,
     }  # fmt: skip
     fit(
         model, optimizer, split(20), {"PublicTest": split(9, 1), "PrivateTest": split(10, 2)},
@@ -74,6 +82,36 @@ def test_the_cosine_starts_high_ends_low_and_is_half_way_half_way():
     assert cosine(0.0, 0.025, 0.001) == 0.025
     assert cosine(0.5, 0.025, 0.001) == pytest.approx(0.013)
     assert cosine(1.0, 0.025, 0.001) == pytest.approx(0.001)
+
+
+def test_a_warm_up_rises_from_a_25th_and_the_cosine_falls_over_the_rest():
+    rate = partial(one_cycle, epochs=10, highest=0.1, warmup_epochs=3)
+    assert rate(0) == pytest.approx(0.1 / 25)
+    assert rate(1.5) == pytest.approx((0.1 / 25 + 0.1) / 2)
+    assert rate(3) == 0.1
+    assert rate(6.5) == pytest.approx(0.05)
+    assert rate(10) == pytest.approx(0.0)
+    steps = [rate(step / 100) for step in range(1001)]
+    assert steps[:301] == sorted(steps[:301])
+    assert steps[300:] == sorted(steps[300:], reverse=True)
+
+
+def test_without_a_warm_up_the_rate_is_the_published_cosine():
+    for epoch in (0, 0.5, 7, 9.99):
+        assert one_cycle(epoch, epochs=10, highest=0.025) == cosine(epoch / 10, 0.025)
+
+
+def test_a_fit_warms_up_step_by_step():
+    rates = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            super().step(closure)
+
+    fit_small(Small(), TrainState(), epochs=3, warmup_epochs=2, optimizer_class=Watched)
+    expected = [one_cycle(step / 3, epochs=3, highest=0.1, warmup_epochs=2) for step in range(9)]
+    assert rates == pytest.approx(expected)
 
 
 def test_no_epoch_trains_at_a_learning_rate_of_zero():
@@ -94,9 +132,9 @@ def test_a_step_is_sgd_on_the_clipped_gradient_of_both_losses():
     optimizer = torch.optim.SGD(model.parameters(), 0.5, momentum=0.9, weight_decay=0.1)
     state = TrainState()
     meter = train_one_epoch(
-        model, [batch], optimizer, state=state, steps=1, seed=0, learning_rate_at=lambda _: 0.25,
-        auxiliary_weight=0.4, grad_clip=0.01, precision=autocast(CPU, "off"), report_freq=10,
-        stop=Stop(),
+        model, [batch], optimizer, forward=model, state=state, steps=1, seed=0,
+        learning_rate_at=lambda _: 0.25, auxiliary_weight=0.4, grad_clip=0.01,
+        precision=autocast(CPU, "off"), report_freq=10, stop=Stop(),
     )  # fmt: skip
     images, labels = batch
     logits, auxiliary = plain(images)
@@ -117,6 +155,32 @@ def test_a_step_is_sgd_on_the_clipped_gradient_of_both_losses():
     assert state.step == 1
 
 
+def test_compiled_runs_whole_batches_fast_and_the_last_one_as_ever(monkeypatch):
+    model, calls = Small(), []
+    monkeypatch.setattr(
+        torch, "compile", lambda module, dynamic: lambda x: calls.append(len(x)) or module(x)
+    )
+    forward = compiled(model, 8)
+    for count in (8, 8, 3):
+        images = torch.rand(count, 1, 44, 44)
+        torch.testing.assert_close(forward(images), model(images))
+    assert calls == [8, 8]
+
+
+def test_where_nothing_compiles_a_warning_says_so_once_and_training_goes_on(monkeypatch, caplog):
+    def broken(images):
+        raise RuntimeError("no C++ compiler\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: broken)
+    monkeypatch.setattr(logging.getLogger("auto_fernet"), "propagate", True)
+    model, images = Small(), torch.rand(8, 1, 44, 44)
+    forward = compiled(model, 8)
+    for _ in range(3):
+        torch.testing.assert_close(forward(images), model(images))
+    warnings = [record.message for record in caplog.records]
+    assert warnings == ["--compile: not possible here, going on without (no C++ compiler)"]
+
+
 def test_relabelling_changes_the_loss_and_not_the_accuracy():
     batch = (torch.rand(8, 1, 44, 44), torch.zeros(8, dtype=torch.int64))
     seen = []
@@ -131,7 +195,7 @@ def test_relabelling_changes_the_loss_and_not_the_accuracy():
         optimizer = torch.optim.SGD(model.parameters(), 0.5)
         meters.append(
             train_one_epoch(
-                model, [batch], optimizer, state=TrainState(), steps=1, seed=0,
+                model, [batch], optimizer, forward=model, state=TrainState(), steps=1, seed=0,
                 learning_rate_at=lambda _: 0.5, auxiliary_weight=0.4, grad_clip=5.0,
                 precision=autocast(CPU, "off"), report_freq=10, stop=Stop(), relabel=hook,
             )
@@ -194,7 +258,7 @@ def test_a_fit_stopped_at_any_step_goes_on_to_the_same_weights():
             batch_size=8, augmentation=Augmentation(), learning_rate=0.1,
             drop_path_at=lambda _: 0.0, auxiliary_weight=0.4, grad_clip=5.0, seed=0,
             precision=autocast(CPU, "off"), report_freq=100, limit_batches=2,
-            save=lambda _: None, stop=stop or Stop(),
+            warmup_epochs=0, compile_forward=False, save=lambda _: None, stop=stop or Stop(),
         )  # fmt: skip
 
     whole, expected = Small(), TrainState()

@@ -150,9 +150,17 @@ REFUSALS = {
     "two devices": (["search.py", "--device", "cpu", "--gpu", "0"], ["--gpu 0", "--device cpu"]),
     "nothing to resume": (["search.py", "--resume", "nowhere"], ["--resume nowhere"]),
     "a batch of none": (["search.py", "--batch_size", "0"], ["--batch_size", "at least 1"]),
-    "no images for the alphas": (
-        ["search.py", "--data", "{data}", "--train_portion", "0.9999"],
-        ["--train_portion 0.9999"],
+    "no images for the weights": (
+        ["search.py", "--data", "{data}", "--train_portion", "0.001"],
+        ["--train_portion 0.001", "0 of 56 images"],
+    ),
+    "a warm-up without end": (
+        ["train_FER2013.py", "--epochs", "3", "--warmup_epochs", "3"],
+        ["--warmup_epochs 3", "--epochs 3"],
+    ),
+    "nesterov without momentum": (
+        ["train_FER2013.py", "--nesterov", "--momentum", "0"],
+        ["--nesterov", "--momentum 0"],
     ),
     "a folder where none can be": (
         ["search.py", "--data", "{data}", "--model_path", "{data}/below"],

@@ -215,6 +215,7 @@ def measure_train(args: argparse.Namespace, device: torch.device) -> Figures:
             model,
             batches,
             optimizer,
+            forward=model,
             state=TrainState(),
             steps=args.steps,
             seed=0,

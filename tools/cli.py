@@ -241,6 +241,27 @@ def sgd_parser(
     return parser
 
 
+def training_parser(*, epochs: int) -> argparse.ArgumentParser:
+    """The flags of training the network of a genotype, as a parent parser."""
+    parser = argparse.ArgumentParser(add_help=False)
+    # fmt: off
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=positive_int, default=epochs, metavar="N",
+        help=f"epochs (default: {epochs}, the published value)")
+    add("--auxiliary_weight", type=non_negative, default=0.4, metavar="W",
+        help="weight of the auxiliary loss (default: 0.4, the published value)")
+    add("--nesterov", action=argparse.BooleanOptionalAction, default=False,
+        help="Nesterov momentum (default: off, as published)")
+    add("--warmup_epochs", type=count, default=0, metavar="N",
+        help="epochs in which the learning rate first rises, from a 25th; fewer than --epochs "
+        "(default: 0, as published)")
+    add("--compile", action=argparse.BooleanOptionalAction, default=False,
+        help="compile the network by torch.compile: a minute at the start, then faster steps "
+        "(default: off, as a short run does not earn that minute back)")
+    # fmt: on
+    return parser
+
+
 def resolve_device(device: str, gpu: int | None) -> torch.device:
     """The device that --device and --gpu ask for; UserError when it is not there."""
     if gpu is not None:
@@ -274,6 +295,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     """
     args = parser.parse_args(argv)
     if getattr(args, "resume", None) is None:
+        _check_training(args)
         return args
     folder = resolve_run(args.resume, args.model_path)
     saved = load_checkpoint(folder / "checkpoint.pt", ("training", "search", "folds"))["args"]
@@ -291,6 +313,18 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
         setattr(args, name, value)
     args.resume = str(folder)
     return args
+
+
+def _check_training(args: argparse.Namespace) -> None:
+    """Raise UserError for flags of `training_parser` that cannot go together."""
+    if "warmup_epochs" not in args:
+        return
+    if args.warmup_epochs >= args.epochs:
+        raise UserError(
+            f"--warmup_epochs {args.warmup_epochs}: expected fewer than --epochs {args.epochs}"
+        )
+    if args.nesterov and args.momentum == 0:
+        raise UserError("--nesterov: needs momentum, found --momentum 0")
 
 
 def resolve_run(name: str, model_path: str) -> Path:

@@ -36,17 +36,14 @@ def crossval_parser(*, mode: str, why: str) -> argparse.ArgumentParser:
                 drop_path_prob=None,
                 drop_path_why="what the checkpoint says, else 0.2 as published; it goes on rising "
                 "from the checkpoint's epoch",
-            )
+            ),
+            cli.training_parser(epochs=60),
         ],
     )
     # fmt: off
     add = parser.add_argument_group("the test").add_argument
     add("--mode", choices=["finetune", "evaluate"], default=mode,
         help=f"fine-tune on each fold, or test the checkpoint as it is (default: {mode}, {why})")
-    add("--epochs", type=cli.positive_int, default=60, metavar="N",
-        help="epochs of each fold (default: 60, the published value)")
-    add("--auxiliary_weight", type=cli.non_negative, default=0.4, metavar="W",
-        help="weight of the auxiliary loss (default: 0.4, the published value)")
     # fmt: on
     return parser
 
@@ -75,13 +72,16 @@ def finetune_fold(
     epochs: int,
     batch_size: int,
     learning_rate: float,
+    warmup_epochs: int,
     momentum: float,
+    nesterov: bool,
     weight_decay: float,
     drop_path_at: Callable[[int], float],
     auxiliary_weight: float,
     grad_clip: float,
     report_freq: int,
     limit_batches: int | None,
+    compile_forward: bool,
     stop: Stop,
 ) -> dict[str, Any]:
     """Fine-tune `model` on a fold; plain values and tensors of what it then makes of its test part.
@@ -93,7 +93,11 @@ def finetune_fold(
     model = model.to(device)
     training, test = (faces.split(index).map(lambda t: t.to(device)) for index in fold)
     optimizer = torch.optim.SGD(
-        model.parameters(), learning_rate, momentum=momentum, weight_decay=weight_decay
+        model.parameters(),
+        learning_rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
     )
     state, precision = TrainState(), autocast(device, amp)
     fit(
@@ -106,6 +110,7 @@ def finetune_fold(
         batch_size=batch_size,
         augmentation=AUGMENTATION,
         learning_rate=learning_rate,
+        warmup_epochs=warmup_epochs,
         drop_path_at=drop_path_at,
         auxiliary_weight=auxiliary_weight,
         grad_clip=grad_clip,
@@ -113,6 +118,7 @@ def finetune_fold(
         precision=precision,
         report_freq=report_freq,
         limit_batches=limit_batches,
+        compile_forward=compile_forward,
         save=lambda _: None,
         stop=stop,
     )
