@@ -1,13 +1,11 @@
-"""The loops that the scripts share: train an epoch, evaluate, fit; and how a run is interrupted."""
+"""The loops that the scripts share: train an epoch, evaluate, fit; and their schedules."""
 
 from __future__ import annotations
 
 import logging
 import math
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,7 +21,7 @@ from data.augment import (
     training_batches,
 )
 from data.fer2013 import Split
-from utils import LOGGER_NAME, Meter, UserError, derive_seed
+from utils import LOGGER_NAME, Interrupted, Meter, Stop, UserError, derive_seed
 
 _log = logging.getLogger(LOGGER_NAME)
 
@@ -56,47 +54,6 @@ def rising(epoch: int, epochs: int, highest: float) -> float:
     return highest * min(1.0, epoch / epochs)
 
 
-class Stop:
-    """Why a run should end early: None, "SIGINT", "SIGTERM" or "time limit"."""
-
-    def __init__(self, minutes: float | None = None) -> None:
-        self._deadline = None if minutes is None else time.monotonic() + 60.0 * minutes
-        self._signal: str | None = None
-
-    @property
-    def reason(self) -> str | None:
-        if self._signal is not None:
-            return self._signal
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            return "time limit"
-        return None
-
-    def notice(self, number: int) -> None:
-        """Remember a signal; the loops look at `reason` after each step."""
-        self._signal = signal.Signals(number).name
-
-
-@contextmanager
-def stop_on_signals(minutes: float | None = None) -> Iterator[Stop]:
-    """A `Stop` that notices SIGINT and SIGTERM; a second signal ends the process at once."""
-    stop = Stop(minutes)
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def notice(number: int, _frame: object) -> None:
-        stop.notice(number)
-        for each in numbers:
-            signal.signal(each, before[each])
-
-    for number in numbers:
-        signal.signal(number, notice)
-    try:
-        yield stop
-    finally:
-        for number in numbers:
-            signal.signal(number, before[number])
-
-
 def autocast(device: torch.device, amp: str) -> torch.autocast:
     """The precision of forward passes: `amp` "bf16", "off", or "auto": bf16 on CUDA that has it."""
     if amp == "auto":
@@ -106,17 +63,11 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-class Interrupted(Exception):
-    """A run that ends early with its state saved; `reason` is that of its `Stop`."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
 def require_finite(model: nn.Module, loss: float, where: str) -> None:
     """Raise UserError when the loss or a weight is not finite: what is saved must be usable."""
-    if math.isfinite(loss) and all(bool(p.isfinite().all()) for p in model.parameters()):
+    # One question to the device, not one a parameter.
+    finite = torch.stack([p.isfinite().all() for p in model.parameters()]).all()
+    if math.isfinite(loss) and bool(finite):
         return
     raise UserError(
         f"{where}: the loss is {loss:.4g} or a weight is not finite; the last checkpoint is kept: "
@@ -138,18 +89,36 @@ class TrainState:
     history: list[dict[str, Any]] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def end_epoch(self, record: dict[str, Any], started: float) -> None:
+        """Keep the record of the epoch that `started`, by time.monotonic, and go on to the next."""
+        record["seconds"] = self.seconds + time.monotonic() - started
+        self.history.append(record)
+        self.epoch, self.step, self.sums, self.seconds = self.epoch + 1, 0, [0.0, 0.0, 0.0], 0.0
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
         return asdict(self)
 
 
+def report_step(model: nn.Module, meter: Meter, state: TrainState, steps: int) -> None:
+    """Log the epoch's figures so far; UserError when they are not finite. Waits for the device."""
+    loss, accuracy = meter.read()
+    title = f"epoch {state.epoch + 1}"
+    _log.info("%s step %d/%d loss %.4f top-1 %.2f", title, state.step, steps, loss, accuracy)
+    require_finite(model, loss, f"{title}, step {state.step}")
+
+
 @dataclass(frozen=True)
 class Scores:
-    """An evaluated split: logits float32 (N, K) and labels int64 (N,) on the CPU, mean loss."""
+    """An evaluated split: logits float32 (N, K) and labels int64 (N,) on the CPU."""
 
     logits: Tensor
     labels: Tensor
-    loss: float
+
+    @property
+    def loss(self) -> float:
+        """Mean cross entropy."""
+        return F.cross_entropy(self.logits.double(), self.labels).item()
 
     @property
     def predictions(self) -> Tensor:
@@ -185,8 +154,7 @@ def evaluate(
             logits.append(predict(images).float())
         if stop.reason:
             raise Interrupted(stop.reason)
-    stacked, labels = torch.cat(logits).cpu(), split.labels.cpu()
-    return Scores(stacked, labels, F.cross_entropy(stacked.double(), labels).item())
+    return Scores(torch.cat(logits).cpu(), split.labels.cpu())
 
 
 def network_predictor(model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -221,6 +189,28 @@ def compiled(model: nn.Module, batch_size: int) -> Forward:
     return forward
 
 
+def evaluate_splits(
+    model: nn.Module,
+    splits: Mapping[str, Split],
+    *,
+    batch_size: int,
+    precision: torch.autocast,
+    stop: Stop,
+) -> dict[str, Scores]:
+    """`evaluate` a network on each of `splits`, by name."""
+    return {
+        name: evaluate(
+            network_predictor(model),
+            split,
+            batch_size=batch_size,
+            precision=precision,
+            stop=stop,
+            title=name,
+        )
+        for name, split in splits.items()
+    }
+
+
 def train_one_epoch(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -247,8 +237,7 @@ def train_one_epoch(
     """
     model.train()
     device = next(model.parameters()).device
-    meter = Meter(device)
-    meter.sums.copy_(torch.tensor(state.sums))
+    meter = Meter(device, state.sums)
     title = f"epoch {state.epoch + 1}"
     first = state.step
     bar = tqdm(batches, title, steps, initial=first, leave=False, disable=None, unit="step")
@@ -270,10 +259,7 @@ def train_one_epoch(
         meter.update(loss, logits, labels)
         state.step = step + 1
         if state.step % report_freq == 0:
-            loss_mean, accuracy = meter.read()
-            _log.info("%s step %d/%d loss %.4f top-1 %.2f", title, state.step, steps,
-                      loss_mean, accuracy)  # fmt: skip
-            require_finite(model, loss_mean, f"{title}, step {state.step}")
+            report_step(model, meter, state, steps)
         if stop.reason:
             break
     state.sums = meter.sums.tolist()
@@ -356,23 +342,16 @@ def fit(
         try:
             if stop.reason:
                 raise Interrupted(stop.reason)
-            for name, split in evaluations.items():
-                scores = evaluate(
-                    network_predictor(model),
-                    split,
-                    batch_size=batch_size,
-                    precision=precision,
-                    stop=stop,
-                    title=name,
-                )
+            scored = evaluate_splits(
+                model, evaluations, batch_size=batch_size, precision=precision, stop=stop
+            )
+            for name, scores in scored.items():
                 record |= {f"{name}_loss": scores.loss, f"{name}_accuracy": scores.accuracy}
         except Interrupted:
             state.seconds += time.monotonic() - started
             save(state)
             raise
-        record["seconds"] = state.seconds + time.monotonic() - started
-        state.history.append(record)
-        state.epoch, state.step, state.sums, state.seconds = epoch + 1, 0, [0.0, 0.0, 0.0], 0.0
+        state.end_epoch(record, started)
         _log.info("%s", format_record(record, epochs))
         save(state)
 

@@ -17,11 +17,11 @@ import torch
 
 from data.augment import spread
 from data.fer2013 import CLASSES, load_fer2013
-from engine import Scores, autocast, evaluate, network_predictor, stop_on_signals
+from engine import Scores, autocast, evaluate_splits
 from tools import cli
 from tools.report import format_table, report_split, write_summary
 from tools.weights import find_weights, load_trained, network_parser
-from utils import UserError, create_run_folder, describe_machine, open_log
+from utils import UserError, create_run_folder, describe_machine, open_log, stop_on_signals
 
 SPLITS = ("PublicTest", "PrivateTest")
 
@@ -62,9 +62,7 @@ def depths(text: str) -> list[int]:
 def average(members: list[Scores]) -> Scores:
     """The mean of the members' logits; they have seen the same images."""
     logits = torch.stack([member.logits.double() for member in members]).mean(dim=0)
-    labels = members[0].labels
-    loss = torch.nn.functional.cross_entropy(logits, labels).item()
-    return Scores(logits.float(), labels, loss)
+    return Scores(logits.float(), members[0].labels)
 
 
 def agreement(members: list[Scores]) -> list[list[float]]:
@@ -76,6 +74,7 @@ def agreement(members: list[Scores]) -> list[list[float]]:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     log = open_log()
     device = cli.resolve_device(args.device, args.gpu)
+    precision = autocast(device, args.amp)
     if len(args.layers) > len(args.model_names):
         log.warning(
             "--layers: %d depths for %d models; the last %d are not used",
@@ -107,19 +106,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         for path, layers in zip(paths, wanted, strict=True):
             # One network at a time, so that memory does not grow with their number.
             model = load_trained(path, layers=layers, **flags).model.to(device)
-            named = model.named_parameters()
-            parameters.append(sum(p.numel() for n, p in named if "auxiliary" not in n))
-            for name, part in parts.items():
-                members[name].append(
-                    evaluate(
-                        network_predictor(model),
-                        part,
-                        batch_size=args.batch_size,
-                        precision=autocast(device, args.amp),
-                        stop=stop,
-                        title=f"{path} {name}",
-                    )
-                )
+            parameters.append(model.size)
+            scored = evaluate_splits(
+                model, parts, batch_size=args.batch_size, precision=precision, stop=stop
+            )
+            for name, scores in scored.items():
+                members[name].append(scores)
     ensemble = {name: average(scores) for name, scores in members.items()}
     summary = {
         "script": "ensemble.py",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from genotypes import Genotype, parse_genotype
-from operations import FactorizedReduce, ReLUConvBN, build_primitive, drop_path
+from operations import build_primitive, drop_path, preprocessing
 
 
 class Cell(nn.Module):
@@ -24,11 +24,9 @@ class Cell(nn.Module):
         reduction_before: bool,
     ) -> None:
         super().__init__()
-        if reduction_before:
-            self.preprocess0: nn.Module = FactorizedReduce(channels_before_last, channels, True)
-        else:
-            self.preprocess0 = ReLUConvBN(channels_before_last, channels, 1, 1, True)
-        self.preprocess1 = ReLUConvBN(channels_last, channels, 1, 1, True)
+        self.preprocess0, self.preprocess1 = preprocessing(
+            channels_before_last, channels_last, channels, reduction_before, affine=True
+        )
         edges = genotype.reduce if reduction else genotype.normal
         self.concat = genotype.reduce_concat if reduction else genotype.normal_concat
         self.inputs = tuple(source for _, source in edges)
@@ -116,6 +114,11 @@ class Network(nn.Module):
                 self.auxiliary_head = AuxiliaryHead(channels_last, num_classes)
         self.classifier = nn.Linear(channels_last, num_classes)
         self.to(memory_format=torch.channels_last)
+
+    @property
+    def size(self) -> int:
+        """Parameters without the auxiliary head, which training alone uses."""
+        return sum(p.numel() for n, p in self.named_parameters() if "auxiliary" not in n)
 
     @property
     def drop_path_prob(self) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from genotypes import PRIMITIVES
-from operations import FactorizedReduce, ReLUConvBN, build_primitive
+from operations import build_primitive, preprocessing
 
 NODES = 4
 # The edges of a cell as (node, source): sources 0 and 1 are the cell's inputs, node j is source
@@ -56,11 +56,9 @@ class Cell(nn.Module):
     ) -> None:
         super().__init__()
         self.reduction = reduction
-        if reduction_before:
-            self.preprocess0: nn.Module = FactorizedReduce(channels_before_last, channels, False)
-        else:
-            self.preprocess0 = ReLUConvBN(channels_before_last, channels, 1, 1, False)
-        self.preprocess1 = ReLUConvBN(channels_last, channels, 1, 1, False)
+        self.preprocess0, self.preprocess1 = preprocessing(
+            channels_before_last, channels_last, channels, reduction_before, affine=False
+        )
         self._ops = nn.ModuleList(
             MixedOp(channels, 2 if reduction and source < 2 else 1) for _, source in EDGES
         )

@@ -142,6 +142,25 @@ class FactorizedReduce(nn.Module):
         return self.bn(torch.cat([self.conv_1(x), self.conv_2(x[:, :, 1:, 1:])], dim=1))
 
 
+def preprocessing(
+    channels_before_last: int,
+    channels_last: int,
+    channels: int,
+    reduction_before: bool,
+    affine: bool,
+) -> tuple[nn.Module, nn.Module]:
+    """The blocks that bring a cell's two inputs to `channels`, in order.
+
+    The older input is twice as large as the other when the cell before was a reduction.
+    """
+    first = (
+        FactorizedReduce(channels_before_last, channels, affine)
+        if reduction_before
+        else ReLUConvBN(channels_before_last, channels, 1, 1, affine)
+    )
+    return first, ReLUConvBN(channels_last, channels, 1, 1, affine)
+
+
 class Zero(nn.Module):
     """The `none` primitive: zeros of the output's shape."""
 

@@ -14,28 +14,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
-from torch import Tensor
 
-from data.augment import Augmentation, spread
-from data.fer2013 import CLASSES, load_fer2013
+from data.augment import Augmentation
+from data.fer2013 import load_fer2013
 from data.fes import PUBLISHED_FES, TRAINING_FES, load_fes
 from data.relabel import Changes, relabel, truth_batches
-from engine import Relabel, TrainState, autocast, fit, rising, stop_on_signals
+from engine import Relabel, TrainState, autocast, rising
 from model import build_network
 from tools import cli
-from tools.training import report_run, saver
-from tools.weights import (
-    DROP_PATH_PROB,
-    checkpoint_parser,
-    load_trained,
-    network_parser,
-    require_weights,
-)
+from tools.training import saver, train_and_report
+from tools.weights import finetuning_parsers, load_trained, require_weights
 from utils import (
     create_run_folder,
     describe_machine,
@@ -43,7 +36,7 @@ from utils import (
     load_state,
     open_log,
     seed_everything,
-    write_text,
+    write_rows,
 )
 
 
@@ -54,16 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
             cli.common_parser(batch_size=64, batch_why="the published value", seed=0),
             cli.folder_parser(label="relabel"),
             cli.run_parser(),
-            cli.sgd_parser(
-                learning_rate=0.02272721,
-                why="the published value; it falls to 0 as a cosine",
-                drop_path_prob=None,
-                drop_path_why="what the checkpoint says, else 0.2 as published; it goes on rising "
-                "from the checkpoint's epoch",
+            *finetuning_parsers(
+                learning_rate=0.02272721, epochs=100, why="ideally saved before they converged"
             ),
-            cli.training_parser(epochs=100),
-            checkpoint_parser(why="ideally saved before they converged"),
-            network_parser(),
         ],
     )
     # fmt: off
@@ -80,15 +66,6 @@ def build_parser() -> argparse.ArgumentParser:
         "its rows with --protocol paper, as published)")
     # fmt: on
     return parser
-
-
-def tabulate(epoch: int, matrix: Tensor) -> list[dict[str, Any]]:
-    """A row for each pair of classes: how many labels of the one became the other in `epoch`."""
-    return [
-        {"epoch": epoch, "given": given, "new": new, "labels": int(matrix[i, j])}
-        for i, given in enumerate(CLASSES)
-        for j, new in enumerate(CLASSES)
-    ]
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -109,8 +86,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         )
         model, description, state = start.model, start.description, TrainState()
         start_epoch, planned = start.epoch, start.epochs or args.epochs
-        given = (args.drop_path_prob, start.drop_path_prob, DROP_PATH_PROB)
-        drop_path_prob = next(p for p in given if p is not None)
+        drop_path_prob = start.highest_drop_path(args.drop_path_prob)
     else:
         run = Path(args.resume)
         resumed = load_checkpoint(run / "checkpoint.pt", ["training"])
@@ -125,20 +101,14 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         run = create_run_folder(args.model_path, args.save, "relabel")
     log = open_log(run)
     model = model.to(device)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        args.learning_rate,
-        momentum=args.momentum,
-        weight_decay=args.weight_decay,
-        nesterov=args.nesterov,
-    )
+    optimizer = torch.optim.SGD(model.parameters(), **cli.sgd_arguments(args))
     if args.resume is not None:
         optimizer.load_state_dict(resumed["optimizer"])
     log.info("%s", describe_machine(device))
     log.info("run folder %s; from %s, epoch %d", run, args.checkpoint, start_epoch)
 
     training = splits["Training"]
-    epoch_changes: dict[int, Changes] = {}
+    changes: Changes | None = None  # of the epoch under way
     save_training = saver(
         run,
         model,
@@ -152,6 +122,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     )
 
     def relabel_at(epoch: int) -> Relabel | None:
+        nonlocal changes
         if epoch == 0:
             return None
         truth = None
@@ -163,92 +134,51 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
                 epoch=epoch,
                 first_step=state.step,
             )
-        changes = Changes(
-            lambda logits, labels: relabel(
-                logits,
-                labels,
-                threshold=args.relabel_threshold,
-                fes=fes,
-                fes_threshold=args.fes_threshold,
-            ),
-            device,
-            truth,
+        rule = partial(
+            relabel, threshold=args.relabel_threshold, fes=fes, fes_threshold=args.fes_threshold
         )
-        if state.step > 0:
-            changes.counts.copy_(torch.tensor(state.extra["counts"]))
-        epoch_changes[epoch] = changes
+        changes = Changes(rule, device, truth, state.extra.pop("counts", None))
         return changes
 
     def save(state: TrainState) -> None:
-        if state.step > 0:
-            changes = epoch_changes.get(state.epoch)
-            state.extra["counts"] = None if changes is None else changes.counts.tolist()
-        else:
-            state.extra.pop("counts", None)
-        if state.step == 0 and (changes := epoch_changes.pop(state.epoch - 1, None)):
-            repairs = changes.read()
-            state.history[-1] |= {"labels": repairs.seen, "changed": repairs.changed}
-            if repairs.wrong is not None:
-                state.history[-1] |= {"precision": repairs.precision, "recall": repairs.recall}
-            table = pd.DataFrame(repairs.matrix.numpy(), index=CLASSES, columns=CLASSES)
-            log.info(
-                "%d of %d labels changed; rows as given, columns as trained on\n%s",
-                repairs.changed, repairs.seen, table.to_string(),
-            )  # fmt: skip
+        nonlocal changes
+        if changes is not None and state.step > 0:
+            state.extra["counts"] = changes.counts.tolist()
+        elif changes is not None:
+            repairs, changes = changes.read(), None
+            state.history[-1] |= repairs.record()
+            log.info("%s", repairs.describe())
             rows = state.extra.setdefault("changes", [])
-            rows += tabulate(state.epoch, repairs.matrix)
-            write_text(run / "changes.csv", pd.DataFrame(rows).to_csv(index=False))
+            rows += repairs.rows(state.epoch)
+            write_rows(rows, run / "changes.csv")
         save_training(state)
 
-    limit = args.limit_batches and args.limit_batches * args.batch_size
-    evaluations = {name: spread(splits[name], limit) for name in ("PublicTest", "PrivateTest")}
-    with stop_on_signals(args.time_limit) as stop:
-        fit(
-            model,
-            optimizer,
-            training,
-            evaluations,
-            state=state,
-            epochs=args.epochs,
-            batch_size=args.batch_size,
-            augmentation=Augmentation(cutout=args.cutout_length if args.cutout else 0),
-            learning_rate=args.learning_rate,
-            drop_path_at=lambda epoch: rising(start_epoch + epoch, planned, drop_path_prob),
-            warmup_epochs=args.warmup_epochs,
-            auxiliary_weight=args.auxiliary_weight,
-            grad_clip=args.grad_clip,
-            seed=args.seed,
-            precision=precision,
-            report_freq=args.report_freq,
-            limit_batches=args.limit_batches,
-            compile_forward=args.compile,
-            save=save,
-            stop=stop,
-            relabel_at=relabel_at,
-        )
-        summary, table = report_run(
-            run,
-            model,
-            evaluations,
-            history=state.history,
-            batch_size=args.batch_size,
-            precision=precision,
-            stop=stop,
-            about={
-                "script": "relabel_training.py",
-                "protocol": args.protocol,
-                "seed": args.seed,
-                "checkpoint": args.checkpoint,
-                "start_epoch": start_epoch,
-                "relabel_threshold": args.relabel_threshold,
-                "fes": args.fes,
-                "fes_threshold": args.fes_threshold,
-                "genotype": description["genotype"],
-                "epochs": args.epochs,
-            },
-        )
-    log.info("\n%s\n\nreports and pictures in %s", table, run)
-    return summary
+    return train_and_report(
+        run,
+        model,
+        optimizer,
+        splits,
+        state=state,
+        precision=precision,
+        time_limit=args.time_limit,
+        save=save,
+        augmentation=Augmentation(cutout=args.cutout_length if args.cutout else 0),
+        drop_path_at=lambda epoch: rising(start_epoch + epoch, planned, drop_path_prob),
+        relabel_at=relabel_at,
+        about={
+            "script": "relabel_training.py",
+            "protocol": args.protocol,
+            "seed": args.seed,
+            "checkpoint": args.checkpoint,
+            "start_epoch": start_epoch,
+            "relabel_threshold": args.relabel_threshold,
+            "fes": args.fes,
+            "fes_threshold": args.fes_threshold,
+            "genotype": description["genotype"],
+            "epochs": args.epochs,
+        },
+        **cli.fit_arguments(args),
+    )
 
 
 if __name__ == "__main__":

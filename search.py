@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +32,24 @@ from data.augment import Augmentation, count_batches, spread, training_batches
 from data.fer2013 import CLASSES, Split, load_fer2013
 from data.halves import alphas_batches, search_halves
 from engine import (
-    Interrupted,
-    Stop,
     TrainState,
     autocast,
     cosine,
     evaluate,
     format_record,
+    report_step,
     require_finite,
-    stop_on_signals,
 )
 from genotypes import GENOTYPE_FILE, format_genotype, save_genotype
 from model_search import CELLS, OPEN, Network
 from tools import cli
 from tools.report import write_summary
-from tools.search_report import describe_edges, draw_search, write_alphas
+from tools.search_report import describe_edges, draw_search
 from utils import (
     LOGGER_NAME,
+    Interrupted,
     Meter,
+    Stop,
     create_run_folder,
     describe_machine,
     load_checkpoint,
@@ -56,7 +57,8 @@ from utils import (
     open_log,
     save_checkpoint,
     seed_everything,
-    write_metrics,
+    stop_on_signals,
+    write_rows,
 )
 
 _log = logging.getLogger(LOGGER_NAME)
@@ -132,7 +134,7 @@ class SearchState(TrainState):
 
 def search_one_epoch(
     model: Network,
-    batches: Iterable[tuple[Batch, Batch]],
+    batches: Iterable[tuple[Batch, Batch | None]],
     optimizer: torch.optim.Optimizer,
     alphas_optimizer: torch.optim.Optimizer,
     *,
@@ -144,16 +146,17 @@ def search_one_epoch(
     report_freq: int,
     stop: Stop,
 ) -> Meter:
-    """Step the alphas, then the weights, on each pair (batch for the weights, for the alphas)."""
+    """Step the alphas, then the weights, on each pair (batch for the weights, for the alphas).
+
+    The second is None where no edge is open, so that no alpha has anything to learn.
+    """
     model.train()
     weights = model.weight_parameters()
-    any_open = any(alpha.requires_grad for alpha in model.arch_parameters())
-    meter = Meter(weights[0].device)
-    meter.sums.copy_(torch.tensor(state.sums))
+    meter = Meter(weights[0].device, state.sums)
     title = f"epoch {state.epoch + 1}"
     bar = tqdm(batches, title, steps, initial=state.step, leave=False, disable=None, unit="step")
     for train, valid in bar:
-        if any_open:
+        if valid is not None:
             architect.step_alphas(model, alphas_optimizer, alphas_gradient(train, valid))
         images, labels = train
         with precision:
@@ -166,10 +169,7 @@ def search_one_epoch(
         meter.update(loss, logits, labels)
         state.step += 1
         if state.step % report_freq == 0:
-            loss_mean, accuracy = meter.read()
-            _log.info("%s step %d/%d loss %.4f top-1 %.2f", title, state.step, steps,
-                      loss_mean, accuracy)  # fmt: skip
-            require_finite(model, loss_mean, f"{title}, step {state.step}")
+            report_step(model, meter, state, steps)
         if stop.reason:
             break
     state.sums = meter.sums.tolist()
@@ -214,9 +214,11 @@ def search(
         optimizer.param_groups[0]["lr"] = learning_rate_at(epoch)
         drawn = {"batch_size": size, "augmentation": augmentation, "seed": seed, "epoch": epoch}
         batches = training_batches(train, **drawn, first_step=state.step, limit=limit_batches)
+        any_open = any(OPEN in model.states[cell] for cell in CELLS)
+        others = alphas_batches(valid, **drawn, step=state.step) if any_open else repeat(None)
         meter = search_one_epoch(
             model,
-            zip(batches, alphas_batches(valid, **drawn, step=state.step), strict=False),
+            zip(batches, others, strict=False),
             optimizer,
             alphas_optimizer,
             alphas_gradient=alphas_gradient,
@@ -270,9 +272,7 @@ def search(
             )
             state.past[cell] = [*state.past[cell], scores[cell].probs][-history_size:]
         record["open_edges"] = sum(s == OPEN for cell in CELLS for s in model.states[cell])
-        record["seconds"] = state.seconds + time.monotonic() - started
-        state.history.append(record)
-        state.epoch, state.step, state.sums, state.seconds = epoch + 1, 0, [0.0, 0.0, 0.0], 0.0
+        state.end_epoch(record, started)
         _log.info("%s", format_record(record, epochs))
         save()
 
@@ -323,8 +323,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
     def save() -> None:
         if state.step == 0:
-            write_metrics(state.history, run / "metrics.csv")
-            write_alphas(state.rows, run / "alphas.csv")
+            write_rows(state.history, run / "metrics.csv")
+            write_rows(state.rows, run / "alphas.csv")
         # Last, so that whatever a killed run has not written is written again when it resumes.
         save_checkpoint(
             run / "checkpoint.pt",
@@ -356,7 +356,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             learning_rate=optimizer.param_groups[0]["lr"],
             momentum=args.momentum,
             weight_decay=args.weight_decay,
-            momentum_buffers=[optimizer.state[w].get("momentum_buffer") for w in weights],
+            momentum_buffers=[optimizer.state.get(w, {}).get("momentum_buffer") for w in weights],
         )
 
     with stop_on_signals(args.time_limit) as stop:

@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
-from data.augment import Augmentation, spread
+from data.augment import Augmentation
 from data.fer2013 import CLASSES, load_fer2013
-from engine import TrainState, autocast, fit, rising, stop_on_signals
+from engine import TrainState, autocast, rising
 from genotypes import format_genotype, resolve_genotype
 from model import build_network
 from tools import cli
-from tools.training import report_run, saver
+from tools.training import saver, train_and_report
 from utils import (
     create_run_folder,
     describe_machine,
@@ -94,19 +94,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         description = resumed["model"]
     log = open_log(run)
     model = build_network(description).to(device)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        args.learning_rate,
-        momentum=args.momentum,
-        weight_decay=args.weight_decay,
-        nesterov=args.nesterov,
-    )
+    optimizer = torch.optim.SGD(model.parameters(), **cli.sgd_arguments(args))
     if args.resume is not None:
         load_state(model, resumed["state_dict"], run / "checkpoint.pt")
         optimizer.load_state_dict(resumed["optimizer"])
-    parameters = sum(p.numel() for n, p in model.named_parameters() if "auxiliary" not in n)
     log.info("%s", describe_machine(device))
-    log.info("run folder %s, %d parameters without the auxiliary head", run, parameters)
+    log.info("run folder %s, %d parameters without the auxiliary head", run, model.size)
     log.info("%s", description["genotype"])
 
     save = saver(
@@ -119,50 +112,27 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         drop_path_prob=args.drop_path_prob,
         args=vars(args),
     )
-    limit = args.limit_batches and args.limit_batches * args.batch_size
-    evaluations = {name: spread(splits[name], limit) for name in ("PublicTest", "PrivateTest")}
-    with stop_on_signals(args.time_limit) as stop:
-        fit(
-            model,
-            optimizer,
-            splits["Training"],
-            evaluations,
-            state=state,
-            epochs=args.epochs,
-            batch_size=args.batch_size,
-            augmentation=Augmentation(cutout=args.cutout_length if args.cutout else 0),
-            learning_rate=args.learning_rate,
-            drop_path_at=lambda epoch: rising(epoch, args.epochs, args.drop_path_prob),
-            warmup_epochs=args.warmup_epochs,
-            auxiliary_weight=args.auxiliary_weight,
-            grad_clip=args.grad_clip,
-            seed=args.seed,
-            precision=precision,
-            report_freq=args.report_freq,
-            limit_batches=args.limit_batches,
-            compile_forward=args.compile,
-            save=save,
-            stop=stop,
-        )
-        summary, table = report_run(
-            run,
-            model,
-            evaluations,
-            history=state.history,
-            batch_size=args.batch_size,
-            precision=precision,
-            stop=stop,
-            about={
-                "script": "train_FER2013.py",
-                "protocol": args.protocol,
-                "seed": args.seed,
-                "parameters": parameters,
-                "genotype": description["genotype"],
-                "epochs": args.epochs,
-            },
-        )
-    log.info("\n%s\n\nreports and pictures in %s", table, run)
-    return summary
+    return train_and_report(
+        run,
+        model,
+        optimizer,
+        splits,
+        state=state,
+        precision=precision,
+        time_limit=args.time_limit,
+        save=save,
+        augmentation=Augmentation(cutout=args.cutout_length if args.cutout else 0),
+        drop_path_at=lambda epoch: rising(epoch, args.epochs, args.drop_path_prob),
+        about={
+            "script": "train_FER2013.py",
+            "protocol": args.protocol,
+            "seed": args.seed,
+            "parameters": model.size,
+            "genotype": description["genotype"],
+            "epochs": args.epochs,
+        },
+        **cli.fit_arguments(args),
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files that survive: atomic writes, checkpoints, run folders, logging, seeds."""
+"""Runs that survive: atomic writes, checkpoints, run folders, interruptions, logging, seeds."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import os
 import pickle
 import platform
 import random
+import signal
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -172,6 +174,55 @@ def create_run_folder(model_path: Path | str, label: str | None, default: str) -
         raise UserError(f"{parent}: cannot make a run folder ({error.strerror or error})") from None
 
 
+class Interrupted(Exception):
+    """A run that ends early with its state saved; `reason` is that of its `Stop`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Stop:
+    """Why a run should end early: None, "SIGINT", "SIGTERM" or "time limit"."""
+
+    def __init__(self, minutes: float | None = None) -> None:
+        self._deadline = None if minutes is None else time.monotonic() + 60.0 * minutes
+        self._signal: str | None = None
+
+    @property
+    def reason(self) -> str | None:
+        if self._signal is not None:
+            return self._signal
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            return "time limit"
+        return None
+
+    def notice(self, number: int) -> None:
+        """Remember a signal; the loops look at `reason` after each step."""
+        self._signal = signal.Signals(number).name
+
+
+@contextmanager
+def stop_on_signals(minutes: float | None = None) -> Iterator[Stop]:
+    """A `Stop` that notices SIGINT and SIGTERM; a second signal ends the process at once."""
+    stop = Stop(minutes)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def notice(number: int, _frame: object) -> None:
+        stop.notice(number)
+        for each in numbers:
+            signal.signal(each, before[each])
+
+    for number in numbers:
+        signal.signal(number, notice)
+    try:
+        yield stop
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
+
+
 def open_log(folder: Path | None = None) -> logging.Logger:
     """The logger of a run: lines on the terminal (stderr) and, dated, in `folder`/log.txt."""
     logger = logging.getLogger(LOGGER_NAME)
@@ -199,23 +250,25 @@ def describe_machine(device: torch.device) -> str:
     )
 
 
-def write_metrics(history: list[dict[str, Any]], path: Path) -> None:
-    """Write the whole history, a row an epoch, as CSV; columns in order of first appearance."""
-    columns = list(dict.fromkeys(name for record in history for name in record))
+def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    """Write rows of plain values as CSV; columns in order of first appearance."""
+    rows = list(rows)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(history)
+    writer.writerows(rows)
     write_text(path, text.getvalue())
 
 
 class Meter:
     """Mean loss and top-1 accuracy over many batches, summed on the device without a host sync."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, sums: Iterable[float] = (0.0, 0.0, 0.0)) -> None:
+        """`sums`: those of a meter to go on from: loss, correct answers, images."""
         # float32 where the device has no float64 (mps); exact far beyond any epoch's counts.
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.sums = torch.zeros(3, dtype=dtype, device=device)
+        self.sums = torch.tensor(list(sums), dtype=dtype, device=device)
 
     def update(
         self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor

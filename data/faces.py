@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import torch
 
-from data.fer2013 import Split
+from data.fer2013 import Split, count_differences
 from utils import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
@@ -96,13 +96,7 @@ def report_counts(
     report: Callable[[str], None],
 ) -> None:
     """Report, in one line that begins with `what`, which classes have other counts."""
-    found = torch.bincount(labels, minlength=len(classes)).tolist()
-    differences = [
-        f"{name} {count} instead of {wanted}"
-        for name, count, wanted in zip(classes, found, expected, strict=True)
-        if count != wanted
-    ]
-    if differences:
+    if differences := count_differences(labels, classes, expected):
         report(f"{what}: {', '.join(differences)}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,19 +58,25 @@ def load_fer2013(
     source = find_fer2013(path)
     splits = _split(read_cached(source, report))
     differences = [
-        f"{split} {name} {found} instead of {expected}"
-        for split in SPLITS
-        for name, found, expected in zip(
-            CLASSES,
-            torch.bincount(splits[split].labels, minlength=len(CLASSES)).tolist(),
-            COUNTS[split],
-            strict=True,
-        )
-        if found != expected
+        f"{name} {difference}"
+        for name in SPLITS
+        for difference in count_differences(splits[name].labels, CLASSES, COUNTS[name])
     ]
     if differences:
         report(f"{source}: counts differ from FER2013's: {', '.join(differences)}")
     return splits
+
+
+def count_differences(
+    labels: torch.Tensor, classes: Sequence[str], expected: Sequence[int]
+) -> list[str]:
+    """A phrase for each class of which there are not as many labels as `expected`."""
+    found = torch.bincount(labels, minlength=len(classes)).tolist()
+    return [
+        f"{name} {count} instead of {wanted}"
+        for name, count, wanted in zip(classes, found, expected, strict=True)
+        if count != wanted
+    ]
 
 
 def find_fer2013(path: str | Path) -> Path:

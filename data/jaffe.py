@@ -63,7 +63,7 @@ def load_jaffe(
         left, top, right, bottom = crop
         if not (0 <= left < right <= FRAME and 0 <= top < bottom <= FRAME):
             raise UserError(
-                f"crop {','.join(map(str, crop))}: expected left < right and top < bottom "
+                f"--crop {','.join(map(str, crop))}: expected left < right and top < bottom "
                 f"within 0 to {FRAME}"
             )
     if str(path) == "synthetic":

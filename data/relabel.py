@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -66,12 +68,34 @@ class Repairs:
         return self.repaired / self.wrong if self.repaired is not None and self.wrong else None
 
 
+    def record(self) -> dict[str, Any]:
+        """For the epoch's record: labels, those changed, and precision and recall if known."""
+        known = {} if self.wrong is None else {"precision": self.precision, "recall": self.recall}
+        return {"labels": self.seen, "changed": self.changed, **known}
+
+    def rows(self, epoch: int) -> list[dict[str, Any]]:
+        """A row for each pair of classes: how many labels of the one became the other."""
+        return [
+            {"epoch": epoch, "given": given, "new": new, "labels": int(self.matrix[i, j])}
+            for i, given in enumerate(CLASSES)
+            for j, new in enumerate(CLASSES)
+        ]
+
+    def describe(self) -> str:
+        """For the log: how many labels changed, and a table of which became which."""
+        table = pd.DataFrame(self.matrix.numpy(), index=CLASSES, columns=CLASSES)
+        return (
+            f"{self.changed} of {self.seen} labels changed; rows as given, columns as trained on\n"
+            f"{table.to_string()}"
+        )
+
+
 class Changes:
     """A rule as the training loop's `relabel` hook that counts, on the device, what it changes.
 
     `rule` maps logits (B, K) and labels (B,) to new labels (B,). `truth`, where it is known, yields
     the true labels of the same batches (see `truth_batches`). `counts`, int32, holds labels by
-    given, new and (with `truth`) true class; a resumed epoch copies back what it held.
+    given, new and (with `truth`) true class; a resumed epoch goes on from `counts`, as lists.
     """
 
     def __init__(
@@ -79,12 +103,15 @@ class Changes:
         rule: Callable[[Tensor, Tensor], Tensor],
         device: torch.device,
         truth: Iterator[Tensor] | None = None,
+        counts: list | None = None,
     ) -> None:
         self._rule = rule
         self._truth = truth
         axes = 2 if truth is None else 3
         # int32 is exact beyond any epoch, and every device adds it up.
         self.counts = torch.zeros((len(CLASSES),) * axes, dtype=torch.int32, device=device)
+        if counts is not None:
+            self.counts.copy_(torch.tensor(counts))
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The rule's labels, counted."""

@@ -12,16 +12,15 @@ import numpy as np
 import torch
 
 from data.fer2013 import CLASSES
+from data.jaffe import CODES
 from data.synthetic import class_labels, express, random_stream
 from data.synthetic_faces import ACTIONS, CONDITIONS, TRAITS, Face, draw_ranges, render
 
-CK48_CLASSES = ("anger", "disgust", "fear", "happy", "sadness", "surprise", "contempt")
 # CK+'s sequences of each class.
 CK48_SEQUENCES = (45, 59, 25, 69, 28, 83, 18)
 # The same expressions under the names of the drawing's table.
 _CK48_EXPRESSIONS = ["angry", "disgust", "fear", "happy", "sad", "surprise", "contempt"]
 JAFFE_SUBJECTS = ("KA", "KL", "KM", "KR", "MK", "NA", "NM", "TM", "UY", "YM")
-JAFFE_CODES = ("AN", "DI", "FE", "HA", "SA", "SU", "NE")
 
 # A studio: little pose, even light, little noise.
 _STUDIO = {
@@ -53,7 +52,7 @@ class CrossSet:
 def draw_ck48(seed: int = 0, subjects: int = 20, sequences: int = 60) -> CrossSet:
     """Draw a set shaped like CK+48: three frames of rising intensity of each sequence.
 
-    Images 48x48, labels in the order of CK48_CLASSES in shares like CK+'s, names such as
+    Images 48x48, labels in the order of CK_CLASSES in shares like CK+'s, names such as
     `S010_004_00000017.png` (subject, sequence, frame); sorted by name.
     """
     stream = random_stream(seed, 3, 0)
@@ -111,7 +110,7 @@ def draw_jaffe(seed: int = 0, takes: int = 3) -> CrossSet:
     images = render(face, random_stream(seed, 4, 1), size=256, unit=74.0, centre=(130.0, 150.0))
     subjects = [JAFFE_SUBJECTS[owner] for owner in owners]
     names = [
-        f"{subject}.{JAFFE_CODES[label]}{index % takes + 1}.{index + 1}.tiff"
+        f"{subject}.{CODES[label]}{index % takes + 1}.{index + 1}.tiff"
         for index, (subject, label) in enumerate(zip(subjects, labels, strict=True))
     ]
     return _cross_set(images, labels, names, subjects)

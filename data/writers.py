@@ -21,9 +21,10 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from data.ck48 import CK_CLASSES
 from data.fer2013 import CLASSES, SPLITS, Split
 from data.synthetic import VOTE_COLUMNS
-from data.synthetic_cross import CK48_CLASSES, CrossSet
+from data.synthetic_cross import CrossSet
 from utils import UserError, atomic_write, write_text
 
 ARCHIVE_FORMS = (".zip", ".tar", ".tar.gz", ".tar.xz")
@@ -101,7 +102,7 @@ def write_ck48(drawn: CrossSet, folder: Path | str) -> None:
     _write_files(
         folder,
         (
-            (f"{CK48_CLASSES[label]}/{name}", _encoded(image[0], "PNG"))
+            (f"{CK_CLASSES[label]}/{name}", _encoded(image[0], "PNG"))
             for image, label, name in zip(
                 drawn.images.numpy(), drawn.labels.tolist(), drawn.names, strict=True
             )

@@ -37,6 +37,13 @@ def table_text(rows: list[list[str]]) -> str:
     return "\n".join([",".join(row) for row in [["emotion", "pixels", "Usage"], *rows]]) + "\n"
 
 
+def write_small_table(folder: Path, each: int) -> Path:
+    """`folder`/fer2013.csv of `small_set(each)`."""
+    path = folder / "fer2013.csv"
+    path.write_text(table_text(table_rows(small_set(each))))
+    return path
+
+
 def image_bytes(image: np.ndarray, form: str = "PNG") -> bytes:
     """An encoded image; PNG keeps the pixels, JPEG changes them."""
     stream = io.BytesIO()

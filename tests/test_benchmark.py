@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fer2013_files import small_set, table_rows, table_text
+from fer2013_files import write_small_table
 from runs import run
 
 from data import synthetic
@@ -42,8 +42,7 @@ def parse(flags: str) -> argparse.Namespace:
 def test_data_tells_the_first_start_from_the_second_and_scales_the_sample(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = tmp_path / "fer2013.csv"
-    table.write_text(table_text(table_rows(small_set(each=4))))
+    table = write_small_table(tmp_path, each=4)
     flags = "data --sample 5 --batch_size 4 --rounds 2 --device cpu --data".split()
     first = run_benchmark([*flags, str(tmp_path)])
     assert list(figures(first)) == [
@@ -94,7 +93,7 @@ def test_sides_take_turns_and_the_first_turn_does_not_count() -> None:
 
 
 def test_figures_follow_from_the_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "fer2013.csv").write_text(table_text(table_rows(small_set(each=1))))
+    write_small_table(tmp_path, each=1)
 
     def turns(rounds: int, sides: dict[str, object]) -> dict[str, list[float]]:
         return dict(zip(sides, ([2.0, 8.0, 4.0], [8.0, 16.0, 12.0], [1.0, 1.0, 1.0]), strict=False))

@@ -18,8 +18,6 @@ from data.augment import Augmentation, training_batches
 from data.fer2013 import Split
 from data.halves import alphas_batches, search_halves
 from engine import (
-    Interrupted,
-    Stop,
     TrainState,
     autocast,
     best_epoch,
@@ -32,10 +30,9 @@ from engine import (
     network_predictor,
     one_cycle,
     require_finite,
-    stop_on_signals,
     train_one_epoch,
 )
-from utils import UserError
+from utils import Interrupted, Stop, UserError, stop_on_signals
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fer2013_files import small_set, table_rows, table_text
+from fer2013_files import write_small_table
 from runs import ROOT, command, run, same, stop_when
 
 import ensemble
@@ -51,7 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     (folder / "data").mkdir()
     (folder / "saved_models").mkdir()
-    (folder / "data" / "fer2013.csv").write_text(table_text(table_rows(small_set(each=4))))
+    write_small_table(folder / "data", each=4)
     ck48 = synthetic_cross.draw_ck48(subjects=6, sequences=14)
     writers.write_ck48(ck48, folder / "data" / "CK+48")
     writers.write_jaffe(synthetic_cross.draw_jaffe(takes=1), folder / "data" / "jaffe")
@@ -134,7 +134,7 @@ def test_an_ensemble_averages_logits_and_a_pair_of_twins_agrees():
     labels = torch.tensor([0, 1, 1])
     first = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
     second = torch.tensor([[0.0, 1.0], [0.0, 3.0], [0.0, 1.0]])
-    members = [Scores(logits, labels, 0.0) for logits in (first, second)]
+    members = [Scores(logits, labels) for logits in (first, second)]
     averaged = ensemble.average(members)
     assert averaged.logits.equal((first + second) / 2)
     assert averaged.accuracy == 100.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fer2013_files import small_set, table_rows, table_text
+from fer2013_files import write_small_table
 from runs import SEARCH, TRAIN, command, kill_when, run, same, stop_when, without_times
 
 SCRIPTS = {"train": TRAIN, "search": SEARCH}
@@ -15,9 +15,7 @@ SCRIPTS = {"train": TRAIN, "search": SEARCH}
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "fer2013.csv"
-    path.write_text(table_text(table_rows(small_set(each=12))))
-    return path
+    return write_small_table(tmp_path_factory.mktemp("data"), each=12)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fer2013_files import small_set, table_rows, table_text
+from fer2013_files import write_small_table
 from PIL import Image
 from runs import ROOT, SEARCH, TRAIN, command, run
 
@@ -31,9 +31,7 @@ PUBLISHED_TRAIN = (
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "fer2013.csv"
-    path.write_text(table_text(table_rows(small_set(each=8))))
-    return path
+    return write_small_table(tmp_path_factory.mktemp("data"), each=8)
 
 
 @pytest.fixture(scope="module")

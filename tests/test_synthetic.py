@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from data.ck48 import CK_CLASSES
 from data.fer2013 import CLASSES, SPLITS, Split, load_fer2013
 from data.synthetic import (
     CLASS_COLUMNS,
@@ -25,7 +26,7 @@ from data.synthetic import (
     draw_records,
     draw_votes,
 )
-from data.synthetic_cross import CK48_CLASSES, draw_ck48, draw_jaffe
+from data.synthetic_cross import draw_ck48, draw_jaffe
 from data.writers import (
     PALETTE_EVERY,
     write_archive,
@@ -204,7 +205,7 @@ def test_ck48_is_shaped_like_the_real_set():
     assert drawn.images.shape == (180, 1, 48, 48)
     assert len(set(drawn.subjects)) == 20
     assert list(drawn.names) == sorted(set(drawn.names))
-    assert set(drawn.labels.tolist()) == set(range(len(CK48_CLASSES)))
+    assert set(drawn.labels.tolist()) == set(range(len(CK_CLASSES)))
     for first in range(0, len(drawn.names), 3):
         parts = [re.fullmatch(r"(S\d{3})_(\d{3})_(\d{8})\.png", n) for n in drawn.names[first:][:3]]
         assert len({part[1] for part in parts}) == len({part[2] for part in parts}) == 1
@@ -296,7 +297,7 @@ def test_ck48_files_lie_in_their_class_folders(tmp_path):
     write_ck48(drawn, tmp_path / "CK+48")
     assert len(list(tmp_path.glob("CK+48/*/*.png"))) == 24
     for image, label, name in zip(drawn.images, drawn.labels, drawn.names, strict=True):
-        with Image.open(tmp_path / "CK+48" / CK48_CLASSES[label] / name) as read:
+        with Image.open(tmp_path / "CK+48" / CK_CLASSES[label] / name) as read:
             assert read.mode == "L"
             assert (np.asarray(read) == image[0].numpy()).all()
 

@@ -20,7 +20,7 @@ from utils import (
     load_checkpoint,
     load_state,
     save_checkpoint,
-    write_metrics,
+    write_rows,
     write_text,
 )
 
@@ -143,5 +143,5 @@ def test_a_meter_counts_images_not_batches():
 
 
 def test_metrics_keep_every_column_that_ever_was(tmp_path):
-    write_metrics([{"epoch": 1, "a": 0.5}, {"epoch": 2, "a": 1.0, "b": 2}], tmp_path / "m.csv")
+    write_rows([{"epoch": 1, "a": 0.5}, {"epoch": 2, "a": 1.0, "b": 2}], tmp_path / "m.csv")
     assert (tmp_path / "m.csv").read_text() == "epoch,a,b\n1,0.5,\n2,1.0,2\n"

@@ -27,12 +27,12 @@ from torchvision.transforms import ColorJitter, Compose, RandomCrop, RandomHoriz
 from data.augment import Augmentation, spread, training_batches
 from data.cache import cache_path
 from data.fer2013 import CLASSES, Split, find_fer2013, load_fer2013
-from engine import Stop, TrainState, autocast, train_one_epoch
+from engine import TrainState, autocast, train_one_epoch
 from genotypes import resolve_genotype
 from model import Network
 from tools import cli
 from tools.report import format_table
-from utils import describe_machine, seed_everything
+from utils import Stop, describe_machine, seed_everything
 
 # What search and the fine-tuning on CK+ do to an image: the most that any script does.
 AUGMENTATION = Augmentation(jitter=0.5)

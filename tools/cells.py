@@ -13,7 +13,6 @@ from pathlib import Path
 from genotypes import NAMED, format_genotype, resolve_genotype
 from tools import cli
 from tools.plots import draw_cell
-from utils import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,11 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> dict[str, str]:
     """Draw both cells; returns the genotype's text and the two files' paths."""
     genotype = resolve_genotype(args.arch)
-    folder = Path(args.out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder}: {error.strerror}, expected a folder") from error
+    folder = cli.make_folder("--out", args.out)
     # A literal has no name that a title could bear.
     name = (
         "" if args.arch.lstrip().startswith("Genotype") else f"{Path(args.arch).resolve().stem}: "

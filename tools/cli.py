@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from engine import Interrupted
-from utils import UserError, load_checkpoint
+from utils import Interrupted, UserError, load_checkpoint
 
 # What a resumed run may be given anew; every other flag is part of what the run is.
 _FREE_ON_RESUME = {
@@ -262,6 +261,32 @@ def training_parser(*, epochs: int) -> argparse.ArgumentParser:
     return parser
 
 
+def sgd_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """What torch.optim.SGD takes from the flags of `sgd_parser` and `training_parser`."""
+    return {
+        "lr": args.learning_rate,
+        "momentum": args.momentum,
+        "weight_decay": args.weight_decay,
+        "nesterov": args.nesterov,
+    }
+
+
+def fit_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """What `engine.fit` takes from the flags as they are."""
+    return {
+        "epochs": args.epochs,
+        "batch_size": args.batch_size,
+        "learning_rate": args.learning_rate,
+        "warmup_epochs": args.warmup_epochs,
+        "auxiliary_weight": args.auxiliary_weight,
+        "grad_clip": args.grad_clip,
+        "seed": args.seed,
+        "report_freq": args.report_freq,
+        "limit_batches": args.limit_batches,
+        "compile_forward": args.compile,
+    }
+
+
 def resolve_device(device: str, gpu: int | None) -> torch.device:
     """The device that --device and --gpu ask for; UserError when it is not there."""
     if gpu is not None:
@@ -325,6 +350,16 @@ def _check_training(args: argparse.Namespace) -> None:
         )
     if args.nesterov and args.momentum == 0:
         raise UserError("--nesterov: needs momentum, found --momentum 0")
+
+
+def make_folder(flag: str, name: str) -> Path:
+    """The folder that `flag` names, made where it is missing; UserError where that fails."""
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{flag} {folder}: {error.strerror}, expected a folder") from error
+    return folder
 
 
 def resolve_run(name: str, model_path: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -15,36 +16,51 @@ from torch import Tensor
 from data.augment import Augmentation
 from data.faces import Faces
 from data.folds import Fold, overlap
-from engine import Scores, Stop, TrainState, autocast, evaluate, fit, network_predictor
+from engine import Scores, TrainState, autocast, evaluate, fit, network_predictor
 from model import Network
 from tools import cli
-from tools.report import format_table, report_split
-from utils import derive_seed, load_checkpoint, save_checkpoint
+from tools.report import format_table, report_split, write_summary
+from tools.weights import finetuning_parsers, load_trained, require_weights
+from utils import (
+    LOGGER_NAME,
+    Stop,
+    create_run_folder,
+    derive_seed,
+    describe_machine,
+    load_checkpoint,
+    open_log,
+    save_checkpoint,
+    seed_everything,
+    stop_on_signals,
+)
+
+_log = logging.getLogger(LOGGER_NAME)
 
 # As published for CK+: brightness and contrast vary between its recordings.
 AUGMENTATION = Augmentation(jitter=0.5)
 
 
-def crossval_parser(*, mode: str, why: str) -> argparse.ArgumentParser:
-    """The flags of fine-tuning on folds, as a parent parser; `mode` is the default."""
+def crossval_parser(
+    *, label: str, data: str, batch_size: int, mode: str, why: str
+) -> argparse.ArgumentParser:
+    """All flags of a test on another data set, as a parent parser; `mode` is the default."""
     parser = argparse.ArgumentParser(
         add_help=False,
         parents=[
-            cli.sgd_parser(
-                learning_rate=0.01794073,
-                why="the published value; it falls to 0 as a cosine",
-                drop_path_prob=None,
-                drop_path_why="what the checkpoint says, else 0.2 as published; it goes on rising "
-                "from the checkpoint's epoch",
+            cli.common_parser(
+                data=data, batch_size=batch_size, batch_why="the published value", seed=0
             ),
-            cli.training_parser(epochs=60),
+            cli.folder_parser(label=label),
+            cli.run_parser(),
+            *finetuning_parsers(learning_rate=0.01794073, epochs=60, why="trained on FER2013"),
         ],
     )
-    # fmt: off
-    add = parser.add_argument_group("the test").add_argument
-    add("--mode", choices=["finetune", "evaluate"], default=mode,
-        help=f"fine-tune on each fold, or test the checkpoint as it is (default: {mode}, {why})")
-    # fmt: on
+    parser.add_argument_group("the test").add_argument(
+        "--mode",
+        choices=["finetune", "evaluate"],
+        default=mode,
+        help=f"fine-tune on each fold, or test the checkpoint as it is (default: {mode}, {why})",
+    )
     return parser
 
 
@@ -67,60 +83,34 @@ def finetune_fold(
     fold: Fold,
     *,
     device: torch.device,
-    amp: str,
-    seed: int,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    warmup_epochs: int,
-    momentum: float,
-    nesterov: bool,
-    weight_decay: float,
-    drop_path_at: Callable[[int], float],
-    auxiliary_weight: float,
-    grad_clip: float,
-    report_freq: int,
-    limit_batches: int | None,
-    compile_forward: bool,
+    precision: torch.autocast,
+    sgd: Mapping[str, Any],
     stop: Stop,
+    batch_size: int,
+    **options: Any,
 ) -> dict[str, Any]:
     """Fine-tune `model` on a fold; plain values and tensors of what it then makes of its test part.
 
+    `sgd` is what torch.optim.SGD takes, `options` the other arguments of `engine.fit`. Returns
     `logits` (M, K) and `test_index` (M,) after the last epoch, the accuracy then and at the best
     epoch (an oracle), and how many test images share a subject or a sequence with training.
     """
     train_index, test_index = fold
     model = model.to(device)
     training, test = (faces.split(index).map(lambda t: t.to(device)) for index in fold)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        learning_rate,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        nesterov=nesterov,
-    )
-    state, precision = TrainState(), autocast(device, amp)
+    state = TrainState()
     fit(
         model,
-        optimizer,
+        torch.optim.SGD(model.parameters(), **sgd),
         training,
         {"test": test},
         state=state,
-        epochs=epochs,
         batch_size=batch_size,
         augmentation=AUGMENTATION,
-        learning_rate=learning_rate,
-        warmup_epochs=warmup_epochs,
-        drop_path_at=drop_path_at,
-        auxiliary_weight=auxiliary_weight,
-        grad_clip=grad_clip,
-        seed=seed,
         precision=precision,
-        report_freq=report_freq,
-        limit_batches=limit_batches,
-        compile_forward=compile_forward,
         save=lambda _: None,
         stop=stop,
+        **options,
     )
     scores = evaluate(
         network_predictor(model), test, batch_size=batch_size, precision=precision, stop=stop
@@ -131,35 +121,152 @@ def finetune_fold(
         "accuracy": scores.accuracy,
         "oracle": max(record["test_accuracy"] for record in state.history),
         "seconds": sum(record["seconds"] for record in state.history),
-        "trained_on": len(train_index),
         "subjects_shared": overlap(train_index, test_index, faces.subjects),
         "sequences_shared": overlap(train_index, test_index, faces.sequences),
     }
 
 
 def cross_validate(
-    load: Callable[[], Network],
+    model: Network,
     faces: Faces,
     folds: Sequence[Fold],
     *,
-    done: list[dict[str, Any]],
-    save: Callable[[], None],
-    report: Callable[[str], None],
+    run: Path,
+    args: Mapping[str, Any],
     seed: int,
+    name: str,
+    classes: Sequence[str],
+    about: Mapping[str, Any],
     **options: Any,
-) -> None:
-    """Fine-tune what `load()` gives on each fold that `done` lacks, adding its result to `done`.
+) -> dict[str, Any]:
+    """Fine-tune a copy of `model` on each fold that `run` has not finished, and report them all.
 
-    `save()` is called after every fold; `options` are those of `finetune_fold`.
+    The folds done are in `run`/checkpoint.pt, with the flags `args`; `options` are those of
+    `finetune_fold`. Returns the summary, which `about` opens.
     """
+    done, save = open_folds(run, args)
     for number, fold in enumerate(folds[len(done) :], len(done) + 1):
-        report(f"fold {number} of {len(folds)}: {len(fold[0])} to train on, {len(fold[1])} to test")
+        _log.info("fold %d of %d: %d to train on, %d to test",
+                  number, len(folds), len(fold[0]), len(fold[1]))  # fmt: skip
         # Numbers of its own for each fold, the same when it is run again.
         fold_seed = derive_seed(seed, number)
         torch.manual_seed(fold_seed)
-        done.append(finetune_fold(load(), faces, fold, seed=fold_seed, **options))
-        report("fold {}: {:.2f} % after the last epoch".format(number, done[-1]["accuracy"]))
+        done.append(finetune_fold(copy.deepcopy(model), faces, fold, seed=fold_seed, **options))
+        _log.info("fold %d: %.2f %% after the last epoch", number, done[-1]["accuracy"])
         save()
+    figures = summarise_folds(name, done, faces, classes, run)
+    seconds = sum(result["seconds"] for result in done)
+    summary = {**about, "seconds": seconds, "figures": {name: figures}}
+    write_summary(summary, run)
+    log_folds(name, figures, run)
+    return summary
+
+
+def evaluate_faces(
+    model: Network,
+    faces: Faces,
+    *,
+    device: torch.device,
+    precision: torch.autocast,
+    batch_size: int,
+    stop: Stop,
+    run: Path,
+    name: str,
+    classes: Sequence[str],
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Test `model` as it is on the images of `classes`, the first of its own, and report it.
+
+    Other images are left out and other answers masked. Returns the summary, which `about` opens.
+    """
+    shared = (faces.labels < len(classes)).nonzero().flatten()
+    predict = network_predictor(model.to(device))
+    scores = evaluate(
+        lambda images: predict(images)[:, : len(classes)],
+        faces.split(shared).map(lambda tensor: tensor.to(device)),
+        batch_size=batch_size,
+        precision=precision,
+        stop=stop,
+    )
+    figures = report_split(name, scores, classes, run)
+    summary = {**about, "figures": {name: figures}}
+    write_summary(summary, run)
+    rows = [[f"{len(classes)} classes, not fine-tuned", figures["images"], figures["accuracy"]]]
+    table = format_table([f"{name}, top-1 accuracy in %", "images", ""], rows)
+    _log.info("\n%s\n\nreport and picture in %s", table, run)
+    return summary
+
+
+def main_on(
+    args: argparse.Namespace,
+    *,
+    name: str,
+    load: Callable[[Callable[[str], None]], Faces],
+    choose_folds: Callable[[Faces], Sequence[Fold]],
+    classes: Sequence[str],
+    shared: Sequence[str],
+) -> dict[str, Any]:
+    """The `main` of the test on the set `name`, whose flags are those of `crossval_parser`.
+
+    `load(report)` gives the set, labelled by `classes`; of these the first, `shared`, are those
+    that FER2013 has too.
+    """
+    log = open_log()
+    device = cli.resolve_device(args.device, args.gpu)
+    path = require_weights(args.checkpoint, args.model_path)
+    trained = load_trained(
+        path, layers=args.layers, init_channels=args.init_channels, arch=args.arch
+    )
+    faces = load(log.info)
+    folds = choose_folds(faces) if args.mode == "finetune" else []
+    seed_everything(args.seed)
+    if args.resume is None:
+        run = create_run_folder(args.model_path, args.save, name.lower())
+    else:
+        run = Path(args.resume)
+    log = open_log(run)
+    log.info("%s", describe_machine(device))
+    log.info("run folder %s; from %s, epoch %d", run, path, trained.epoch)
+    about = {
+        "script": f"test_{name}.py",
+        "protocol": args.protocol,
+        "run": str(run),
+        "seed": args.seed,
+        "checkpoint": str(path),
+        "mode": args.mode,
+    }
+    common = {
+        "run": run,
+        "name": name,
+        "device": device,
+        "precision": autocast(device, args.amp),
+    }
+    with stop_on_signals(args.time_limit) as stop:
+        if args.mode == "evaluate":
+            return evaluate_faces(
+                trained.model,
+                faces,
+                classes=shared,
+                batch_size=args.batch_size,
+                about=about,
+                stop=stop,
+                **common,
+            )
+        return cross_validate(
+            trained.model,
+            faces,
+            folds,
+            classes=classes,
+            args=vars(args),
+            sgd=cli.sgd_arguments(args),
+            drop_path_at=lambda epoch: trained.drop_path_at(
+                epoch, epochs=args.epochs, drop_path_prob=args.drop_path_prob
+            ),
+            about={**about, "epochs": args.epochs},
+            stop=stop,
+            **cli.fit_arguments(args),
+            **common,
+        )
 
 
 def vote(logits: Tensor, labels: Tensor, sequences: Sequence[str]) -> float:
@@ -188,7 +295,6 @@ def summarise_folds(
     index = torch.cat([result["test_index"] for result in results])
     logits = torch.cat([result["logits"] for result in results])
     labels = faces.labels[index]
-    loss = torch.nn.functional.cross_entropy(logits.double(), labels).item()
     by_sequence = [
         vote(
             result["logits"],
@@ -200,7 +306,7 @@ def summarise_folds(
     last = [result["accuracy"] for result in results]
     oracle = [result["oracle"] for result in results]
     times = torch.bincount(index, minlength=len(faces.labels))
-    pooled = report_split(name, Scores(logits, labels, loss), classes, run)
+    pooled = report_split(name, Scores(logits, labels), classes, run)
     return {
         **pooled,
         "accuracy": statistics.mean(last),
@@ -217,7 +323,7 @@ def summarise_folds(
     }
 
 
-def log_folds(log: logging.Logger, name: str, figures: Mapping[str, Any], run: Path) -> None:
+def log_folds(name: str, figures: Mapping[str, Any], run: Path) -> None:
     """Log the table that ends a cross-validation."""
     count = len(figures["folds"])
     rows = [
@@ -227,7 +333,7 @@ def log_folds(log: logging.Logger, name: str, figures: Mapping[str, Any], run: P
         ["oracle: best epoch of each fold", figures["oracle_accuracy"], ""],
     ]  # fmt: skip
     columns = [f"{name}, top-1 accuracy in %", f"mean of {count} folds", "deviation"]
-    log.info(
+    _log.info(
         "\n%s\n\n%d test images of %d share a subject with training, %d a sequence; %d images "
         "were never tested, %d more than once\nreport and picture in %s",
         format_table(columns, rows), figures["subjects_shared"], figures["images"],

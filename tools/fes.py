@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -19,7 +18,6 @@ from data.fes import fes_matrix, load_votes, save_fes
 from data.readers import CLASSES, SPLITS
 from tools import cli
 from tools.plots_fes import draw_fes
-from utils import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,11 +50,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     print(table.to_string(float_format="{:.8f}".format))
     written: dict[str, Any] = {"matrix": matrix, "images": len(votes)}
     if args.out is not None:
-        folder = Path(args.out)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out {folder}: {error.strerror}, expected a folder") from error
+        folder = cli.make_folder("--out", args.out)
         save_fes(matrix, folder / "fes.csv")
         title = f"Facial expression similarity, {rows} rows ({len(votes):,} images)"
         draw_fes(matrix, CLASSES, folder / "fes.png", title)

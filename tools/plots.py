@@ -75,7 +75,7 @@ def draw_cell(
     widths = [_text_width(primitive, 9.5) + 0.16 for primitive, _ in cell]
     layout = lay_out_cell([state for _, state in cell], concat, widths)
     width, height = max(layout.width, _text_width(title, 12) + 0.5), layout.height + 0.3
-    figure = _figure(width, height)
+    figure = new_figure(width, height)
     axes = figure.add_axes((0, 0, 1, 1))
     left = (layout.width - width) / 2
     axes.set(xlim=(left, left + width), ylim=(0, height))
@@ -106,7 +106,7 @@ def draw_cell(
         role = "input" if place < 2 else "output" if place == len(names) - 1 else "node"
         _rounded(axes, box, *BOXES[role], 0.06)
         axes.text(box.x, box.y, name, ha="center", va="center_baseline", color=INK, fontsize=12)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_decisions(decisions: Sequence[dict[str, Any]], epochs: int, path: Path | str) -> Figure:
@@ -115,7 +115,7 @@ def draw_decisions(decisions: Sequence[dict[str, Any]], epochs: int, path: Path 
     Each decision: {"epoch": int, "cell": "normal" or "reduce", "edge": 0 .. 13, "primitive": its
     name, "pruned": the edges that this decision pruned}. Edges are numbered node by node.
     """
-    figure = _figure(11.5, 4.75)
+    figure = new_figure(11.5, 4.75)
     for panel, (cell, title) in enumerate(CELLS.items()):
         axes = figure.add_axes((0.055 + 0.485 * panel, 0.135, 0.445, 0.765))
         axes.set(xlim=(0, epochs), ylim=(EDGES - 0.5, -0.5), xlabel="epoch")
@@ -144,7 +144,7 @@ def draw_decisions(decisions: Sequence[dict[str, Any]], epochs: int, path: Path 
         fontsize=9,
     )
     figure.text(0.055, 0.025, STATES_NOTE, fontsize=8.5, color=QUIET)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _draw_decision(axes: Axes, decision: dict[str, Any], epochs: int) -> None:
@@ -182,7 +182,7 @@ def draw_confusion(
     shares = matrix / np.maximum(counts, 1)[:, None]
     size = len(classes)
     width, height = 2.45 + 0.78 * size, 1.65 + 0.62 * size
-    figure = _figure(width, height)
+    figure = new_figure(width, height)
     axes = figure.add_axes((1.45 / width, 0.85 / height, 0.78 * size / width, 0.62 * size / height))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row, column in np.ndindex(size, size):
@@ -210,7 +210,7 @@ def draw_confusion(
     axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.2)
     _quiet(axes)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_curves(history: Sequence[dict[str, Any]], path: Path | str) -> Figure:
@@ -228,7 +228,7 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path | str) -> Figure:
         values = [record.get(key) for record in history]
         return np.array([math.nan if value is None else float(value) for value in values])
 
-    figure = _figure(12.5, 3.9)
+    figure = new_figure(12.5, 3.9)
     loss, accuracy, rate = figure.subplots(1, 3, width_ratios=(1, 1, 0.72))
     style = {"linewidth": 1.3, "marker": "o" if len(history) == 1 else None}
     for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
@@ -261,7 +261,7 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path | str) -> Figure:
             axes.legend(frameon=False, fontsize=8.5)
         _quiet(axes)
     figure.tight_layout(w_pad=2)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_alphas(
@@ -272,7 +272,7 @@ def draw_alphas(
     `states`: 14 ints, -1 an open edge, 0 pruned (hatched), k decided for primitive k (framed).
     """
     strengths = np.asarray(strengths)
-    figure = _figure(8.8, 5.9)
+    figure = new_figure(8.8, 5.9)
     axes = figure.add_axes((0.07, 0.185, 0.915, 0.745))
     peak = max(float(strengths.max()), 0.3)
     axes.imshow(strengths, cmap="Blues", vmin=0, vmax=peak, aspect="auto")
@@ -303,7 +303,7 @@ def draw_alphas(
     axes.set_title(title, fontsize=12, color=INK, pad=9, parse_math=False)
     figure.text(0.07, 0.025, STATES_NOTE, fontsize=8.5, color=QUIET)
     _quiet(axes)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def edge_names() -> list[str]:
@@ -351,13 +351,15 @@ def _text_width(text: str, size: float) -> float:
     return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72.0
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, drawn by Agg."""
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure: Figure, path: Path | str) -> Figure:
+def save_figure(figure: Figure, path: Path | str) -> Figure:
+    """Write the figure as a PNG, atomically, and return it; UserError as `atomic_write`."""
     # Without the version of the program the file depends on the picture alone.
     metadata = {"Software": None}
     atomic_write(path, lambda file: figure.savefig(file, format="png", metadata=metadata))

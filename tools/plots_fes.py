@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tools.plots import DPI, INK, OPEN, QUIET
-from utils import atomic_write
+from tools.plots import INK, OPEN, QUIET, new_figure, save_figure
 
 
 def draw_fes(matrix: np.ndarray, classes: Sequence[str], path: Path | str, title: str) -> Figure:
@@ -23,8 +21,7 @@ def draw_fes(matrix: np.ndarray, classes: Sequence[str], path: Path | str, title
     pairs = np.ma.masked_where(np.eye(size, dtype=bool), matrix)
     peak = float(pairs.max()) or 1.0
     width, height = 1.35 + 0.78 * size, 1.25 + 0.56 * size
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height)
     axes = figure.add_axes((1.0 / width, 0.7 / height, 0.78 * size / width, 0.56 * size / height))
     axes.set_facecolor(OPEN)
     axes.imshow(pairs, cmap="Blues", vmin=0, vmax=peak, aspect="auto")
@@ -43,7 +40,4 @@ def draw_fes(matrix: np.ndarray, classes: Sequence[str], path: Path | str, title
     figure.text(
         0.5, 1 - 0.36 / height, title, ha="center", fontsize=12, color=INK, parse_math=False
     )
-    # Without the version of the program the file depends on the picture alone.
-    metadata = {"Software": None}
-    atomic_write(path, lambda file: figure.savefig(file, format="png", metadata=metadata))
-    return figure
+    return save_figure(figure, path)

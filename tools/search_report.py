@@ -13,7 +13,6 @@ from architect import EdgeScores
 from genotypes import PRIMITIVES, Genotype
 from model_search import CELLS, EDGES
 from tools.plots import draw_alphas, draw_cell, draw_curves, draw_decisions
-from utils import write_text
 
 
 def describe_edges(
@@ -36,11 +35,6 @@ def describe_edges(
         }
         for edge, (node, source) in enumerate(EDGES)
     ]
-
-
-def write_alphas(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write the rows of `describe_edges`, all epochs, as CSV."""
-    write_text(path, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
 
 
 def draw_search(

@@ -76,11 +76,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError("nothing to do; expected --out FOLDER or --sheet FILE.png")
     written = {}
     if args.out is not None:
-        folder = Path(args.out)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out {folder}: {error.strerror}, expected a folder") from error
+        folder = cli.make_folder("--out", args.out)
         for form in FORMS if args.form == "all" else [args.form]:
             written[form] = folder / FORMS[form]
             write_form(form, written[form], args.seed)

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from data.augment import spread
 from data.fer2013 import CLASSES, Split
-from engine import (
-    Scores,
-    Stop,
-    TrainState,
-    best_epoch,
-    evaluate,
-    first_epoch_reaching,
-    network_predictor,
-)
+from engine import TrainState, best_epoch, evaluate_splits, first_epoch_reaching, fit
 from model import Network
 from tools.plots import draw_curves
 from tools.report import format_table, report_split, write_summary
-from utils import load_checkpoint, load_state, save_checkpoint, write_metrics
+from utils import (
+    LOGGER_NAME,
+    Stop,
+    load_checkpoint,
+    load_state,
+    save_checkpoint,
+    stop_on_signals,
+    write_rows,
+)
+
+_log = logging.getLogger(LOGGER_NAME)
 
 CHOSEN = "best_val_weights.pt"
 ORACLE = "PrivateTest_accuracy"
@@ -74,12 +78,61 @@ def saver(
             ]
             for name in names:
                 save_checkpoint(run / name, "weights", {**weights, "metrics": history[-1]})
-            write_metrics(history, run / "metrics.csv")
+            write_rows(history, run / "metrics.csv")
         # Last, so that whatever a killed run has not written is written again when it resumes.
         content = {"optimizer": optimizer.state_dict(), "state": state.to_dict(), "args": args}
         save_checkpoint(run / "checkpoint.pt", "training", {**weights, **content})
 
     return save
+
+
+def train_and_report(
+    run: Path,
+    model: Network,
+    optimizer: torch.optim.Optimizer,
+    splits: Mapping[str, Split],
+    *,
+    state: TrainState,
+    precision: torch.autocast,
+    time_limit: float | None,
+    save: Callable[[TrainState], None],
+    about: Mapping[str, Any],
+    **options: Any,
+) -> dict[str, Any]:
+    """Fit `model` on Training, then report the weights chosen on PublicTest; returns the summary.
+
+    `options` are the other arguments of `engine.fit`; `about` opens the summary. Raises
+    Interrupted after `time_limit` minutes or a signal, with everything saved.
+    """
+    batch_size, limit = options["batch_size"], options["limit_batches"]
+    evaluations = {
+        name: spread(splits[name], limit and limit * batch_size)
+        for name in ("PublicTest", "PrivateTest")
+    }
+    with stop_on_signals(time_limit) as stop:
+        fit(
+            model,
+            optimizer,
+            splits["Training"],
+            evaluations,
+            state=state,
+            precision=precision,
+            save=save,
+            stop=stop,
+            **options,
+        )
+        summary, table = report_run(
+            run,
+            model,
+            evaluations,
+            history=state.history,
+            batch_size=batch_size,
+            precision=precision,
+            stop=stop,
+            about=about,
+        )
+    _log.info("\n%s\n\nreports and pictures in %s", table, run)
+    return summary
 
 
 def report_run(
@@ -100,17 +153,9 @@ def report_run(
     """
     chosen = load_checkpoint(run / CHOSEN, ["weights"])
     load_state(model, chosen["state_dict"], run / CHOSEN)
-    scores: dict[str, Scores] = {
-        name: evaluate(
-            network_predictor(model),
-            split,
-            batch_size=batch_size,
-            precision=precision,
-            stop=stop,
-            title=name,
-        )
-        for name, split in evaluations.items()
-    }
+    scores = evaluate_splits(
+        model, evaluations, batch_size=batch_size, precision=precision, stop=stop
+    )
     draw_curves(history, run / "curves.png")
     chosen_epoch, oracle = chosen["metrics"]["epoch"], best_epoch(history, ORACLE)
     summary = {

@@ -42,9 +42,31 @@ class Trained:
         `epochs` is what it rises over when the checkpoint does not say, `drop_path_prob` what it
         rises to unless None.
         """
-        given = (drop_path_prob, self.drop_path_prob, DROP_PATH_PROB)
-        highest = next(p for p in given if p is not None)
+        highest = self.highest_drop_path(drop_path_prob)
         return rising(self.epoch + epoch, self.epochs or epochs, highest)
+
+    def highest_drop_path(self, given: float | None) -> float:
+        """What drop-path rises to: as given, else as trained, else the published value."""
+        known = (given, self.drop_path_prob, DROP_PATH_PROB)
+        return next(p for p in known if p is not None)
+
+
+def finetuning_parsers(
+    *, learning_rate: float, epochs: int, why: str
+) -> list[argparse.ArgumentParser]:
+    """The flags of scripts that train a network on, as parent parsers; `why` that network."""
+    return [
+        checkpoint_parser(why=why),
+        network_parser(),
+        cli.sgd_parser(
+            learning_rate=learning_rate,
+            why="the published value; it falls to 0 as a cosine",
+            drop_path_prob=None,
+            drop_path_why=f"what the checkpoint says, else {DROP_PATH_PROB} as published; it goes "
+            "on rising from the checkpoint's epoch",
+        ),
+        cli.training_parser(epochs=epochs),
+    ]
 
 
 def checkpoint_parser(*, why: str) -> argparse.ArgumentParser:
