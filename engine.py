@@ -153,7 +153,7 @@ def evaluate(
         with precision:
             logits.append(predict(images).float())
         if stop.reason:
-            raise Interrupted(stop.reason)
+            raise Interrupted(stop)
     return Scores(torch.cat(logits).cpu(), split.labels.cpu())
 
 
@@ -293,9 +293,9 @@ def fit(
     """Train from `state` to `epochs` epochs, evaluating every split of `evaluations` after each.
 
     The learning rate follows `one_cycle`, step by step, and would be zero one step after the last.
-    `save(state)` is called after every epoch, with the epoch's
-    record last in `state.history`, and when `stop` interrupts one. Raises Interrupted when `stop`
-    ended it before the last epoch, UserError when the loss is not finite.
+    `save(state)` is called at the start, after every epoch, with its record last in
+    `state.history`, and when `stop` interrupts one. Raises Interrupted when `stop` ended it before
+    the last epoch, UserError when the loss is not finite.
     """
     steps = count_batches(len(training.images), batch_size, limit_batches)
     forward = compiled(model, batch_size) if compile_forward else model
@@ -303,6 +303,9 @@ def fit(
     def learning_rate_at(epoch: float) -> float:
         return one_cycle(epoch, epochs=epochs, highest=learning_rate, warmup_epochs=warmup_epochs)
 
+    # At once, so that a run killed in its first epoch can be resumed.
+    if state.epoch == state.step == 0:
+        save(state)
     while state.epoch < epochs:
         epoch, started = state.epoch, time.monotonic()
         model.drop_path_prob = drop_path_at(epoch)
@@ -341,7 +344,7 @@ def fit(
         }
         try:
             if stop.reason:
-                raise Interrupted(stop.reason)
+                raise Interrupted(stop)
             scored = evaluate_splits(
                 model, evaluations, batch_size=batch_size, precision=precision, stop=stop
             )

@@ -102,7 +102,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
     members: dict[str, list[Scores]] = {name: [] for name in SPLITS}
     parameters = []
-    with stop_on_signals() as stop:
+    with stop_on_signals(resumable=False) as stop:
         for path, layers in zip(paths, wanted, strict=True):
             # One network at a time, so that memory does not grow with their number.
             model = load_trained(path, layers=layers, **flags).model.to(device)

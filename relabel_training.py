@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from data.augment import Augmentation
 from data.fer2013 import load_fer2013
 from data.fes import PUBLISHED_FES, TRAINING_FES, load_fes
 from data.relabel import Changes, relabel, truth_batches
@@ -46,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         parents=[
             cli.common_parser(batch_size=64, batch_why="the published value", seed=0),
             cli.folder_parser(label="relabel"),
-            cli.run_parser(),
+            cli.run_parser(script="relabel_training.py"),
             *finetuning_parsers(
                 learning_rate=0.02272721, epochs=100, why="ideally saved before they converged"
             ),
@@ -162,11 +161,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         precision=precision,
         time_limit=args.time_limit,
         save=save,
-        augmentation=Augmentation(cutout=args.cutout_length if args.cutout else 0),
+        augmentation=cli.augmentation(args),
         drop_path_at=lambda epoch: rising(start_epoch + epoch, planned, drop_path_prob),
         relabel_at=relabel_at,
         about={
-            "script": "relabel_training.py",
+            "script": args.script,
             "protocol": args.protocol,
             "seed": args.seed,
             "checkpoint": args.checkpoint,

@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         parents=[
             cli.common_parser(batch_size=24, batch_why="the published value", seed=2),
             cli.folder_parser(label="search"),
-            cli.run_parser(),
+            cli.run_parser(script="search.py"),
             cli.sgd_parser(
                 learning_rate=0.025,
                 why="the published value",
@@ -204,9 +204,11 @@ def search(
 ) -> None:
     """Search from `state` to `epochs` epochs, deciding an edge of each cell where `decides_at` is.
 
-    `save()` is called after every epoch and when `stop` interrupts one. Raises Interrupted and
-    UserError as `engine.fit`.
+    `save()` is called at the start, after every epoch and when `stop` interrupts one. Raises
+    Interrupted and UserError as `engine.fit`.
     """
+    if state.epoch == state.step == 0:
+        save()
     while state.epoch < epochs:
         epoch, started = state.epoch, time.monotonic()
         size = batch_size + batch_increase * len({d["epoch"] for d in state.decisions})
@@ -250,7 +252,7 @@ def search(
         states = model.states
         try:
             if stop.reason:
-                raise Interrupted(stop.reason)
+                raise Interrupted(stop)
             record |= validate("valid")
             scores = architect.score_cells(model, state.past, use_history=use_history)
             _log.info("%s", format_genotype(architect.derive_genotype(model, scores)))
@@ -322,7 +324,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
 
     def save() -> None:
-        if state.step == 0:
+        if state.step == 0 and state.history:
             write_rows(state.history, run / "metrics.csv")
             write_rows(state.rows, run / "alphas.csv")
         # Last, so that whatever a killed run has not written is written again when it resumes.
@@ -371,9 +373,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             epochs=epochs,
             batch_size=args.batch_size,
             batch_increase=args.batch_increase,
-            augmentation=Augmentation(
-                jitter=JITTER, cutout=args.cutout_length if args.cutout else 0
-            ),
+            augmentation=cli.augmentation(args, jitter=JITTER),
             learning_rate_at=lambda epoch: cosine(
                 epoch / epochs, args.learning_rate, args.learning_rate_min
             ),
@@ -397,7 +397,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     save_genotype(genotype, run / GENOTYPE_FILE)
     draw_search(state.rows, state.decisions, state.history, genotype, run)
     summary = {
-        "script": "search.py",
+        "script": args.script,
         "protocol": args.protocol,
         "run": str(run),
         "seed": args.seed,

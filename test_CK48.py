@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__.split("\n")[0],
         parents=[
             crossval_parser(
-                label="ck48",
+                name="CK48",
                 data="CK+48 as a folder, a folder that holds it",
                 batch_size=64,
                 mode="finetune",

@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__.split("\n")[0],
         parents=[
             crossval_parser(
-                label="jaffe",
+                name="JAFFE",
                 data="JAFFE as a folder, a folder that holds it",
                 batch_size=16,
                 mode="evaluate",

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from data.augment import Augmentation
 from data.fer2013 import CLASSES, load_fer2013
 from engine import TrainState, autocast, rising
 from genotypes import format_genotype, resolve_genotype
@@ -43,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         parents=[
             cli.common_parser(batch_size=64, batch_why="the published value", seed=0),
             cli.folder_parser(label="train"),
-            cli.run_parser(),
+            cli.run_parser(script="train_FER2013.py"),
             cli.sgd_parser(
                 learning_rate=0.025,
                 why="the published value, for batches of 24 to 64; it falls to 0 as a cosine",
@@ -121,10 +120,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         precision=precision,
         time_limit=args.time_limit,
         save=save,
-        augmentation=Augmentation(cutout=args.cutout_length if args.cutout else 0),
+        augmentation=cli.augmentation(args),
         drop_path_at=lambda epoch: rising(epoch, args.epochs, args.drop_path_prob),
         about={
-            "script": "train_FER2013.py",
+            "script": args.script,
             "protocol": args.protocol,
             "seed": args.seed,
             "parameters": model.size,

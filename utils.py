@@ -156,9 +156,10 @@ def create_run_folder(model_path: Path | str, label: str | None, default: str) -
             folder = parent / label
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
+                resumable = (folder / "checkpoint.pt").is_file()
                 raise UserError(
-                    f"--save {label}: {folder} is not empty; choose another label, "
-                    f"or go on with --resume {folder}"
+                    f"--save {label}: {folder} is not empty; choose another label"
+                    + (f", or go on with --resume {folder}" if resumable else "")
                 )
             return folder
         stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -174,18 +175,14 @@ def create_run_folder(model_path: Path | str, label: str | None, default: str) -
         raise UserError(f"{parent}: cannot make a run folder ({error.strerror or error})") from None
 
 
-class Interrupted(Exception):
-    """A run that ends early with its state saved; `reason` is that of its `Stop`."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
 class Stop:
-    """Why a run should end early: None, "SIGINT", "SIGTERM" or "time limit"."""
+    """Why a run should end early: None, "SIGINT", "SIGTERM" or "time limit".
 
-    def __init__(self, minutes: float | None = None) -> None:
+    `resumable` says whether the run then leaves something that --resume goes on from.
+    """
+
+    def __init__(self, minutes: float | None = None, *, resumable: bool = True) -> None:
+        self.resumable = resumable
         self._deadline = None if minutes is None else time.monotonic() + 60.0 * minutes
         self._signal: str | None = None
 
@@ -202,10 +199,19 @@ class Stop:
         self._signal = signal.Signals(number).name
 
 
+class Interrupted(Exception):
+    """A run that ends early, for the `reason` of its `stop`, `resumable` or not."""
+
+    def __init__(self, stop: Stop) -> None:
+        super().__init__(stop.reason)
+        self.reason = stop.reason
+        self.resumable = stop.resumable
+
+
 @contextmanager
-def stop_on_signals(minutes: float | None = None) -> Iterator[Stop]:
+def stop_on_signals(minutes: float | None = None, *, resumable: bool = True) -> Iterator[Stop]:
     """A `Stop` that notices SIGINT and SIGTERM; a second signal ends the process at once."""
-    stop = Stop(minutes)
+    stop = Stop(minutes, resumable=resumable)
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
 

@@ -153,11 +153,19 @@ def evaluation_batches(split: Split, *, batch_size: int) -> Iterator[Tensor]:
 
 def spread(split: Split, count: int | None) -> Split:
     """At most `count` images of the split, evenly spaced, as splits are often sorted by class."""
-    total = len(split.images)
-    if count is None or count >= total:
+    if count is None or count >= len(split.images):
         return split
-    index = torch.arange(count, device=split.images.device) * total // count
+    rows = torch.arange(len(split.images), device=split.images.device)
+    index = spread_rows(rows, count)
     return split.map(lambda tensor: tensor[index])
+
+
+def spread_rows(rows: Tensor, count: int | None) -> Tensor:
+    """At most `count` of `rows` (N,), evenly spaced and in order."""
+    total = len(rows)
+    if count is None or count >= total:
+        return rows
+    return rows[torch.arange(count, device=rows.device) * total // count]
 
 
 def count_batches(count: int, batch_size: int, limit: int | None = None) -> int:

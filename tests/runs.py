@@ -39,10 +39,12 @@ def run(words: list[str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     )
 
 
-def stop_when(words: list[str], line: str, number: int, log: Path) -> subprocess.Popen[str]:
+def stop_when(
+    words: list[str], line: str, number: int, log: Path, cwd: Path = ROOT
+) -> subprocess.Popen[str]:
     """Start, send signal `number` once the file `log` holds `line`, and wait for the end."""
     process = subprocess.Popen(
-        words, cwd=ROOT, env=_environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+        words, cwd=cwd, env=_environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE,
         text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120

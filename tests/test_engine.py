@@ -223,7 +223,7 @@ def test_an_evaluation_sees_every_image_whole_in_order_in_evaluation_mode():
     assert scores.accuracy == pytest.approx(100 * right / 10)
 
 
-def test_a_fit_saves_every_epoch_with_its_record():
+def test_a_fit_saves_at_the_start_and_every_epoch_with_its_record():
     saved, model, drops = [], Small(), []
     fit_small(
         model,
@@ -231,7 +231,7 @@ def test_a_fit_saves_every_epoch_with_its_record():
         save=lambda state: saved.append((state.epoch, state.step, len(state.history))),
         drop_path_at=lambda epoch: drops.append(epoch) or 0.1 * epoch,
     )
-    assert saved == [(1, 0, 1), (2, 0, 2), (3, 0, 3)]
+    assert saved == [(0, 0, 0), (1, 0, 1), (2, 0, 2), (3, 0, 3)]
     assert drops == [0, 1, 2]
     assert model.drop_path_prob == pytest.approx(0.2)
 
@@ -273,13 +273,13 @@ def test_a_fit_stopped_at_any_step_goes_on_to_the_same_weights():
     assert {(0, 1), (0, 2), (1, 1), (1, 2)} <= places
 
 
-def test_a_loss_that_is_not_finite_ends_the_fit_before_anything_is_saved():
+def test_a_loss_that_is_not_finite_ends_the_fit_before_anything_more_is_saved():
     model, saved = Small(), []
     with torch.no_grad():
         model.linear.weight.fill_(float("inf"))
     with pytest.raises(UserError, match="not finite; the last checkpoint is kept"):
-        fit_small(model, TrainState(), save=saved.append)
-    assert saved == []
+        fit_small(model, TrainState(), save=lambda state: saved.append((state.epoch, state.step)))
+    assert saved == [(0, 0)]
     fine = Small()
     require_finite(fine, 1.0, "here")
     with torch.no_grad():

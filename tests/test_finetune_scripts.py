@@ -52,7 +52,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data").mkdir()
     (folder / "saved_models").mkdir()
     write_small_table(folder / "data", each=4)
-    ck48 = synthetic_cross.draw_ck48(subjects=6, sequences=14)
+    # Ten people at the least, for as many folds.
+    ck48 = synthetic_cross.draw_ck48(subjects=12, sequences=24)
     writers.write_ck48(ck48, folder / "data" / "CK+48")
     writers.write_jaffe(synthetic_cross.draw_jaffe(takes=1), folder / "data" / "jaffe")
     weights(folder / "checkpoint.pt")
@@ -71,13 +72,17 @@ def summary_of(place: Path, label: str) -> dict:
     return json.loads((place / "saved_models" / label / "summary.json").read_text())
 
 
+def timeless(folds: list[dict]) -> list[dict]:
+    return [{k: v for k, v in fold.items() if k != "seconds"} for fold in folds]
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_commands_run_as_written(name, place):
     shorter = ["--save", f"as-written-{name}"]
     if name == "relabel_training":
         shorter += ["--epochs", "2", "--limit_batches", "1"]
     elif name == "test_CK48":
-        shorter += ["--epochs", "1", "--limit_batches", "1", "--folds", "2"]
+        shorter += ["--epochs", "1", "--limit_batches", "1"]
     done = run_in(place, *PUBLISHED[name].split(), *shorter)
     assert done.returncode == 0, done.stderr
     found = summary_of(place, f"as-written-{name}")
@@ -182,16 +187,44 @@ def test_ck48_under_both_protocols_and_a_finished_fold_is_not_run_again(place):
     assert "fold 2 of 3" not in done.stderr
     assert "fold 3 of 3" in done.stderr
     again = torch.load(path, weights_only=True)
-    times = [[{k: v for k, v in fold.items() if k != "seconds"} for fold in run["folds"]]
-             for run in (whole, again)]  # fmt: skip
-    assert same(times[0], times[1])
+    assert same(timeless(whole["folds"]), timeless(again["folds"]))
+    # Other weights in the place of those that the run began with.
+    start = place / "checkpoint.pt"
+    before = start.read_bytes()
+    weights(start, seed=7)
+    done = run_in(place, "test_CK48.py", "--resume", "clean")
+    start.write_bytes(before)
+    assert done.returncode == 2
+    assert "no longer the weights" in done.stderr
+
+
+def test_a_fold_stopped_in_an_epoch_goes_on_from_there(place):
+    words = ["test_CK48.py", "--checkpoint", "checkpoint", "--epochs", "2", "--limit_batches", "2",
+             "--batch_size", "8", "--folds", "2", "--report_freq", "1"]  # fmt: skip
+    assert run_in(place, *words, "--save", "unbroken").returncode == 0
+    log = place / "saved_models" / "broken" / "log.txt"
+    stopped = stop_when(
+        command([str(ROOT / "test_CK48.py"), *words[1:]], "", place, "--save", "broken"),
+        "epoch 2 step 1/", signal.SIGTERM, log, cwd=place,
+    )  # fmt: skip
+    assert stopped.returncode == 143
+    assert "saved, to go on with --resume" in stopped.stderr.read()
+    done = run_in(place, "test_CK48.py", "--resume", "broken")
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1/2" not in done.stderr.split("fold 2 of 2")[0]
+    ends = [
+        torch.load(place / "saved_models" / label / "checkpoint.pt", weights_only=True)
+        for label in ("unbroken", "broken")
+    ]
+    assert same(timeless(ends[0]["folds"]), timeless(ends[1]["folds"]))
 
 
 def test_ck48_as_it_is_leaves_contempt_out_and_never_answers_neutral(place):
     done = run_in(place, "test_CK48.py", "--checkpoint", "checkpoint", "--mode", "evaluate",
-                  "--save", "as-it-is")  # fmt: skip
+                  "--save", "as-it-is", "--batch_size", "8", "--limit_batches", "2")  # fmt: skip
     assert done.returncode == 0, done.stderr
     figures = summary_of(place, "as-it-is")["figures"]["CK48"]
+    assert figures["images"] == 16
     assert set(figures["classes"]) == {"anger", "disgust", "fear", "happy", "sadness", "surprise"}
 
 

@@ -73,9 +73,21 @@ def test_a_signal_saves_the_step_and_resuming_goes_on_from_there(
     assert "Traceback" not in stopped.stderr.read()
     state = read(folder)["state"]
     assert (state["epoch"], state["step"]) >= (1, 1)
-    done = run([*words, "--resume", str(folder)])
+    # All that makes the run is the run's own: its data too.
+    done = run([*words[:2], "--resume", str(folder)])
     assert done.returncode == 0, done.stderr
     assert_same_end(folder, whole / name)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_run_killed_in_its_first_epoch_can_be_resumed(name, data, whole, tmp_path):
+    words = command(SCRIPTS[name], data, tmp_path)
+    kill_when([*words, "--save", name], "epoch 1 step 2/", tmp_path / name / "log.txt")
+    state = read(tmp_path / name)["state"]
+    assert (state["epoch"], state["step"]) == (0, 0)
+    done = run([*words, "--resume", name])
+    assert done.returncode == 0, done.stderr
+    assert_same_end(tmp_path / name, whole / name)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -108,12 +120,14 @@ def test_a_flag_that_contradicts_the_resumed_run_is_refused(data, whole):
 
 
 def test_resuming_another_scripts_run_is_refused(data, whole):
-    words = ["search.py", "--data", "{data}", "--model_path", "{out}", "--resume", "train"]
-    done = run(command(words, data, whole))
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "training" in done.stderr
-    assert "search" in done.stderr
+    before = (whole / "train" / "checkpoint.pt").read_bytes()
+    for script in ("search.py", "relabel_training.py", "test_CK48.py"):
+        words = [script, "--data", "{data}", "--model_path", "{out}", "--resume", "train"]
+        done = run(command(words, data, whole))
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert f"a run of train_FER2013.py, expected one of {script}" in done.stderr
+    assert (whole / "train" / "checkpoint.pt").read_bytes() == before
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -148,6 +148,7 @@ REFUSALS = {
     "two devices": (["search.py", "--device", "cpu", "--gpu", "0"], ["--gpu 0", "--device cpu"]),
     "nothing to resume": (["search.py", "--resume", "nowhere"], ["--resume nowhere"]),
     "a batch of none": (["search.py", "--batch_size", "0"], ["--batch_size", "at least 1"]),
+    "a negative seed": (["search.py", "--seed", "-1"], ["--seed", "-1 found"]),
     "no images for the weights": (
         ["search.py", "--data", "{data}", "--train_portion", "0.001"],
         ["--train_portion 0.001", "0 of 56 images"],

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
+from data.augment import Augmentation
 from utils import Interrupted, UserError, load_checkpoint
 
 # What a resumed run may be given anew; every other flag is part of what the run is.
-_FREE_ON_RESUME = {
-    "data", "device", "gpu", "model_path", "report_freq", "resume", "save", "time_limit",
-}  # fmt: skip
+_FREE_ON_RESUME = {"data", "device", "gpu", "model_path", "report_freq"}
+# What each start of a run has for itself.
+_OF_ONE_START = {"resume", "save", "time_limit"}
 _EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143, "time limit": 0}
 
 
@@ -43,6 +44,14 @@ def fraction(text: str) -> float:
     value = float(text)
     if not 0.0 <= value < 1.0:
         raise argparse.ArgumentTypeError(f"{text} found, a number in [0, 1) expected")
+    return value
+
+
+def _seed(text: str) -> int:
+    """argparse type: an integer of at least 0 that fits 63 bits."""
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} found, 0 to 2**63 - 1 expected")
     return value
 
 
@@ -113,7 +122,7 @@ def common_parser(
     )
     add(
         "--seed",
-        type=int,
+        type=_seed,
         default=seed,
         metavar="N",
         help=f"seed of everything random (default: {seed}, the published one)",
@@ -153,9 +162,13 @@ def folder_parser(*, label: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run_parser() -> argparse.ArgumentParser:
-    """The flags of runs that can be interrupted and resumed, as a parent parser."""
+def run_parser(*, script: str) -> argparse.ArgumentParser:
+    """The flags of runs that can be interrupted and resumed, as a parent parser.
+
+    `script` is kept with the run, which no other script may resume.
+    """
     parser = argparse.ArgumentParser(add_help=False)
+    parser.set_defaults(script=script)
     add = parser.add_argument_group("the run").add_argument
     add(
         "--protocol",
@@ -287,6 +300,11 @@ def fit_arguments(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def augmentation(args: argparse.Namespace, *, jitter: float = 0.0) -> Augmentation:
+    """The augmentation of training images; `jitter` is the script's own."""
+    return Augmentation(jitter=jitter, cutout=args.cutout_length if args.cutout else 0)
+
+
 def resolve_device(device: str, gpu: int | None) -> torch.device:
     """The device that --device and --gpu ask for; UserError when it is not there."""
     if gpu is not None:
@@ -324,18 +342,25 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
         return args
     folder = resolve_run(args.resume, args.model_path)
     saved = load_checkpoint(folder / "checkpoint.pt", ("training", "search", "folds"))["args"]
+    if saved["script"] != args.script:
+        raise UserError(
+            f"--resume {args.resume}: a run of {saved['script']}, expected one of {args.script}"
+        )
     # argparse leaves attributes alone that are there already, so those that change were given.
     missing = object()
     given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), missing)))
+    # Either of the two flags of the device replaces both.
+    moved = given.device is not missing or given.gpu is not missing
     for name, value in saved.items():
-        if name in _FREE_ON_RESUME or not hasattr(args, name):
+        if name in _OF_ONE_START or (moved and name in ("device", "gpu")):
             continue
         found = getattr(given, name)
-        if found is not missing and found != value:
+        if found is missing:
+            setattr(args, name, value)
+        elif found != value and name not in _FREE_ON_RESUME:
             raise UserError(
                 f"--{name} {found}: contradicts {folder}, which was started with {value}"
             )
-        setattr(args, name, value)
     args.resume = str(folder)
     return args
 
@@ -386,7 +411,8 @@ def run(
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     except Interrupted as interrupted:
-        print(f"{parser.prog}: stopped ({interrupted.reason}); saved", file=sys.stderr)
+        end = "saved, to go on with --resume" if interrupted.resumable else "nothing saved"
+        print(f"{parser.prog}: stopped ({interrupted.reason}); {end}", file=sys.stderr)
         return _EXIT_STATUS[interrupted.reason]
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)

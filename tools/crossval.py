@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import logging
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.augment import Augmentation
+from data.augment import spread_rows
 from data.faces import Faces
 from data.folds import Fold, overlap
 from engine import Scores, TrainState, autocast, evaluate, fit, network_predictor
@@ -24,6 +25,7 @@ from tools.weights import finetuning_parsers, load_trained, require_weights
 from utils import (
     LOGGER_NAME,
     Stop,
+    UserError,
     create_run_folder,
     derive_seed,
     describe_machine,
@@ -36,12 +38,11 @@ from utils import (
 
 _log = logging.getLogger(LOGGER_NAME)
 
-# As published for CK+: brightness and contrast vary between its recordings.
-AUGMENTATION = Augmentation(jitter=0.5)
+JITTER = 0.5  # of brightness and contrast, as published for CK+
 
 
 def crossval_parser(
-    *, label: str, data: str, batch_size: int, mode: str, why: str
+    *, name: str, data: str, batch_size: int, mode: str, why: str
 ) -> argparse.ArgumentParser:
     """All flags of a test on another data set, as a parent parser; `mode` is the default."""
     parser = argparse.ArgumentParser(
@@ -50,8 +51,8 @@ def crossval_parser(
             cli.common_parser(
                 data=data, batch_size=batch_size, batch_why="the published value", seed=0
             ),
-            cli.folder_parser(label=label),
-            cli.run_parser(),
+            cli.folder_parser(label=name.lower()),
+            cli.run_parser(script=f"test_{name}.py"),
             *finetuning_parsers(learning_rate=0.01794073, epochs=60, why="trained on FER2013"),
         ],
     )
@@ -64,17 +65,34 @@ def crossval_parser(
     return parser
 
 
-def open_folds(run: Path, args: Mapping[str, Any]) -> tuple[list[dict], Callable[[], None]]:
-    """The results of the folds that `run` has finished, and what saves that list as it grows."""
-    path = run / "checkpoint.pt"
-    done = load_checkpoint(path, ["folds"])["folds"] if path.exists() else []
+class FoldsFile:
+    """`run`/checkpoint.pt of a cross-validation: the folds that are done, and the one under way.
 
-    def save() -> None:
-        save_checkpoint(path, "folds", {"folds": done, "args": dict(args)})
+    `done` holds what `finetune_fold` returned, `under_way` what it last saved, or None. `weights`
+    says which network was fine-tuned; UserError when a run goes on from another.
+    """
 
-    # At once, so that a run interrupted in its first fold can be resumed.
-    save()
-    return done, save
+    def __init__(self, run: Path, args: Mapping[str, Any], weights: str) -> None:
+        self._path = run / "checkpoint.pt"
+        self._rest = {"args": dict(args), "weights": weights}
+        self.done: list[dict[str, Any]] = []
+        self.under_way: dict[str, Any] | None = None
+        if self._path.exists():
+            found = load_checkpoint(self._path, ["folds"])
+            if found["weights"] != weights:
+                raise UserError(
+                    f"--checkpoint {args['checkpoint']}: no longer the weights that {run} began "
+                    "with, expected those"
+                )
+            self.done, self.under_way = found["folds"], found["under_way"]
+        # At once, so that a run interrupted in its first fold can be resumed.
+        self.save(self.under_way)
+
+    def save(self, under_way: dict[str, Any] | None) -> None:
+        """Save the folds that are done, and the state of the one under way."""
+        self.under_way = under_way
+        content = {"folds": self.done, "under_way": under_way, **self._rest}
+        save_checkpoint(self._path, "folds", content)
 
 
 def finetune_fold(
@@ -85,30 +103,42 @@ def finetune_fold(
     device: torch.device,
     precision: torch.autocast,
     sgd: Mapping[str, Any],
+    under_way: Mapping[str, Any] | None,
+    save: Callable[[dict[str, Any]], None],
     stop: Stop,
     batch_size: int,
     **options: Any,
 ) -> dict[str, Any]:
     """Fine-tune `model` on a fold; plain values and tensors of what it then makes of its test part.
 
-    `sgd` is what torch.optim.SGD takes, `options` the other arguments of `engine.fit`. Returns
-    `logits` (M, K) and `test_index` (M,) after the last epoch, the accuracy then and at the best
-    epoch (an oracle), and how many test images share a subject or a sequence with training.
+    `sgd` is what torch.optim.SGD takes, `options` the other arguments of `engine.fit`; `save` gets
+    what a resumed fold takes as `under_way`. Returns `logits` (M, K) and `test_index` (M,) after
+    the last epoch, the accuracy then and at the best epoch (an oracle), and how many test images
+    share a subject or a sequence with training.
     """
     train_index, test_index = fold
     model = model.to(device)
     training, test = (faces.split(index).map(lambda t: t.to(device)) for index in fold)
-    state = TrainState()
+    optimizer, state = torch.optim.SGD(model.parameters(), **sgd), TrainState()
+    if under_way is not None:
+        model.load_state_dict(under_way["state_dict"])
+        optimizer.load_state_dict(under_way["optimizer"])
+        state = TrainState(**under_way["state"])
     fit(
         model,
-        torch.optim.SGD(model.parameters(), **sgd),
+        optimizer,
         training,
         {"test": test},
         state=state,
         batch_size=batch_size,
-        augmentation=AUGMENTATION,
         precision=precision,
-        save=lambda _: None,
+        save=lambda state: save(
+            {
+                "state_dict": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "state": state.to_dict(),
+            }
+        ),
         stop=stop,
         **options,
     )
@@ -130,32 +160,39 @@ def cross_validate(
     model: Network,
     faces: Faces,
     folds: Sequence[Fold],
+    file: FoldsFile,
     *,
     run: Path,
-    args: Mapping[str, Any],
     seed: int,
     name: str,
     classes: Sequence[str],
     about: Mapping[str, Any],
     **options: Any,
 ) -> dict[str, Any]:
-    """Fine-tune a copy of `model` on each fold that `run` has not finished, and report them all.
+    """Fine-tune a copy of `model` on each fold that `file` lacks, and report them all.
 
-    The folds done are in `run`/checkpoint.pt, with the flags `args`; `options` are those of
-    `finetune_fold`. Returns the summary, which `about` opens.
+    `options` are those of `finetune_fold`. Returns the summary, which `about` opens.
     """
-    done, save = open_folds(run, args)
-    for number, fold in enumerate(folds[len(done) :], len(done) + 1):
+    for number, fold in enumerate(folds[len(file.done) :], len(file.done) + 1):
         _log.info("fold %d of %d: %d to train on, %d to test",
                   number, len(folds), len(fold[0]), len(fold[1]))  # fmt: skip
         # Numbers of its own for each fold, the same when it is run again.
         fold_seed = derive_seed(seed, number)
         torch.manual_seed(fold_seed)
-        done.append(finetune_fold(copy.deepcopy(model), faces, fold, seed=fold_seed, **options))
-        _log.info("fold %d: %.2f %% after the last epoch", number, done[-1]["accuracy"])
-        save()
-    figures = summarise_folds(name, done, faces, classes, run)
-    seconds = sum(result["seconds"] for result in done)
+        result = finetune_fold(
+            copy.deepcopy(model),
+            faces,
+            fold,
+            seed=fold_seed,
+            under_way=file.under_way,
+            save=file.save,
+            **options,
+        )
+        file.done.append(result)
+        file.save(None)
+        _log.info("fold %d: %.2f %% after the last epoch", number, result["accuracy"])
+    figures = summarise_folds(name, file.done, faces, classes, run)
+    seconds = sum(result["seconds"] for result in file.done)
     summary = {**about, "seconds": seconds, "figures": {name: figures}}
     write_summary(summary, run)
     log_folds(name, figures, run)
@@ -169,6 +206,7 @@ def evaluate_faces(
     device: torch.device,
     precision: torch.autocast,
     batch_size: int,
+    limit_batches: int | None,
     stop: Stop,
     run: Path,
     name: str,
@@ -180,6 +218,7 @@ def evaluate_faces(
     Other images are left out and other answers masked. Returns the summary, which `about` opens.
     """
     shared = (faces.labels < len(classes)).nonzero().flatten()
+    shared = spread_rows(shared, limit_batches and limit_batches * batch_size)
     predict = network_predictor(model.to(device))
     scores = evaluate(
         lambda images: predict(images)[:, : len(classes)],
@@ -228,7 +267,7 @@ def main_on(
     log.info("%s", describe_machine(device))
     log.info("run folder %s; from %s, epoch %d", run, path, trained.epoch)
     about = {
-        "script": f"test_{name}.py",
+        "script": args.script,
         "protocol": args.protocol,
         "run": str(run),
         "seed": args.seed,
@@ -241,23 +280,28 @@ def main_on(
         "device": device,
         "precision": autocast(device, args.amp),
     }
-    with stop_on_signals(args.time_limit) as stop:
-        if args.mode == "evaluate":
+    finetune = args.mode == "finetune"
+    with stop_on_signals(args.time_limit, resumable=finetune) as stop:
+        if not finetune:
             return evaluate_faces(
                 trained.model,
                 faces,
                 classes=shared,
                 batch_size=args.batch_size,
+                limit_batches=args.limit_batches,
                 about=about,
                 stop=stop,
                 **common,
             )
+        limit = args.limit_batches and args.limit_batches * args.batch_size
+        weights = hashlib.sha256(path.read_bytes()).hexdigest()
         return cross_validate(
             trained.model,
             faces,
-            folds,
+            [(train, spread_rows(test, limit)) for train, test in folds],
+            FoldsFile(run, vars(args), weights),
             classes=classes,
-            args=vars(args),
+            augmentation=cli.augmentation(args, jitter=JITTER),
             sgd=cli.sgd_arguments(args),
             drop_path_at=lambda epoch: trained.drop_path_at(
                 epoch, epochs=args.epochs, drop_path_prob=args.drop_path_prob
@@ -308,14 +352,14 @@ def summarise_folds(
     times = torch.bincount(index, minlength=len(faces.labels))
     pooled = report_split(name, Scores(logits, labels), classes, run)
     return {
-        **pooled,
+        "images": pooled["images"],
         "accuracy": statistics.mean(last),
         "deviation": statistics.pstdev(last),
-        "pooled_accuracy": pooled["accuracy"],
         "sequence_accuracy": statistics.mean(by_sequence),
         "sequence_deviation": statistics.pstdev(by_sequence),
         "oracle_accuracy": statistics.mean(oracle),
         "folds": last,
+        "pooled": pooled,
         "never_tested": int((times == 0).sum()),
         "tested_twice": int((times > 1).sum()),
         "subjects_shared": sum(result["subjects_shared"] for result in results),

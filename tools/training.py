@@ -67,7 +67,7 @@ def saver(
             "start_epoch": start_epoch,
         }
         history = state.history
-        if state.step == 0:
+        if state.step == 0 and history:
             best = choices(protocol).items()
             names = ["weights.pt"]
             names += [name for name, key in best if best_epoch(history, key) == state.epoch]
