@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     log.info("%s", describe_machine(device))
 
     members: dict[str, list[Scores]] = {name: [] for name in SPLITS}
-    parameters = []
+    parameters, started = [], time.monotonic()
     with stop_on_signals(resumable=False) as stop:
         for path, layers in zip(paths, wanted, strict=True):
             # One network at a time, so that memory does not grow with their number.
@@ -113,11 +114,18 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             for name, scores in scored.items():
                 members[name].append(scores)
     ensemble = {name: average(scores) for name, scores in members.items()}
-    summary = {
-        "script": "ensemble.py",
-        "run": str(run),
-        "parameters": sum(parameters),
-        "members": [
+    summary = write_summary(
+        run,
+        script="ensemble.py",
+        protocol=None,
+        seed=args.seed,
+        checkpoints=[str(path) for path in paths],
+        genotype=None,
+        parameters=sum(parameters),
+        epochs=0,
+        seconds=time.monotonic() - started,
+        figures={name: report_split(name, each, CLASSES, run) for name, each in ensemble.items()},
+        members=[
             {
                 "checkpoint": str(path),
                 "parameters": parameters[k],
@@ -125,12 +133,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             }
             for k, path in enumerate(paths)
         ],
-        "agreement": {name: agreement(scores) for name, scores in members.items()},
-        "figures": {
-            name: report_split(name, scores, CLASSES, run) for name, scores in ensemble.items()
-        },
-    }
-    write_summary(summary, run)
+        agreement={name: agreement(scores) for name, scores in members.items()},
+    )
     rows = [
         [str(path), f"{parameters[k]:,}", *(members[name][k].accuracy for name in SPLITS)]
         for k, path in enumerate(paths)

@@ -44,7 +44,7 @@ from genotypes import GENOTYPE_FILE, format_genotype, save_genotype
 from model_search import CELLS, OPEN, Network
 from tools import cli
 from tools.report import write_summary
-from tools.search_report import describe_edges, draw_search
+from tools.search_report import describe_edges, draw_search, tabulate_cells
 from utils import (
     LOGGER_NAME,
     Interrupted,
@@ -396,19 +396,23 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     genotype = architect.derive_genotype(model, scores)
     save_genotype(genotype, run / GENOTYPE_FILE)
     draw_search(state.rows, state.decisions, state.history, genotype, run)
-    summary = {
-        "script": args.script,
-        "protocol": args.protocol,
-        "run": str(run),
-        "seed": args.seed,
-        "genotype": format_genotype(genotype),
-        "epochs": epochs,
-        "open_edges": state.history[-1]["open_edges"],
-        "seconds": sum(record["seconds"] for record in state.history),
-        "last_epoch": state.history[-1],
-    }
-    write_summary(summary, run)
-    log.info("%s", summary["genotype"])
+    last, limit = state.history[-1], args.limit_batches
+    validated = min(len(valid.labels), limit * last["batch_size"]) if limit else len(valid.labels)
+    summary = write_summary(
+        run,
+        script=args.script,
+        protocol=args.protocol,
+        seed=args.seed,
+        checkpoints=[],
+        genotype=format_genotype(genotype),
+        parameters=sum(p.numel() for p in model.parameters()),
+        epochs=epochs,
+        seconds=sum(record["seconds"] for record in state.history),
+        figures={"valid": {"accuracy": last["valid_accuracy"], "images": validated}},
+        open_edges=last["open_edges"],
+        last_epoch=last,
+    )
+    log.info("\n%s\n\n%s", tabulate_cells(genotype, state.decisions), summary["genotype"])
     if summary["open_edges"]:
         log.info("%d edges were never decided: the most important were taken; more --epochs "
                  "decide them", summary["open_edges"])  # fmt: skip

@@ -126,9 +126,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "script": args.script,
             "protocol": args.protocol,
             "seed": args.seed,
-            "parameters": model.size,
-            "genotype": description["genotype"],
-            "epochs": args.epochs,
+            "checkpoints": [],
         },
         **cli.fit_arguments(args),
     )

@@ -54,17 +54,17 @@ TRAINING_FES = _from_triangle(
 )
 
 
-def fes_matrix(votes: np.ndarray) -> np.ndarray:
+def fes_matrix(votes: np.ndarray, count: int | None = None) -> np.ndarray:
     """The similarity of every two classes: float64 (7, 7) in [0, 1], symmetric.
 
     `votes`: int (N, 7), N > 0, how many annotators chose each class of each image. For i != j,
     FES_ij = 1/N * sum over images with v_i > 0 and v_j > 0 of min(v_i, v_j) / max(v_i, v_j);
-    1 on the diagonal.
+    1 on the diagonal. `count` stands in for N where others divided by another number.
     """
     first, second = votes[:, :, None], votes[:, None, :]
     # An image that lacks votes for one of two classes adds min = 0 to their sum.
     ratios = np.minimum(first, second) / np.maximum(np.maximum(first, second), 1)
-    matrix = ratios.sum(axis=0) / len(votes)
+    matrix = ratios.sum(axis=0) / (count or len(votes))
     np.fill_diagonal(matrix, 1.0)
     return matrix
 

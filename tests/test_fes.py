@@ -16,7 +16,7 @@ from data.readers import CLASSES, SPLITS
 from data.synthetic import CLASS_COLUMNS, VOTE_COLUMNS, draw_votes
 from data.writers import write_votes
 from tools import cli, fes
-from tools.plots_fes import draw_fes
+from tools.plots_relabel import draw_fes
 from utils import UserError
 
 COUNTS = {"Training": 40, "PublicTest": 20, "PrivateTest": 10}
@@ -62,6 +62,13 @@ def test_the_matrix_is_the_definition(votes):
     assert (matrix == matrix.T).all()
     for i, j in PAIRS:
         assert matrix[i, j] == pytest.approx(similarity(votes, i, j), abs=1e-12)
+
+
+def test_another_count_divides_in_place_of_the_images():
+    votes = np.array([[2, 4, 0, 0, 0, 0, 0], [3, 3, 0, 0, 0, 0, 0]])
+    matrix = fes_matrix(votes, 3)
+    assert matrix[0, 1] == pytest.approx((0.5 + 1.0) / 3)
+    assert matrix[0, 0] == 1.0
 
 
 def test_images_without_votes_for_the_classes_count():
@@ -280,3 +287,14 @@ def test_the_diagonal_is_shown_outside_the_scale(tmp_path):
     assert [label for label in labels if label == "1"] == ["1"] * 7
     for i, j in itertools.combinations(range(7), 2):
         assert labels[7 * i + j] == labels[7 * j + i] == f"{PUBLISHED_FES[i, j]:.4f}"
+
+
+def test_as_published_divides_by_the_lines_of_the_file(table, capsys):
+    plain, published = (
+        fes.main(fes.build_parser().parse_args([str(table), *flags]))
+        for flags in ([], ["--as_published"])
+    )
+    count = sum(COUNTS.values())
+    for i, j in PAIRS:
+        expected = plain["matrix"][i, j] * count / (count + 1)
+        assert published["matrix"][i, j] == pytest.approx(expected, abs=1e-15)

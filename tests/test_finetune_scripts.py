@@ -20,7 +20,7 @@ from engine import Scores
 from genotypes import Auto_FERNet, format_genotype
 from model import build_network
 from tools import cli
-from tools.crossval import vote
+from tools.fold_figures import vote
 from utils import save_checkpoint
 
 SIZE = {"C": 4, "num_classes": 7, "layers": 3, "auxiliary": True}

@@ -6,20 +6,20 @@ import argparse
 import copy
 import hashlib
 import logging
-import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from data.augment import spread_rows
 from data.faces import Faces
 from data.folds import Fold, overlap
-from engine import Scores, TrainState, autocast, evaluate, fit, network_predictor
+from engine import TrainState, autocast, evaluate, fit, network_predictor
 from model import Network
 from tools import cli
+from tools.fold_figures import summarise_folds, tabulate_folds
 from tools.report import format_table, report_split, write_summary
 from tools.weights import finetuning_parsers, load_trained, require_weights
 from utils import (
@@ -171,7 +171,7 @@ def cross_validate(
 ) -> dict[str, Any]:
     """Fine-tune a copy of `model` on each fold that `file` lacks, and report them all.
 
-    `options` are those of `finetune_fold`. Returns the summary, which `about` opens.
+    `options` are those of `finetune_fold`. Returns the summary, of which `about` is a part.
     """
     for number, fold in enumerate(folds[len(file.done) :], len(file.done) + 1):
         _log.info("fold %d of %d: %d to train on, %d to test",
@@ -193,10 +193,9 @@ def cross_validate(
         _log.info("fold %d: %.2f %% after the last epoch", number, result["accuracy"])
     figures = summarise_folds(name, file.done, faces, classes, run)
     seconds = sum(result["seconds"] for result in file.done)
-    summary = {**about, "seconds": seconds, "figures": {name: figures}}
-    write_summary(summary, run)
-    log_folds(name, figures, run)
-    return summary
+    table = tabulate_folds(name, figures)
+    _log.info("\n%s\n\nreport and picture in %s", table, run)
+    return write_summary(run, seconds=seconds, figures={name: figures}, **about)
 
 
 def evaluate_faces(
@@ -215,11 +214,12 @@ def evaluate_faces(
 ) -> dict[str, Any]:
     """Test `model` as it is on the images of `classes`, the first of its own, and report it.
 
-    Other images are left out and other answers masked. Returns the summary, which `about` opens.
+    Other images are left out and other answers masked. Returns the summary, of which `about` is a
+    part.
     """
     shared = (faces.labels < len(classes)).nonzero().flatten()
     shared = spread_rows(shared, limit_batches and limit_batches * batch_size)
-    predict = network_predictor(model.to(device))
+    predict, started = network_predictor(model.to(device)), time.monotonic()
     scores = evaluate(
         lambda images: predict(images)[:, : len(classes)],
         faces.split(shared).map(lambda tensor: tensor.to(device)),
@@ -228,12 +228,11 @@ def evaluate_faces(
         stop=stop,
     )
     figures = report_split(name, scores, classes, run)
-    summary = {**about, "figures": {name: figures}}
-    write_summary(summary, run)
+    seconds = time.monotonic() - started
     rows = [[f"{len(classes)} classes, not fine-tuned", figures["images"], figures["accuracy"]]]
     table = format_table([f"{name}, top-1 accuracy in %", "images", ""], rows)
     _log.info("\n%s\n\nreport and picture in %s", table, run)
-    return summary
+    return write_summary(run, seconds=seconds, figures={name: figures}, **about)
 
 
 def main_on(
@@ -266,12 +265,15 @@ def main_on(
     log = open_log(run)
     log.info("%s", describe_machine(device))
     log.info("run folder %s; from %s, epoch %d", run, path, trained.epoch)
+    finetune = args.mode == "finetune"
     about = {
         "script": args.script,
         "protocol": args.protocol,
-        "run": str(run),
         "seed": args.seed,
-        "checkpoint": str(path),
+        "checkpoints": [str(path)],
+        "genotype": trained.description["genotype"],
+        "parameters": trained.model.size,
+        "epochs": args.epochs if finetune else 0,
         "mode": args.mode,
     }
     common = {
@@ -280,7 +282,6 @@ def main_on(
         "device": device,
         "precision": autocast(device, args.amp),
     }
-    finetune = args.mode == "finetune"
     with stop_on_signals(args.time_limit, resumable=finetune) as stop:
         if not finetune:
             return evaluate_faces(
@@ -306,80 +307,8 @@ def main_on(
             drop_path_at=lambda epoch: trained.drop_path_at(
                 epoch, epochs=args.epochs, drop_path_prob=args.drop_path_prob
             ),
-            about={**about, "epochs": args.epochs},
+            about=about,
             stop=stop,
             **cli.fit_arguments(args),
             **common,
         )
-
-
-def vote(logits: Tensor, labels: Tensor, sequences: Sequence[str]) -> float:
-    """Accuracy in percent when the images of a sequence vote; the mean probability breaks ties."""
-    p = logits.double().softmax(dim=1)
-    votes = torch.nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).double()
-    names = sorted(set(sequences))
-    number = {name: k for k, name in enumerate(names)}
-    which = torch.tensor([number[name] for name in sequences])
-    # Below half a vote in sum, so that it only ever breaks ties.
-    ballots = votes + 0.5 * p / len(sequences)
-    sums = torch.zeros(len(names), logits.shape[1], dtype=torch.float64)
-    sums.index_add_(0, which, ballots)
-    truth = torch.zeros(len(names), dtype=torch.int64)
-    truth[which] = labels
-    return 100.0 * (sums.argmax(dim=1) == truth).double().mean().item()
-
-
-def summarise_folds(
-    name: str, results: Sequence[dict[str, Any]], faces: Faces, classes: Sequence[str], run: Path
-) -> dict[str, Any]:
-    """The figures of a cross-validation; writes the report and the confusion over all folds.
-
-    Means and deviations (of the population of folds) in percent, over folds.
-    """
-    index = torch.cat([result["test_index"] for result in results])
-    logits = torch.cat([result["logits"] for result in results])
-    labels = faces.labels[index]
-    by_sequence = [
-        vote(
-            result["logits"],
-            faces.labels[result["test_index"]],
-            [faces.sequences[row] for row in result["test_index"].tolist()],
-        )
-        for result in results
-    ]
-    last = [result["accuracy"] for result in results]
-    oracle = [result["oracle"] for result in results]
-    times = torch.bincount(index, minlength=len(faces.labels))
-    pooled = report_split(name, Scores(logits, labels), classes, run)
-    return {
-        "images": pooled["images"],
-        "accuracy": statistics.mean(last),
-        "deviation": statistics.pstdev(last),
-        "sequence_accuracy": statistics.mean(by_sequence),
-        "sequence_deviation": statistics.pstdev(by_sequence),
-        "oracle_accuracy": statistics.mean(oracle),
-        "folds": last,
-        "pooled": pooled,
-        "never_tested": int((times == 0).sum()),
-        "tested_twice": int((times > 1).sum()),
-        "subjects_shared": sum(result["subjects_shared"] for result in results),
-        "sequences_shared": sum(result["sequences_shared"] for result in results),
-    }
-
-
-def log_folds(name: str, figures: Mapping[str, Any], run: Path) -> None:
-    """Log the table that ends a cross-validation."""
-    count = len(figures["folds"])
-    rows = [
-        ["last epoch, per image", figures["accuracy"], figures["deviation"]],
-        ["last epoch, images of a sequence vote", figures["sequence_accuracy"],
-         figures["sequence_deviation"]],
-        ["oracle: best epoch of each fold", figures["oracle_accuracy"], ""],
-    ]  # fmt: skip
-    columns = [f"{name}, top-1 accuracy in %", f"mean of {count} folds", "deviation"]
-    _log.info(
-        "\n%s\n\n%d test images of %d share a subject with training, %d a sequence; %d images "
-        "were never tested, %d more than once\nreport and picture in %s",
-        format_table(columns, rows), figures["subjects_shared"], figures["images"],
-        figures["sequences_shared"], figures["never_tested"], figures["tested_twice"], run,
-    )  # fmt: skip

@@ -1,8 +1,8 @@
-"""The whole path on the synthetic set, small enough for a laptop: search, retrain, score.
+"""The whole mission on synthetic sets, small enough for a laptop: the six scripts in their order.
 
 python -m tools.demo
 
-Runs the scripts by their command lines, as a user would; writes `demo/search` and `demo/train`,
+Runs the scripts by their command lines, as a user would; writes a run folder for each into `demo/`,
 replacing those of an earlier demo.
 """
 
@@ -22,60 +22,76 @@ from tools import cli
 from tools.report import format_table
 from utils import UserError
 
-SEARCH = (
-    "search.py --data synthetic --init_channels 4 --layers 3 --batch_size 32 --batch_increase 8 "
-    "--warmup_dec_epoch 1 --decision_freq 1 --limit_batches 4 --model_path {out} --save search"
-)
-TRAIN = (
-    "train_FER2013.py --data synthetic --arch {out}/search --init_channels 8 --layers 3 "
-    "--epochs 6 --batch_size 32 --learning_rate 0.1 --drop_path_prob 0 "
-    "--model_path {out} --save train"
-)
+COMMANDS = {
+    "search": "search.py --init_channels 4 --layers 3 --batch_size 32 --batch_increase 8 "
+    "--warmup_dec_epoch 1 --decision_freq 1 --limit_batches 3",
+    "train": "train_FER2013.py --arch {out}/search --init_channels 8 --layers 3 --epochs 5 "
+    "--batch_size 32 --learning_rate 0.1 --drop_path_prob 0",
+    "relabel": "relabel_training.py --checkpoint {out}/train --epochs 2 --batch_size 32 "
+    "--learning_rate 0.01 --relabel_threshold 0.2 --fes True --fes_threshold 0.03",
+    "ensemble": "ensemble.py --model_names {out}/train,{out}/relabel",
+    "ck48": "test_CK48.py --checkpoint {out}/relabel --folds 3 --epochs 4",
+    "jaffe": "test_JAFFE.py --checkpoint {out}/relabel",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.demo",
-        description="Search, retrain and score on the synthetic set, in minutes on two cores.",
+        description="Run all six scripts on synthetic sets, in minutes on two cores.",
     )
     parser.add_argument(
         "--out",
         default="demo",
         metavar="FOLDER",
-        help="where the two run folders go (default: demo, which git ignores)",
+        help="where the run folders go (default: demo, which git ignores)",
     )
     return parser
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Run both scripts, then print their figures and the places of the pictures."""
-    out = Path(args.out)
-    summaries = {}
-    for label, command in (("search", SEARCH), ("train", TRAIN)):
-        shutil.rmtree(out / label, ignore_errors=True)
+    """Run the scripts, then print their figures and the places of the pictures."""
+    out, summaries = Path(args.out), {}
+    for label in COMMANDS:
+        _remove_run(out / label)
+    for label, command in COMMANDS.items():
         started = time.monotonic()
         words = shlex.split(command.format(out=shlex.quote(str(out))))
+        words += ["--data", "synthetic", "--model_path", str(out), "--save", label]
         print(f"\n$ python {shlex.join(words)}", flush=True)
         status = subprocess.run([sys.executable, *words], check=False).returncode
         if status != 0:
             raise UserError(f"{words[0]}: ended with status {status}, expected 0")
         summaries[label] = json.loads((out / label / "summary.json").read_text())
         summaries[label]["wall"] = time.monotonic() - started
-    figures = summaries["train"]["figures"]
     rows = [
-        [name, each["images"], each["accuracy"], each["interval95"]]
-        for name, each in figures.items()
+        [each["script"], split, figures["images"], figures["accuracy"], f"{each['wall']:.0f}"]
+        for each in summaries.values()
+        for split, figures in each["figures"].items()
     ]
-    columns = ["split of the synthetic set", "images", "top-1 %", "95 % interval +-"]
+    columns = ["script", "synthetic split or set", "images", "top-1 %", "seconds of the script"]
     print(f"\n{format_table(columns, rows)}")
-    walls = ", ".join(f"{label} {each['wall']:.0f} s" for label, each in summaries.items())
-    print(f"\nchance is about {100 / 7:.0f} %; {walls}; the genotype that was found:")
+    repairs = summaries["relabel"]["last_epoch"]
+    print(
+        f"\nchance is about {100 / 7:.0f} %; the last epoch of relabelling changed "
+        f"{repairs['changed']} of {repairs['labels']} labels; the genotype that was found:"
+    )
     print(summaries["search"]["genotype"])
     print("\npictures:")
     for picture in sorted(out.glob("*/*.png")):
         print(f"  {picture}")
     return summaries
+
+
+def _remove_run(folder: Path) -> None:
+    """Remove the run of an earlier demo, and nothing else."""
+    if not folder.exists():
+        return
+    if not (folder / "log.txt").is_file():
+        raise UserError(f"--out {folder.parent}: {folder} is no run of an earlier demo; expected "
+                        "a folder of the demo's own")  # fmt: skip
+    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Compute the Facial Expression Similarity of every two classes from the FER+ votes.
 
     python -m tools.fes fer2013new.csv --usage Training
-    python -m tools.fes fer2013new.csv --out images
+    python -m tools.fes fer2013new.csv --as_published --out images
 
 Prints the matrix; with --out also writes `fes.csv`, which --fes_matrix reads, and `fes.png`.
 """
@@ -17,7 +17,7 @@ import pandas as pd
 from data.fes import fes_matrix, load_votes, save_fes
 from data.readers import CLASSES, SPLITS
 from tools import cli
-from tools.plots_fes import draw_fes
+from tools.plots_relabel import draw_fes
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,6 +32,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="rows to use (default: all, as published; the clean protocol uses Training)",
     )
     parser.add_argument(
+        "--as_published",
+        action="store_true",
+        help="divide by one more than there are images, the lines of the file with its header, as "
+        "the published figures do (default: by the number of images)",
+    )
+    parser.add_argument(
         "--out",
         metavar="FOLDER",
         help="where fes.csv and fes.png go, made when missing (default: the matrix is only "
@@ -43,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Print and write the matrix; returns it, the number of images and the files' paths."""
     votes = load_votes(args.votes, args.usage)
-    matrix = fes_matrix(votes)
+    matrix = fes_matrix(votes, len(votes) + args.as_published)
     rows = "all" if args.usage is None else args.usage
     print(f"FES of {len(votes)} images ({rows} rows)")
     table = pd.DataFrame(matrix, index=CLASSES, columns=CLASSES)

@@ -54,9 +54,41 @@ def report_split(name: str, scores: Scores, classes: Sequence[str], folder: Path
     }
 
 
-def write_summary(summary: Mapping[str, Any], folder: Path) -> None:
-    """Write summary.json into `folder`."""
-    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+def write_summary(
+    run: Path,
+    *,
+    script: str,
+    protocol: str | None,
+    seed: int,
+    checkpoints: Sequence[str],
+    genotype: str | None,
+    parameters: int,
+    epochs: int,
+    seconds: float,
+    figures: Mapping[str, Mapping[str, Any]],
+    **more: Any,
+) -> dict[str, Any]:
+    """Write `run`/summary.json and return what it holds: the same keys for every script.
+
+    `protocol` is None where nothing hangs on it, `genotype` where there are several;
+    `checkpoints` are the weights that were read, `epochs` those trained, in `seconds`. `figures`
+    by split or set have "accuracy" (percent) and "images" at least. `more` is the script's own.
+    """
+    summary = {
+        "script": script,
+        "run": str(run),
+        "protocol": protocol,
+        "seed": seed,
+        "checkpoints": list(checkpoints),
+        "genotype": genotype,
+        "parameters": parameters,
+        "epochs": epochs,
+        "seconds": seconds,
+        "figures": dict(figures),
+        **more,
+    }
+    write_text(run / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
 
 
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

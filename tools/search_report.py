@@ -13,6 +13,7 @@ from architect import EdgeScores
 from genotypes import PRIMITIVES, Genotype
 from model_search import CELLS, EDGES
 from tools.plots import draw_alphas, draw_cell, draw_curves, draw_decisions
+from tools.report import format_table
 
 
 def describe_edges(
@@ -35,6 +36,17 @@ def describe_edges(
         }
         for edge, (node, source) in enumerate(EDGES)
     ]
+
+
+def tabulate_cells(genotype: Genotype, decisions: Sequence[dict[str, Any]]) -> str:
+    """A table for the log: the edges of both cells, and after which epoch each was decided."""
+    epochs = {(d["cell"], EDGES[d["edge"]]): d["epoch"] for d in decisions}
+    rows = []
+    for cell, edges in zip(CELLS, (genotype.normal, genotype.reduce), strict=True):
+        for place, (primitive, source) in enumerate(edges):
+            decided = epochs.get((cell, (place // 2, source)), "open")
+            rows.append([cell, f"{source} -> {place // 2 + 2}", primitive, decided])
+    return format_table(["cell", "edge", "primitive", "decided after epoch"], rows)
 
 
 def draw_search(

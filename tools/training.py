@@ -101,8 +101,8 @@ def train_and_report(
 ) -> dict[str, Any]:
     """Fit `model` on Training, then report the weights chosen on PublicTest; returns the summary.
 
-    `options` are the other arguments of `engine.fit`; `about` opens the summary. Raises
-    Interrupted after `time_limit` minutes or a signal, with everything saved.
+    `options` are the other arguments of `engine.fit`; `about` is the script's part of the summary.
+    Raises Interrupted after `time_limit` minutes or a signal, with everything saved.
     """
     batch_size, limit = options["batch_size"], options["limit_batches"]
     evaluations = {
@@ -148,8 +148,8 @@ def report_run(
 ) -> tuple[dict[str, Any], str]:
     """Score the weights chosen on PublicTest; write reports, pictures and summary.json.
 
-    Returns the summary, `about` first, and a table for the log. Leaves the chosen weights in
-    `model`.
+    Returns the summary, of which `about` is what the script knows, and a table for the log.
+    Leaves the chosen weights in `model`.
     """
     chosen = load_checkpoint(run / CHOSEN, ["weights"])
     load_state(model, chosen["state_dict"], run / CHOSEN)
@@ -158,16 +158,18 @@ def report_run(
     )
     draw_curves(history, run / "curves.png")
     chosen_epoch, oracle = chosen["metrics"]["epoch"], best_epoch(history, ORACLE)
-    summary = {
+    summary = write_summary(
+        run,
+        genotype=chosen["model"]["genotype"],
+        parameters=model.size,
+        epochs=len(history),
+        seconds=sum(record["seconds"] for record in history),
+        figures={name: report_split(name, each, CLASSES, run) for name, each in scores.items()},
+        chosen_epoch=chosen_epoch,
+        last_epoch=history[-1],
+        oracle={"epoch": oracle, ORACLE: history[oracle - 1][ORACLE]},
         **about,
-        "run": str(run),
-        "seconds": sum(record["seconds"] for record in history),
-        "chosen_epoch": chosen_epoch,
-        "figures": {name: report_split(name, each, CLASSES, run) for name, each in scores.items()},
-        "last_epoch": history[-1],
-        "oracle": {"epoch": oracle, ORACLE: history[oracle - 1][ORACLE]},
-    }
-    write_summary(summary, run)
+    )
 
     def recorded(epoch: int) -> list[float]:
         return [history[epoch - 1][f"{name}_accuracy"] for name in scores]

@@ -1,14 +1,15 @@
-"""The picture of a FES matrix, in the style of `tools.plots`."""
+"""The pictures of relabelling, in the style of `tools.plots`: FES, and a sweep of thresholds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from tools.plots import INK, OPEN, QUIET, new_figure, save_figure
+from tools.plots import INK, OPEN, QUIET, SPLITS, new_figure, save_figure
 
 
 def draw_fes(matrix: np.ndarray, classes: Sequence[str], path: Path | str, title: str) -> Figure:
@@ -40,4 +41,31 @@ def draw_fes(matrix: np.ndarray, classes: Sequence[str], path: Path | str, title
     figure.text(
         0.5, 1 - 0.36 / height, title, ha="center", fontsize=12, color=INK, parse_math=False
     )
+    return save_figure(figure, path)
+
+
+def draw_sweep(rows: Sequence[dict[str, Any]], path: Path | str) -> Figure:
+    """Draw top-1 accuracy against --relabel_threshold, a line for each --fes_threshold.
+
+    `rows`: dicts with relabel_threshold, fes_threshold, PublicTest and PrivateTest (percent). One
+    panel a split. Writes a PNG and returns the figure; UserError when `path` cannot be written.
+    """
+    figure = new_figure(10.5, 4.2)
+    gates = sorted({row["fes_threshold"] for row in rows})
+    for place, split in enumerate(("PublicTest", "PrivateTest")):
+        axes = figure.add_axes((0.07 + 0.48 * place, 0.14, 0.42, 0.7))
+        for number, gate in enumerate(gates):
+            line = sorted((r["relabel_threshold"], r[split]) for r in rows
+                          if r["fes_threshold"] == gate)  # fmt: skip
+            strength = 0.35 + 0.65 * (number + 1) / len(gates)
+            axes.plot(*zip(*line, strict=True), "o-", color=SPLITS[split], alpha=strength,
+                      linewidth=1.6, markersize=4.5, label=f"{gate:g}")  # fmt: skip
+        axes.set_title(split, fontsize=11, color=INK)
+        axes.set_xlabel("--relabel_threshold", fontsize=9.5, color=INK)
+        axes.set_ylabel("top-1 accuracy in %" if place == 0 else "", fontsize=9.5, color=INK)
+        axes.tick_params(labelsize=9, labelcolor=INK, color=QUIET)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(title="--fes_threshold", fontsize=8.5, title_fontsize=8.5, frameon=False)
+    figure.text(0.5, 0.94, "Weights chosen on PublicTest, over the thresholds of relabelling",
+                ha="center", fontsize=12, color=INK)  # fmt: skip
     return save_figure(figure, path)

@@ -1,0 +1,112 @@
+"""The tools around the mission: the demo, the sweep of relabelling, the picture of the pipeline."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from fer2013_files import write_small_table
+from PIL import Image
+from runs import ROOT, command, run
+
+from genotypes import Auto_FERNet, format_genotype
+from model import build_network
+from tools import cli, demo, overview, relabel_sweep
+from tools.plots_relabel import draw_sweep
+from utils import save_checkpoint
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Path:
+    """An untrained checkpoint beside a small FER2013."""
+    torch.manual_seed(0)
+    description = {"C": 2, "num_classes": 7, "layers": 3, "auxiliary": False,
+                   "genotype": format_genotype(Auto_FERNet)}  # fmt: skip
+    content = {"model": description, "state_dict": build_network(description).state_dict()}
+    progress = {"epoch": 1, "epochs": 2, "drop_path_prob": 0.0, "metrics": {}}
+    save_checkpoint(tmp_path / "start.pt", "weights", {**content, **progress})
+    write_small_table(tmp_path, each=2)
+    return tmp_path
+
+
+def sweep(start: Path, *flags: str, out: str = "sweep"):
+    words = "-m tools.relabel_sweep --relabel_thresholds 0,0.9 --fes_thresholds 0,2".split()
+    more = ["--data", str(start), "--checkpoint", str(start / "start.pt"), "--epochs", "2", *flags]
+    return run(command(words, "", start, "--out", str(start / out), "--", *more))
+
+
+def test_a_sweep_runs_each_cell_once_and_tabulates_them(start):
+    done = sweep(start)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((start / "sweep" / "sweep.csv").open()))
+    cells = [(float(row["relabel_threshold"]), float(row["fes_threshold"])) for row in rows]
+    assert cells == [(0.0, 0.0), (0.0, 2.0), (0.9, 0.0), (0.9, 2.0)]
+    changed = [int(row["changed_in_last_epoch"]) for row in rows]
+    # No expressions are more similar than 2, and no gap is below 0.
+    assert changed[:2] == [0, 0]
+    assert changed[2] > 0
+    assert changed[3] == 0
+    with Image.open(start / "sweep" / "sweep.png") as picture:
+        assert picture.width > 300
+    before = (start / "sweep" / "sweep.csv").read_bytes()
+    (start / "start.pt").unlink()
+    again = sweep(start)
+    assert again.returncode == 0, again.stderr
+    assert (start / "sweep" / "sweep.csv").read_bytes() == before
+    other = sweep(start, "--seed", "1")
+    assert other.returncode == 2
+    assert "holds a sweep with" in other.stderr
+
+
+@pytest.mark.parametrize("flags", [[], ["--checkpoint", "x", "--save", "y"]])
+def test_a_sweep_needs_a_checkpoint_and_names_its_runs_itself(flags, tmp_path, capsys):
+    argv = ["--out", str(tmp_path / "s"), "--", *flags]
+    assert cli.run(relabel_sweep.main, relabel_sweep.build_parser(), argv) == 2
+    assert "expected --checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_sweep_draws_a_line_for_each_gate(tmp_path):
+    rows = [
+        {"relabel_threshold": t, "fes_threshold": f, "PublicTest": 60 + t, "PrivateTest": 61 - f}
+        for t in (0.1, 0.2)
+        for f in (0.02, 0.03, 0.05)
+    ]
+    figure = draw_sweep(rows, tmp_path / "sweep.png")
+    assert [len(axes.lines) for axes in figure.axes] == [3, 3]
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
+        "0.02", "0.03", "0.05",
+    ]  # fmt: skip
+
+
+def test_the_overview_names_all_six_scripts(tmp_path):
+    assert cli.run(overview.main, overview.build_parser(), ["--out", str(tmp_path)]) == 0
+    with Image.open(tmp_path / "overview.png") as picture:
+        assert picture.width > 1000
+    drawn = " ".join(text for _, _, text in overview.BOXES.values())
+    scripts = [path.name for path in ROOT.glob("*.py") if "build_parser" in path.read_text()]
+    assert len(scripts) == 6
+    assert all(name in drawn for name in scripts)
+
+
+def test_the_demo_runs_all_six_scripts_by_flags_that_they_have():
+    scripts = set()
+    for text in demo.COMMANDS.values():
+        script, *flags = shlex.split(text.format(out="demo"))
+        module = importlib.import_module(script.removesuffix(".py"))
+        module.build_parser().parse_args([*flags, "--data", "synthetic"])
+        scripts.add(script)
+    assert len(scripts) == 6
+
+
+def test_the_demo_removes_nothing_that_is_not_its_own(tmp_path, capsys):
+    kept = tmp_path / "train" / "angry"
+    kept.mkdir(parents=True)
+    argv = ["--out", str(tmp_path)]
+    assert cli.run(demo.main, demo.build_parser(), argv) == 2
+    assert "no run of an earlier demo" in capsys.readouterr().err
+    assert kept.is_dir()
