@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -41,9 +42,15 @@ ROUNDING = 1e-12  # what equal criteria may differ by in float64; alphas differ 
 
 def complexity(alphas: Sequence[Tensor], edges: Sequence[int]) -> Tensor:
     """0.5 * sum over `edges` and primitives o of alpha_o^2 * cost_o / (sum of costs): a scalar."""
-    costs = alphas[0].new_tensor([COSTS.get(name, 0) for name in PRIMITIVES])
-    costs = costs / costs.sum()
+    costs = _cost_shares(alphas[0].dtype, alphas[0].device)
     return 0.5 * sum(((alphas[edge] ** 2 * costs).sum() for edge in edges), costs.new_zeros(()))
+
+
+@cache
+def _cost_shares(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """COSTS over their sum, (11,); copied to a device once, not at every step."""
+    costs = torch.tensor([COSTS.get(name, 0) for name in PRIMITIVES], dtype=dtype, device=device)
+    return costs / costs.sum()
 
 
 def penalised_edges(normal_states: Sequence[int], first_only: bool) -> list[int]:
@@ -90,7 +97,7 @@ def second_order_gradient(
     alphas = _open_alphas(model)
     if not alphas:
         return []
-    weights = {n: p for n, p in model.named_parameters() if not n.startswith("alphas_")}
+    weights = model.named_weights()
     values = list(weights.values())
     steps = _gradient(_loss(model, weights, train, precision), values)
     with torch.no_grad():

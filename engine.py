@@ -168,23 +168,24 @@ def compiled(model: nn.Module, batch_size: int) -> Forward:
 
     Where there is no compiler for it, a warning says so and all batches run as ever.
     """
-    fast, usable = torch.compile(model, dynamic=False), None
+    fast: Forward | None = None
+    usable = True
 
     def forward(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        nonlocal usable
-        if usable is False or len(images) != batch_size:
+        nonlocal fast, usable
+        if not usable or len(images) != batch_size:
             return model(images)
         try:
-            result = fast(images)
+            first, fast = fast is None, fast or torch.compile(model, dynamic=False)
+            return fast(images)
         except Exception as error:
-            if usable:
+            # Of a forward that ran once, only what the compiler says is no reason to stop.
+            if not first and not type(error).__module__.startswith("torch._"):
                 raise
             usable = False
-            _log.warning("--compile: not possible here, going on without (%s)",
-                         str(error).strip().split("\n")[0])  # fmt: skip
+            reason = " ".join(str(error).split())[:200]
+            _log.warning("--compile: not possible here, going on without (%s)", reason)
             return model(images)
-        usable = True
-        return result
 
     return forward
 

@@ -19,7 +19,7 @@ import torch
 from data.augment import spread
 from data.fer2013 import CLASSES, load_fer2013
 from engine import Scores, autocast, evaluate_splits
-from tools import cli
+from tools import cli, parsers
 from tools.report import format_table, report_split, write_summary
 from tools.weights import find_weights, load_trained, network_parser
 from utils import UserError, create_run_folder, describe_machine, open_log, stop_on_signals
@@ -31,8 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0],
         parents=[
-            cli.common_parser(batch_size=64, batch_why="the published value", seed=0),
-            cli.folder_parser(label="ensemble"),
+            parsers.common_parser(batch_size=64, batch_why="the published value", seed=0),
+            parsers.folder_parser(label="ensemble"),
             network_parser(layers=False),
         ],
     )
@@ -57,7 +57,7 @@ def names(text: str) -> list[str]:
 
 def depths(text: str) -> list[int]:
     """argparse type: positive integers separated by commas."""
-    return [cli.positive_int(each) for each in names(text)]
+    return [parsers.positive_int(each) for each in names(text)]
 
 
 def average(members: list[Scores]) -> Scores:

@@ -147,8 +147,11 @@ class Network(nn.Module):
 
     def weight_parameters(self) -> list[nn.Parameter]:
         """Everything but the alphas."""
-        alphas = set(map(id, self.arch_parameters()))
-        return [p for p in self.parameters() if id(p) not in alphas]
+        return list(self.named_weights().values())
+
+    def named_weights(self) -> dict[str, nn.Parameter]:
+        """The weights by name, in the order of `weight_parameters`."""
+        return {n: p for n, p in self.named_parameters() if not n.startswith("alphas_")}
 
 
 def _draw_alphas() -> nn.ParameterList:

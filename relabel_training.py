@@ -25,7 +25,7 @@ from data.fes import PUBLISHED_FES, TRAINING_FES, load_fes
 from data.relabel import Changes, relabel, truth_batches
 from engine import Relabel, TrainState, autocast, rising
 from model import build_network
-from tools import cli
+from tools import cli, parsers
 from tools.training import saver, train_and_report
 from tools.weights import finetuning_parsers, load_trained, require_weights
 from utils import (
@@ -43,9 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0],
         parents=[
-            cli.common_parser(batch_size=64, batch_why="the published value", seed=0),
-            cli.folder_parser(label="relabel"),
-            cli.run_parser(script="relabel_training.py"),
+            parsers.common_parser(batch_size=64, batch_why="the published value", seed=0),
+            parsers.folder_parser(label="relabel"),
+            parsers.run_parser(script="relabel_training.py"),
             *finetuning_parsers(
                 learning_rate=0.02272721, epochs=100, why="ideally saved before they converged"
             ),
@@ -53,12 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     # fmt: off
     add = parser.add_argument_group("relabelling").add_argument
-    add("--relabel_threshold", type=cli.non_negative, default=0.2, metavar="T",
+    add("--relabel_threshold", type=parsers.non_negative, default=0.2, metavar="T",
         help="a label is doubtful when the likeliest class is less than this more probable "
         "(default: 0.2, the published value)")
-    add("--fes", type=cli.true_or_false, default=True, metavar="True|False",
+    add("--fes", type=parsers.true_or_false, default=True, metavar="True|False",
         help="repair only to similar expressions (default: True, the published method)")
-    add("--fes_threshold", type=cli.non_negative, default=0.03, metavar="T",
+    add("--fes_threshold", type=parsers.non_negative, default=0.03, metavar="T",
         help="expressions are similar above this (default: 0.03, the published value)")
     add("--fes_matrix", metavar="FILE",
         help="a matrix that tools.fes wrote (default: that of the Training rows of FER+, or of all "
@@ -67,16 +67,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def choose_fes(file: str | None, protocol: str) -> list[list[float]]:
+    """The similarity of every two classes: that of `file`, or what `protocol` uses."""
+    if file is not None:
+        return load_fes(file).tolist()
+    return (TRAINING_FES if protocol == "clean" else PUBLISHED_FES).tolist()
+
+
 def main(args: argparse.Namespace) -> dict[str, Any]:
     log = open_log()
     device = cli.resolve_device(args.device, args.gpu)
     precision = autocast(device, args.amp)
-    if args.fes_matrix is not None:
-        fes = load_fes(args.fes_matrix)
-    else:
-        fes = TRAINING_FES if args.protocol == "clean" else PUBLISHED_FES
-    fes = torch.tensor(fes, dtype=torch.float32, device=device) if args.fes else None
-
     seed_everything(args.seed)
     if args.resume is None:
         path = require_weights(args.checkpoint, args.model_path)
@@ -86,6 +87,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         model, description, state = start.model, start.description, TrainState()
         start_epoch, planned = start.epoch, start.epochs or args.epochs
         drop_path_prob = start.highest_drop_path(args.drop_path_prob)
+        # What the run hangs on and what may change before it is resumed.
+        state.extra |= {"checkpoint": str(path), "fes": choose_fes(args.fes_matrix, args.protocol)}
     else:
         run = Path(args.resume)
         resumed = load_checkpoint(run / "checkpoint.pt", ["training"])
@@ -100,11 +103,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         run = create_run_folder(args.model_path, args.save, "relabel")
     log = open_log(run)
     model = model.to(device)
-    optimizer = torch.optim.SGD(model.parameters(), **cli.sgd_arguments(args))
+    optimizer = torch.optim.SGD(model.parameters(), **parsers.sgd_arguments(args))
     if args.resume is not None:
         optimizer.load_state_dict(resumed["optimizer"])
     log.info("%s", describe_machine(device))
-    log.info("run folder %s; from %s, epoch %d", run, args.checkpoint, start_epoch)
+    log.info("run folder %s; from %s, epoch %d", run, state.extra["checkpoint"], start_epoch)
+    fes = torch.tensor(state.extra["fes"], device=device) if args.fes else None
 
     training = splits["Training"]
     changes: Changes | None = None  # of the epoch under way
@@ -161,20 +165,20 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         precision=precision,
         time_limit=args.time_limit,
         save=save,
-        augmentation=cli.augmentation(args),
+        augmentation=parsers.augmentation(args),
         drop_path_at=lambda epoch: rising(start_epoch + epoch, planned, drop_path_prob),
         relabel_at=relabel_at,
         about={
             "script": args.script,
             "protocol": args.protocol,
             "seed": args.seed,
-            "checkpoints": [args.checkpoint],
+            "checkpoints": [state.extra["checkpoint"]],
             "start_epoch": start_epoch,
             "relabel_threshold": args.relabel_threshold,
             "fes": args.fes,
             "fes_threshold": args.fes_threshold,
         },
-        **cli.fit_arguments(args),
+        **parsers.fit_arguments(args),
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from data.ck48 import CK_CLASSES, load_ck48
 from data.faces import Faces
 from data.folds import Fold, published_ck48_folds, subject_folds
-from tools import cli
+from tools import cli, parsers
 from tools.crossval import crossval_parser, main_on
 
 SHARED = len(CK_CLASSES) - 1  # classes that CK+ and FER2013 have alike and in the same order
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     # fmt: off
     add = parser.add_argument_group("the folds").add_argument
-    add("--folds", type=cli.positive_int, default=10, metavar="K",
+    add("--folds", type=parsers.positive_int, default=10, metavar="K",
         help="folds: of whole subjects, or the published ranges with --protocol paper "
         "(default: 10, published beside 8)")
     # fmt: on
@@ -59,6 +59,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         choose_folds=choose_folds,
         classes=CK_CLASSES,
         shared=CK_CLASSES[:SHARED],
+        follows_protocol=True,
     )
 
 

@@ -61,6 +61,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         choose_folds=lambda faces: leave_one_subject_out(faces.subjects),
         classes=CLASSES,
         shared=CLASSES,
+        follows_protocol=False,  # by subject under both
     )
 
 

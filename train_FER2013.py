@@ -24,7 +24,7 @@ from data.fer2013 import CLASSES, load_fer2013
 from engine import TrainState, autocast, rising
 from genotypes import format_genotype, resolve_genotype
 from model import build_network
-from tools import cli
+from tools import cli, parsers
 from tools.training import saver, train_and_report
 from utils import (
     create_run_folder,
@@ -40,16 +40,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0],
         parents=[
-            cli.common_parser(batch_size=64, batch_why="the published value", seed=0),
-            cli.folder_parser(label="train"),
-            cli.run_parser(script="train_FER2013.py"),
-            cli.sgd_parser(
+            parsers.common_parser(batch_size=64, batch_why="the published value", seed=0),
+            parsers.folder_parser(label="train"),
+            parsers.run_parser(script="train_FER2013.py"),
+            parsers.sgd_parser(
                 learning_rate=0.025,
                 why="the published value, for batches of 24 to 64; it falls to 0 as a cosine",
                 drop_path_prob=0.2,
                 drop_path_why="the published value, reached linearly from 0 over the epochs",
             ),
-            cli.training_parser(epochs=600),
+            parsers.training_parser(epochs=600),
         ],
     )
     # fmt: off
@@ -57,9 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--arch", nargs="?", const="Auto_FERNet", default="Auto_FERNet", metavar="GENOTYPE",
         help="a name of genotypes.py, a literal Genotype(...), a genotype file or the run folder "
         "of a search (default: Auto_FERNet, the paper's, also where no value is given)")
-    add("--init_channels", type=cli.positive_int, default=36, metavar="C",
+    add("--init_channels", type=parsers.positive_int, default=36, metavar="C",
         help="channels of the first cell (default: 36, the published value)")
-    add("--layers", type=cli.positive_int, default=12, metavar="L",
+    add("--layers", type=parsers.positive_int, default=12, metavar="L",
         help="cells (default: 12, the published value)")
     add("--auxiliary", action=argparse.BooleanOptionalAction, default=True,
         help="train with the auxiliary head (default: on, as published)")
@@ -93,7 +93,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         description = resumed["model"]
     log = open_log(run)
     model = build_network(description).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), **cli.sgd_arguments(args))
+    optimizer = torch.optim.SGD(model.parameters(), **parsers.sgd_arguments(args))
     if args.resume is not None:
         load_state(model, resumed["state_dict"], run / "checkpoint.pt")
         optimizer.load_state_dict(resumed["optimizer"])
@@ -120,7 +120,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         precision=precision,
         time_limit=args.time_limit,
         save=save,
-        augmentation=cli.augmentation(args),
+        augmentation=parsers.augmentation(args),
         drop_path_at=lambda epoch: rising(epoch, args.epochs, args.drop_path_prob),
         about={
             "script": args.script,
@@ -128,7 +128,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "seed": args.seed,
             "checkpoints": [],
         },
-        **cli.fit_arguments(args),
+        **parsers.fit_arguments(args),
     )
 
 

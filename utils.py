@@ -155,7 +155,8 @@ def create_run_folder(model_path: Path | str, label: str | None, default: str) -
         if label is not None:
             folder = parent / label
             folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
+            # A log alone is of a run that ended before it saved anything.
+            if any(p.name != "log.txt" and p.suffix != ".tmp" for p in folder.iterdir()):
                 resumable = (folder / "checkpoint.pt").is_file()
                 raise UserError(
                     f"--save {label}: {folder} is not empty; choose another label"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data.faces import Faces, Row, gather, list_folder, one_line, read_image, report_counts
-from data.readers import decode_image
+from data.images import decode_image
 from utils import UserError
 
 __all__ = ["CK_CLASSES", "COUNTS", "find_ck48", "load_ck48"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,12 @@ class Faces:
     def split(self, index: torch.Tensor) -> Split:
         """The images and labels of the rows that `index`, int64 (M,), names, in its order."""
         return Split(self.images[index], self.labels[index])
+
+    def digest(self) -> str:
+        """A text that differs for sets that differ in an image, a label or a name."""
+        found = hashlib.sha256("\n".join(self.names).encode(errors="surrogateescape"))
+        found.update(self.images.numpy().tobytes() + self.labels.numpy().tobytes())
+        return found.hexdigest()
 
 
 class Row(NamedTuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.readers import CLASSES, SPLITS
+from data.readers import CLASSES, SPLITS, check_fields, describe_table_error
 from utils import UserError, write_text
 
 # What the votes' table calls each class, in the order of CLASSES.
@@ -166,14 +166,8 @@ def _read_table(path: Path | str, expected: str) -> pd.DataFrame:
             f"{path}: cannot be read ({error.strerror or error}), expected {expected}"
         ) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        reason = " ".join(str(error).split()).replace("Error tokenizing data. C error: ", "")
-        raise UserError(f"{path}: {reason}; expected {expected}") from None
-    # pandas makes an index of the first fields when the first row has too many.
-    if not isinstance(table.index, pd.RangeIndex):
-        raise UserError(
-            f"{path}, line 2: more fields than the {len(table.columns)} of the header, "
-            "expected as many"
-        )
+        raise UserError(f"{path}: {describe_table_error(error)}; expected {expected}") from None
+    check_fields(table, str(path))
     return table
 
 

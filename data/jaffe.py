@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from data.faces import Faces, Row, gather, list_folder, one_line, read_image, report_counts
-from data.readers import CLASSES, SIDE
+from data.images import SIDE, open_image
+from data.readers import CLASSES
 from utils import UserError
 
 __all__ = ["BOX", "COUNTS", "FRAME", "find_jaffe", "load_jaffe"]
@@ -178,23 +177,16 @@ def _row(file: str, name: Name, image: np.ndarray) -> Row:
 
 def _decode(stream: BinaryIO, size: int, where: str, crop: Box | None) -> np.ndarray:
     """Decode a square image of `size` bytes to uint8 (48, 48), sizes checked before decoding."""
-    if size > MAX_IMAGE_BYTES:
-        raise UserError(f"{where}: {size} bytes, expected an image of at most {MAX_IMAGE_BYTES}")
-    data = io.BytesIO(stream.read())
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(data, formats=FORMATS)
-        width, height = image.size
-        if width == height <= MAX_SIDE:
-            return _frame(image, crop)
-    except Exception as error:  # pillow raises many kinds for broken files
-        raise UserError(
-            f"{where}: unreadable image ({type(error).__name__}), "
-            f"expected one of {', '.join(FORMATS)}"
-        ) from error
-    raise UserError(
-        f"{where}: image of {width}x{height}, expected a square of at most {MAX_SIDE} pixels a side"
+    return open_image(
+        stream,
+        size,
+        where,
+        max_bytes=MAX_IMAGE_BYTES,
+        formats=FORMATS,
+        expected=f"one of {', '.join(FORMATS)}",
+        fits=lambda width, height: width == height <= MAX_SIDE,
+        expected_size=f"a square of at most {MAX_SIDE} pixels a side",
+        convert=partial(_frame, crop=crop),
     )
 
 

@@ -6,7 +6,6 @@ is wrong is refused here, with the file and the line or member named.
 
 from __future__ import annotations
 
-import io
 import lzma
 import os
 import re
@@ -23,13 +22,12 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
+from data.images import SIDE, decode_image
 from utils import UserError
 
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 SPLITS = ("Training", "PublicTest", "PrivateTest")
-SIDE = 48
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz")
 TABLE_NAMES = ("fer2013.csv", "icml_face_data.csv")
@@ -37,7 +35,6 @@ FOLDERS = ("train", "test")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 COLUMNS = ("emotion", "pixels", "Usage")
 MAX_TABLE_BYTES = 1 << 30
-MAX_IMAGE_BYTES = 1 << 20
 ROWS_AT_ONCE = 2048
 
 ARCHIVE_ERRORS = (
@@ -136,21 +133,32 @@ def _read_table(stream: BinaryIO, size: int, where: str) -> Arrays:
                     f"{where}, line 1: no column {', '.join(missing)}; "
                     f"expected the columns {','.join(COLUMNS)}"
                 )
-            # pandas makes an index of the first fields when the first row has too many.
-            if not isinstance(chunk.index, pd.RangeIndex):
-                raise UserError(
-                    f"{where}, line 2: more fields than the {len(chunk.columns)} of the header, "
-                    "expected as many"
-                )
+            check_fields(chunk, where)
             rows = zip(*(chunk[name] for name in COLUMNS), strict=True)
             parts.append(_table_rows(rows, line, where))
             line += len(chunk)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        # pandas counts lines from 1, but the row where an open quote starts from 0.
-        found = _one_line(error).replace("Error tokenizing data. C error: ", "")
-        found = re.sub(r"row (\d+)", lambda row: f"line {int(row[1]) + 1}", found)
-        raise UserError(f"{where}: {found}; expected a table of {','.join(COLUMNS)}") from error
+        raise UserError(
+            f"{where}: {describe_table_error(error)}; expected a table of {','.join(COLUMNS)}"
+        ) from error
     return Arrays(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def check_fields(table: pd.DataFrame, where: str) -> None:
+    """Raise UserError when the first row of a table as read has more fields than its header."""
+    # pandas makes an index of the first fields then.
+    if not isinstance(table.index, pd.RangeIndex):
+        raise UserError(
+            f"{where}, line 2: more fields than the {len(table.columns)} of the header, "
+            "expected as many"
+        )
+
+
+def describe_table_error(error: Exception) -> str:
+    """What pandas says of a table that it cannot read, on one line, lines counted from 1."""
+    found = _one_line(error).replace("Error tokenizing data. C error: ", "")
+    # pandas counts lines from 1, but the row where an open quote starts from 0.
+    return re.sub(r"row (\d+)", lambda row: f"line {int(row[1]) + 1}", found)
 
 
 def _table_rows(rows: Iterator[tuple[str, str, str]], line: int, where: str) -> Arrays:
@@ -254,29 +262,6 @@ def _place(path: PurePosixPath, where: str) -> Place:
             + ", ".join(f"{split}_" for split in SPLITS)
         )
     return Place(SPLITS.index(split), CLASSES.index(group), file, str(path.parent))
-
-
-def decode_image(stream: BinaryIO, size: int, where: str) -> np.ndarray:
-    """Decode a 48x48 JPEG or PNG of `size` bytes to gray: uint8 (48, 48).
-
-    The sizes of file and image are checked before anything is decoded. Raises UserError.
-    """
-    if size > MAX_IMAGE_BYTES:
-        raise UserError(f"{where}: {size} bytes, expected an image of at most {MAX_IMAGE_BYTES}")
-    data = io.BytesIO(stream.read())
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(data, formats=("JPEG", "PNG"))
-        found = image.size
-        if found == (SIDE, SIDE):
-            return np.asarray(image.convert("L"))
-    except Exception as error:  # pillow raises many kinds for broken files
-        raise UserError(
-            f"{where}: unreadable image ({type(error).__name__}), "
-            f"expected a {SIDE}x{SIDE} JPEG or PNG"
-        ) from error
-    raise UserError(f"{where}: image of {found[0]}x{found[1]}, expected {SIDE}x{SIDE}")
 
 
 def _in_order(images: dict[Place, np.ndarray], where: str) -> Arrays:

@@ -84,10 +84,20 @@ class Repairs:
     def describe(self) -> str:
         """For the log: how many labels changed, and a table of which became which."""
         table = pd.DataFrame(self.matrix.numpy(), index=CLASSES, columns=CLASSES)
-        return (
-            f"{self.changed} of {self.seen} labels changed; rows as given, columns as trained on\n"
-            f"{table.to_string()}"
+        known = (
+            ""
+            if self.wrong is None
+            else f", {self.repaired} of {self.wrong} wrong ones to the true class (precision "
+            f"{_percent(self.precision)}, recall {_percent(self.recall)})"
         )
+        return (
+            f"{self.changed} of {self.seen} labels changed{known}; rows as given, columns as "
+            f"trained on\n{table.to_string()}"
+        )
+
+
+def _percent(part: float | None) -> str:
+    return "none" if part is None else f"{100 * part:.1f} %"
 
 
 class Changes:

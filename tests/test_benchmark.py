@@ -85,6 +85,14 @@ def test_train_measures_each_layout_on_the_same_weights(monkeypatch: pytest.Monk
     assert all(weight.equal(seen[0][1]) for _, weight in seen)
 
 
+def test_relabel_finds_the_same_labels_both_ways() -> None:
+    output = run_benchmark("relabel --batch_size 64 --rounds 2 --device cpu".split())
+    found = figures(output)
+    assert list(found) == ["a batch at once", "a batch label by label"]
+    assert "both ways give the same labels" in output
+    assert int(re.search(r"of which (\d+) change", output)[1]) > 0
+
+
 def test_sides_take_turns_and_the_first_turn_does_not_count() -> None:
     calls: list[str] = []
     seconds = benchmark.take_turns(3, {name: lambda n=name: calls.append(n) for name in "ab"})

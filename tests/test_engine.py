@@ -175,7 +175,19 @@ def test_where_nothing_compiles_a_warning_says_so_once_and_training_goes_on(monk
     for _ in range(3):
         torch.testing.assert_close(forward(images), model(images))
     warnings = [record.message for record in caplog.records]
-    assert warnings == ["--compile: not possible here, going on without (no C++ compiler)"]
+    assert warnings == [
+        "--compile: not possible here, going on without (no C++ compiler and a long story)"
+    ]
+
+
+def test_a_fit_trains_by_the_compiled_forward_where_it_is_asked_to(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        torch, "compile", lambda module, dynamic: lambda x: calls.append(len(x)) or module(x)
+    )
+    for asked in (False, True):
+        fit_small(Small(), TrainState(), epochs=1, compile_forward=asked)
+    assert calls == [8, 8]
 
 
 def test_relabelling_changes_the_loss_and_not_the_accuracy():

@@ -195,7 +195,11 @@ def test_ck48_under_both_protocols_and_a_finished_fold_is_not_run_again(place):
     done = run_in(place, "test_CK48.py", "--resume", "clean")
     start.write_bytes(before)
     assert done.returncode == 2
-    assert "no longer the weights" in done.stderr
+    assert "--checkpoint checkpoint: no longer what" in done.stderr
+    # Other faces in the place of those that the folds are of.
+    done = run_in(place, "test_CK48.py", "--resume", "clean", "--data", "synthetic")
+    assert done.returncode == 2
+    assert "--data synthetic: no longer what" in done.stderr
 
 
 def test_a_fold_stopped_in_an_epoch_goes_on_from_there(place):
@@ -208,7 +212,7 @@ def test_a_fold_stopped_in_an_epoch_goes_on_from_there(place):
         "epoch 2 step 1/", signal.SIGTERM, log, cwd=place,
     )  # fmt: skip
     assert stopped.returncode == 143
-    assert "saved, to go on with --resume" in stopped.stderr.read()
+    assert "; saved" in stopped.stderr.read()
     done = run_in(place, "test_CK48.py", "--resume", "broken")
     assert done.returncode == 0, done.stderr
     assert "epoch 1/2" not in done.stderr.split("fold 2 of 2")[0]

@@ -62,12 +62,22 @@ def test_a_sweep_runs_each_cell_once_and_tabulates_them(start):
     assert "holds a sweep with" in other.stderr
 
 
-@pytest.mark.parametrize("flags", [[], ["--checkpoint", "x", "--save", "y"]])
-def test_a_sweep_needs_a_checkpoint_and_names_its_runs_itself(flags, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        ([], "no --checkpoint"),
+        (["--checkpoint", "x", "--save", "y"], "--save"),
+        (["--checkpoint", "x", "--relabel_threshold", "0.5"], "--relabel_threshold"),
+        (["--checkpoint", "x", "--time_limit", "1"], "--time_limit"),
+        (["--checkpoint", "x", "--epochs", "2", "--warmup_epochs", "2"], "--warmup_epochs 2"),
+        (["--checkpoint", "nowhere"], "--checkpoint nowhere"),
+    ],
+)
+def test_a_sweep_refuses_what_it_cannot_use_and_records_nothing(flags, named, tmp_path, capsys):
     argv = ["--out", str(tmp_path / "s"), "--", *flags]
     assert cli.run(relabel_sweep.main, relabel_sweep.build_parser(), argv) == 2
-    assert "expected --checkpoint" in capsys.readouterr().err
-    assert not (tmp_path / "s").exists()
+    assert named in capsys.readouterr().err
+    assert not list(tmp_path.glob("s/*"))
 
 
 def test_a_sweep_draws_a_line_for_each_gate(tmp_path):
@@ -104,8 +114,9 @@ def test_the_demo_runs_all_six_scripts_by_flags_that_they_have():
 
 
 def test_the_demo_removes_nothing_that_is_not_its_own(tmp_path, capsys):
-    kept = tmp_path / "train" / "angry"
-    kept.mkdir(parents=True)
+    kept = tmp_path / "train"
+    kept.mkdir()
+    (kept / "log.txt").touch()
     argv = ["--out", str(tmp_path)]
     assert cli.run(demo.main, demo.build_parser(), argv) == 2
     assert "no run of an earlier demo" in capsys.readouterr().err

@@ -120,6 +120,8 @@ def test_run_folders_are_new_and_labelled_ones_are_not_overwritten(tmp_path):
     first = create_run_folder(tmp_path, None, "train")
     assert create_run_folder(tmp_path, None, "train") != first
     labelled = create_run_folder(tmp_path, "mine", "train")
+    (labelled / "log.txt").touch()
+    assert create_run_folder(tmp_path, "mine", "train") == labelled
     (labelled / "weights.pt").touch()
     with pytest.raises(UserError, match=r"--save mine: .* is not empty"):
         create_run_folder(tmp_path, "mine", "train")

@@ -2,6 +2,7 @@
 
     python -m tools.benchmark data --data PATH
     python -m tools.benchmark train
+    python -m tools.benchmark relabel
 
 What is compared takes turns within one process, round after round, so that a machine that is busy
 for a while slows all sides alike: trust the ratios first, the seconds second.
@@ -27,10 +28,12 @@ from torchvision.transforms import ColorJitter, Compose, RandomCrop, RandomHoriz
 from data.augment import Augmentation, spread, training_batches
 from data.cache import cache_path
 from data.fer2013 import CLASSES, Split, find_fer2013, load_fer2013
+from data.fes import TRAINING_FES
+from data.relabel import relabel
 from engine import TrainState, autocast, train_one_epoch
 from genotypes import resolve_genotype
 from model import Network
-from tools import cli
+from tools import cli, parsers
 from tools.report import format_table
 from utils import Stop, describe_machine, seed_everything
 
@@ -52,16 +55,17 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m tools.benchmark", description=(__doc__ or "").split("\n")[0]
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="BENCHMARK")
-    data, train = (
+    data, train, relabelling = (
         commands.add_parser(name, help=measure.__doc__, description=measure.__doc__)
         for name, measure in COMMANDS.items()
     )
     # fmt: off
-    for command in (data, train):
+    for command, size, why in ((data, 64, "the published value"), (train, 64, "likewise"),
+                               (relabelling, 512, "enough to time one")):
         add = command.add_argument
-        add("--batch_size", type=cli.positive_int, default=64, metavar="N",
-            help="images a batch (default: 64, the published value)")
-        add("--rounds", type=cli.positive_int, default=5, metavar="N",
+        add("--batch_size", type=parsers.positive_int, default=size, metavar="N",
+            help=f"images a batch (default: {size}, {why})")
+        add("--rounds", type=parsers.positive_int, default=5, metavar="N",
             help="times that each side is measured (default: 5, for a median)")
         add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps",
             help="where to compute (default: auto, which takes CUDA, then MPS, then the CPU)")
@@ -70,17 +74,17 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data", default="data/", metavar="PATH",
         help="FER2013 as a CSV, folder or archive, a folder that holds one, or 'synthetic' "
         "(default: data/, where git ignores it)")
-    add("--sample", type=cli.positive_int, default=4000, metavar="N",
+    add("--sample", type=parsers.positive_int, default=4000, metavar="N",
         help="images that go through PIL in a round (default: 4000, seconds; scaled to an epoch)")
-    add("--limit_images", type=cli.positive_int, metavar="N",
+    add("--limit_images", type=parsers.positive_int, metavar="N",
         help="at most N training images make the epoch, for a short try (default: no limit)")
 
     add = train.add_argument
-    add("--init_channels", type=cli.positive_int, default=16, metavar="C",
+    add("--init_channels", type=parsers.positive_int, default=16, metavar="C",
         help="channels of the first cell (default: 16, a fraction of the time of the paper's 36)")
-    add("--layers", type=cli.positive_int, default=8, metavar="L",
+    add("--layers", type=parsers.positive_int, default=8, metavar="L",
         help="cells (default: 8, likewise; the paper has 12)")
-    add("--steps", type=cli.positive_int, default=10, metavar="N",
+    add("--steps", type=parsers.positive_int, default=10, metavar="N",
         help="steps of either side in a round (default: 10, seconds on two cores)")
     add("--amp", choices=["auto", "off", "bf16"], default="auto",
         help="precision of the forward pass (default: auto, bf16 on CUDA that has it)")
@@ -240,7 +244,53 @@ def measure_train(args: argparse.Namespace, device: torch.device) -> Figures:
     return Figures("images a second", rows, remarks)
 
 
-COMMANDS = {"data": measure_data, "train": measure_train}
+# ---------------------------------------------------------------- relabel
+
+
+def measure_relabel(args: argparse.Namespace, device: torch.device) -> Figures:
+    """Time the relabelling of a batch with FES, against label by label in Python."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(args.batch_size, len(CLASSES), generator=generator).to(device)
+    labels = torch.randint(0, len(CLASSES), (args.batch_size,), generator=generator).to(device)
+    fes = torch.tensor(TRAINING_FES, dtype=torch.float32, device=device)
+    rule = {"threshold": 0.2, "fes": fes, "fes_threshold": 0.03}
+    at_once, one_by_one = "a batch at once", "a batch label by label"
+    repeats = 100  # of the fast side, which is too short for a clock
+    seconds = take_turns(
+        args.rounds,
+        {
+            at_once: lambda: [relabel(logits, labels, **rule) for _ in range(repeats)][-1].tolist(),
+            one_by_one: lambda: _label_by_label(logits, labels, **rule),
+        },
+    )
+    seconds[at_once] = [each / repeats for each in seconds[at_once]]
+    changed = int((relabel(logits, labels, **rule) != labels).sum())
+    same = relabel(logits, labels, **rule).tolist() == _label_by_label(logits, labels, **rule)
+    rows = [(name, 1e6 * median(each), 1e6 * min(each)) for name, each in seconds.items()]
+    remarks = [
+        f"{args.batch_size} random labels, of which {changed} change; "
+        f"both ways give {'the same' if same else 'DIFFERENT'} labels",
+        f"label by label takes {describe_ratios(seconds[one_by_one], seconds[at_once])} times as "
+        "long",
+    ]
+    return Figures("microseconds", rows, remarks)
+
+
+def _label_by_label(
+    logits: Tensor, labels: Tensor, *, threshold: float, fes: Tensor, fes_threshold: float
+) -> list[int]:
+    """The rule of `data.relabel.relabel`, as one would write it down first."""
+    new = []
+    for row, label in zip(logits, labels, strict=True):
+        p = row.softmax(dim=0)
+        highest, likeliest = p.max(dim=0)
+        gap = highest - p[label]
+        repaired = 0 < gap < threshold and fes[label, likeliest] > fes_threshold
+        new.append(int(likeliest if repaired else label))
+    return new
+
+
+COMMANDS = {"data": measure_data, "train": measure_train, "relabel": measure_relabel}
 
 
 if __name__ == "__main__":

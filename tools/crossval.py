@@ -18,7 +18,7 @@ from data.faces import Faces
 from data.folds import Fold, overlap
 from engine import TrainState, autocast, evaluate, fit, network_predictor
 from model import Network
-from tools import cli
+from tools import cli, parsers
 from tools.fold_figures import summarise_folds, tabulate_folds
 from tools.report import format_table, report_split, write_summary
 from tools.weights import finetuning_parsers, load_trained, require_weights
@@ -48,11 +48,11 @@ def crossval_parser(
     parser = argparse.ArgumentParser(
         add_help=False,
         parents=[
-            cli.common_parser(
+            parsers.common_parser(
                 data=data, batch_size=batch_size, batch_why="the published value", seed=0
             ),
-            cli.folder_parser(label=name.lower()),
-            cli.run_parser(script=f"test_{name}.py"),
+            parsers.folder_parser(label=name.lower()),
+            parsers.run_parser(script=f"test_{name}.py"),
             *finetuning_parsers(learning_rate=0.01794073, epochs=60, why="trained on FER2013"),
         ],
     )
@@ -68,22 +68,23 @@ def crossval_parser(
 class FoldsFile:
     """`run`/checkpoint.pt of a cross-validation: the folds that are done, and the one under way.
 
-    `done` holds what `finetune_fold` returned, `under_way` what it last saved, or None. `weights`
-    says which network was fine-tuned; UserError when a run goes on from another.
+    `done` holds what `finetune_fold` returned, `under_way` what it last saved, or None. `inputs`
+    are digests of what the flags "checkpoint" and "data" name; UserError when a run goes on with
+    others.
     """
 
-    def __init__(self, run: Path, args: Mapping[str, Any], weights: str) -> None:
+    def __init__(self, run: Path, args: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
         self._path = run / "checkpoint.pt"
-        self._rest = {"args": dict(args), "weights": weights}
+        self._rest = {"args": dict(args), "inputs": dict(inputs)}
         self.done: list[dict[str, Any]] = []
         self.under_way: dict[str, Any] | None = None
         if self._path.exists():
             found = load_checkpoint(self._path, ["folds"])
-            if found["weights"] != weights:
-                raise UserError(
-                    f"--checkpoint {args['checkpoint']}: no longer the weights that {run} began "
-                    "with, expected those"
-                )
+            for flag, digest in inputs.items():
+                if found["inputs"][flag] != digest:
+                    raise UserError(
+                        f"--{flag} {args[flag]}: no longer what {run} began with, expected the same"
+                    )
             self.done, self.under_way = found["folds"], found["under_way"]
         # At once, so that a run interrupted in its first fold can be resumed.
         self.save(self.under_way)
@@ -93,6 +94,10 @@ class FoldsFile:
         self.under_way = under_way
         content = {"folds": self.done, "under_way": under_way, **self._rest}
         save_checkpoint(self._path, "folds", content)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def finetune_fold(
@@ -243,11 +248,12 @@ def main_on(
     choose_folds: Callable[[Faces], Sequence[Fold]],
     classes: Sequence[str],
     shared: Sequence[str],
+    follows_protocol: bool,
 ) -> dict[str, Any]:
     """The `main` of the test on the set `name`, whose flags are those of `crossval_parser`.
 
     `load(report)` gives the set, labelled by `classes`; of these the first, `shared`, are those
-    that FER2013 has too.
+    that FER2013 has too. Whether folds differ by --protocol, `follows_protocol` says.
     """
     log = open_log()
     device = cli.resolve_device(args.device, args.gpu)
@@ -268,7 +274,7 @@ def main_on(
     finetune = args.mode == "finetune"
     about = {
         "script": args.script,
-        "protocol": args.protocol,
+        "protocol": args.protocol if finetune and follows_protocol else None,
         "seed": args.seed,
         "checkpoints": [str(path)],
         "genotype": trained.description["genotype"],
@@ -295,20 +301,20 @@ def main_on(
                 **common,
             )
         limit = args.limit_batches and args.limit_batches * args.batch_size
-        weights = hashlib.sha256(path.read_bytes()).hexdigest()
+        inputs = {"checkpoint": _digest(path.read_bytes()), "data": faces.digest()}
         return cross_validate(
             trained.model,
             faces,
             [(train, spread_rows(test, limit)) for train, test in folds],
-            FoldsFile(run, vars(args), weights),
+            FoldsFile(run, vars(args), inputs),
             classes=classes,
-            augmentation=cli.augmentation(args, jitter=JITTER),
-            sgd=cli.sgd_arguments(args),
+            augmentation=parsers.augmentation(args, jitter=JITTER),
+            sgd=parsers.sgd_arguments(args),
             drop_path_at=lambda epoch: trained.drop_path_at(
                 epoch, epochs=args.epochs, drop_path_prob=args.drop_path_prob
             ),
             about=about,
             stop=stop,
-            **cli.fit_arguments(args),
+            **parsers.fit_arguments(args),
             **common,
         )

@@ -12,7 +12,6 @@ import argparse
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 from tools import cli
 from tools.report import format_table
-from utils import UserError
+from utils import UserError, write_text
 
 COMMANDS = {
     "search": "search.py --init_channels 4 --layers 3 --batch_size 32 --batch_increase 8 "
@@ -33,6 +32,8 @@ COMMANDS = {
     "ck48": "test_CK48.py --checkpoint {out}/relabel --folds 3 --epochs 4",
     "jaffe": "test_JAFFE.py --checkpoint {out}/relabel",
 }
+
+MARK = "demo.txt"  # what a folder of the demo holds
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,15 +53,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Run the scripts, then print their figures and the places of the pictures."""
-    out, summaries = Path(args.out), {}
-    for label in COMMANDS:
-        _remove_run(out / label)
+    out, summaries = cli.make_folder("--out", args.out), {}
+    _remove_last(out)
     for label, command in COMMANDS.items():
         started = time.monotonic()
         words = shlex.split(command.format(out=shlex.quote(str(out))))
         words += ["--data", "synthetic", "--model_path", str(out), "--save", label]
         print(f"\n$ python {shlex.join(words)}", flush=True)
-        status = subprocess.run([sys.executable, *words], check=False).returncode
+        status = cli.run_script(words)
         if status != 0:
             raise UserError(f"{words[0]}: ended with status {status}, expected 0")
         summaries[label] = json.loads((out / label / "summary.json").read_text())
@@ -84,14 +84,18 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     return summaries
 
 
-def _remove_run(folder: Path) -> None:
-    """Remove the run of an earlier demo, and nothing else."""
-    if not folder.exists():
-        return
-    if not (folder / "log.txt").is_file():
-        raise UserError(f"--out {folder.parent}: {folder} is no run of an earlier demo; expected "
-                        "a folder of the demo's own")  # fmt: skip
-    shutil.rmtree(folder)
+def _remove_last(out: Path) -> None:
+    """Remove the run folders of an earlier demo; UserError for those that are not one's."""
+    mark = out / MARK
+    there = [out / label for label in COMMANDS if (out / label).exists()]
+    if there and not mark.is_file():
+        raise UserError(
+            f"--out {out}: {there[0]} is no run of an earlier demo; expected a folder of the "
+            "demo's own"
+        )
+    for folder in there:
+        shutil.rmtree(folder)
+    write_text(mark, "python -m tools.demo removes the run folders here when it runs again\n")
 
 
 if __name__ == "__main__":

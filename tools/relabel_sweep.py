@@ -12,21 +12,24 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import relabel_training
-from tools import cli
+from tools import cli, parsers
 from tools.plots_relabel import draw_sweep
 from tools.report import format_table
+from tools.weights import require_weights
 from utils import UserError, write_rows, write_text
+
+# What the sweep itself says to relabel_training.py.
+OWN = ("relabel_threshold", "fes_threshold", "save", "resume", "time_limit")
 
 
 def thresholds(text: str) -> list[float]:
     """argparse type: numbers of at least 0, separated by commas."""
-    return [cli.non_negative(each) for each in text.split(",")]
+    return [parsers.non_negative(each) for each in text.split(",")]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,21 +55,35 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Run the cells that are not done, then tabulate and draw them all; returns the rows."""
-    own = relabel_training.build_parser().parse_args(args.flags)
-    if own.checkpoint is None or own.save or own.resume:
-        raise UserError("after --: expected --checkpoint, and neither --save nor --resume")
+    flags = _checked(args.flags)
     out = cli.make_folder("--out", args.out)
-    _keep_apart(out / "flags.txt", shlex.join(args.flags))
+    record, given = out / "flags.txt", shlex.join(args.flags)
+    before = record.read_text().strip() if record.is_file() else given
+    if before != given:
+        raise UserError(
+            f"--out {out}: holds a sweep with `{before}`, expected the same flags after --, or "
+            "another folder"
+        )
     rows = []
     for relabel_threshold in args.relabel_thresholds:
         for fes_threshold in args.fes_thresholds:
             cell = {"relabel_threshold": relabel_threshold, "fes_threshold": fes_threshold}
-            summary = _run(out / f"relabel_{relabel_threshold:g}_fes_{fes_threshold:g}", cell,
-                           args.flags)  # fmt: skip
+            folder = out / f"relabel_{relabel_threshold!r}_fes_{fes_threshold!r}"
+            if not (folder / "summary.json").is_file():
+                # The checkpoint is asked for only where something is left to run.
+                require_weights(flags["checkpoint"], flags.get("model_path", "saved_models"))
+                write_text(record, given + "\n")
+                _run(folder, cell, args.flags)
+            summary = json.loads((folder / "summary.json").read_text())
             figures = {name: each["accuracy"] for name, each in summary["figures"].items()}
-            changed = summary["last_epoch"].get("changed", 0)
-            rows.append({**cell, **figures, "chosen_epoch": summary["chosen_epoch"],
-                         "changed_in_last_epoch": changed})  # fmt: skip
+            rows.append(
+                {
+                    **cell,
+                    **figures,
+                    "chosen_epoch": summary["chosen_epoch"],
+                    "changed_in_last_epoch": summary["last_epoch"].get("changed", 0),
+                }
+            )
     write_rows(rows, out / "sweep.csv")
     draw_sweep(rows, out / "sweep.png")
     print(format_table(list(rows[0]), [list(row.values()) for row in rows]))
@@ -74,30 +91,32 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def _keep_apart(path: Path, flags: str) -> None:
-    """Refuse to mix runs of different flags in one folder."""
-    before = path.read_text().strip() if path.is_file() else flags
-    if before != flags:
-        raise UserError(f"--out {path.parent}: holds a sweep with `{before}`, expected the same "
-                        "flags after --, or another folder")  # fmt: skip
-    write_text(path, flags + "\n")
+def _checked(words: list[str]) -> dict[str, Any]:
+    """The flags of relabel_training.py that `words` give; UserError for those the sweep sets."""
+    parser = relabel_training.build_parser()
+    cli.parse(parser, words)
+    flags = cli.flags_given(parser, words)
+    wrong = [f"--{name}" for name in flags if name in OWN]
+    if wrong or "checkpoint" not in flags:
+        raise UserError(
+            f"after --: found {' '.join(wrong) or 'no --checkpoint'}, expected --checkpoint and "
+            f"none of {' '.join(f'--{name}' for name in OWN)}"
+        )
+    return flags
 
 
-def _run(folder: Path, cell: dict[str, float], flags: list[str]) -> dict[str, Any]:
-    """The summary of one cell: run, resumed, or as it was left by an earlier sweep."""
-    done = folder / "summary.json"
-    if not done.is_file():
-        script = str(Path(relabel_training.__file__))
-        if (folder / "checkpoint.pt").is_file():
-            words = [script, "--resume", str(folder)]
-        else:
-            chosen = [f"--{name}={value:g}" for name, value in cell.items()]
-            # An absolute label lies where it says, whatever --model_path is.
-            words = [script, *flags, *chosen, "--save", str(folder.resolve())]
-        status = subprocess.run([sys.executable, *words], check=False).returncode
-        if not done.is_file():
-            raise UserError(f"{folder}: stopped with status {status}; the same command goes on")
-    return json.loads(done.read_text())
+def _run(folder: Path, cell: dict[str, float], flags: list[str]) -> None:
+    """Run one cell to its end, or go on with it."""
+    script = relabel_training.__file__
+    if (folder / "checkpoint.pt").is_file():
+        words = [script, "--resume", str(folder)]
+    else:
+        chosen = [f"--{name}={value!r}" for name, value in cell.items()]
+        # An absolute label lies where it says, whatever --model_path is.
+        words = [script, *flags, *chosen, "--save", str(folder.resolve())]
+    status = cli.run_script(words)
+    if status != 0:
+        raise UserError(f"{folder}: relabel_training.py ended with status {status}, expected 0")
 
 
 if __name__ == "__main__":

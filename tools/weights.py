@@ -11,7 +11,7 @@ from data.fer2013 import CLASSES
 from engine import rising
 from genotypes import format_genotype, resolve_genotype
 from model import Network, build_network
-from tools import cli
+from tools import parsers
 from tools.training import CHOSEN
 from utils import UserError, load_checkpoint, load_state
 
@@ -58,14 +58,14 @@ def finetuning_parsers(
     return [
         checkpoint_parser(why=why),
         network_parser(),
-        cli.sgd_parser(
+        parsers.sgd_parser(
             learning_rate=learning_rate,
             why="the published value; it falls to 0 as a cosine",
             drop_path_prob=None,
             drop_path_why=f"what the checkpoint says, else {DROP_PATH_PROB} as published; it goes "
             "on rising from the checkpoint's epoch",
         ),
-        cli.training_parser(epochs=epochs),
+        parsers.training_parser(epochs=epochs),
     ]
 
 
@@ -90,10 +90,10 @@ def network_parser(*, layers: bool = True) -> argparse.ArgumentParser:
     add("--arch", nargs="?", const="Auto_FERNet", metavar="GENOTYPE",
         help="its genotype: a name of genotypes.py, a literal Genotype(...), a genotype file or a "
         "search's run folder (default: what the checkpoint says, else Auto_FERNet as published)")
-    add("--init_channels", type=cli.positive_int, metavar="C",
+    add("--init_channels", type=parsers.positive_int, metavar="C",
         help="channels of its first cell (default: what the checkpoint says, else 36 as published)")
     if layers:
-        add("--layers", type=cli.positive_int, metavar="L",
+        add("--layers", type=parsers.positive_int, metavar="L",
             help="its cells (default: what the checkpoint says, else 12 as published)")
     # fmt: on
     return parser

@@ -1,0 +1,58 @@
+"""--compile: the same logits and gradients, and no new compilation as drop-path rises."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from engine import compiled
+from genotypes import Auto_FERNet
+from model import Network
+from utils import LOGGER_NAME
+
+BATCH = 4
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_computes_the_same_and_compiles_once_for_all_drop_path(
+    monkeypatch, caplog
+):
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr(logging.getLogger(LOGGER_NAME), "propagate", True)
+    torch.manual_seed(0)
+    plain = Network(4, 7, 3, True, Auto_FERNet).train()
+    model = copy.deepcopy(plain)
+    forward = compiled(model, BATCH)
+    images, labels = torch.rand(BATCH, 1, 44, 44), torch.arange(BATCH)
+
+    def gradients(network, step) -> list[torch.Tensor]:
+        logits, auxiliary = step(images)
+        loss = F.cross_entropy(logits, labels) + 0.4 * F.cross_entropy(auxiliary, labels)
+        return [logits, auxiliary, *torch.autograd.grad(loss, list(network.parameters()))]
+
+    for found, expected in zip(gradients(model, forward), gradients(plain, plain), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for a, b in zip(model.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+    graphs = []
+    for probability in (0.1, 0.2, 0.3):
+        model.drop_path_prob = probability
+        assert forward(images)[0].isfinite().all()
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert 0 < graphs[0] == graphs[1] == graphs[2]
+    model.drop_path_prob = 0.9
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(forward(images)[0])
+    assert drawn[0].equal(drawn[1])
+    assert not drawn[0].allclose(drawn[2])
+    warnings = [record.message for record in caplog.records if record.name == LOGGER_NAME]
+    assert warnings == [], "nothing may have been left uncompiled"
