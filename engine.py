@@ -175,8 +175,10 @@ def compiled(model: nn.Module, batch_size: int) -> Forward:
         nonlocal fast, usable
         if not usable or len(images) != batch_size:
             return model(images)
+        first = fast is None
         try:
-            first, fast = fast is None, fast or torch.compile(model, dynamic=False)
+            if first:
+                fast = torch.compile(model, dynamic=False)
             return fast(images)
         except Exception as error:
             # Of a forward that ran once, only what the compiler says is no reason to stop.
