@@ -230,6 +230,21 @@ def stop_on_signals(minutes: float | None = None, *, resumable: bool = True) -> 
             signal.signal(number, before[number])
 
 
+class _LogFile(logging.FileHandler):
+    """A log whose full disk is an error of the user's like any other, not a traceback a line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        # What could not be written would be tried again at every later line and at the end.
+        logging.getLogger(LOGGER_NAME).removeHandler(self)
+        raise UserError(
+            f"{self.baseFilename}: cannot be written ({error.strerror or error})"
+        ) from error
+
+
 def open_log(folder: Path | None = None) -> logging.Logger:
     """The logger of a run: lines on the terminal (stderr) and, dated, in `folder`/log.txt."""
     logger = logging.getLogger(LOGGER_NAME)
@@ -242,7 +257,7 @@ def open_log(folder: Path | None = None) -> logging.Logger:
     terminal.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(terminal)
     if folder is not None:
-        file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+        file = _LogFile(folder / "log.txt", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(file)
     return logger

@@ -19,6 +19,7 @@ from utils import (
     derive_seed,
     load_checkpoint,
     load_state,
+    open_log,
     save_checkpoint,
     write_rows,
     write_text,
@@ -105,6 +106,17 @@ def test_a_disk_that_fills_while_tensors_are_written_is_one_line(tmp_path, monke
     )
     with pytest.raises(UserError, match=r"c\.pt: cannot be written"):
         save_checkpoint(tmp_path / "c.pt", "weights", {"x": torch.zeros(100_000)})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is full")
+def test_a_log_on_a_full_disk_is_one_line_once(tmp_path, capsys):
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    log = open_log(tmp_path)
+    with pytest.raises(UserError, match=r"log\.txt|/dev/full"):
+        log.info("one")
+    log.info("two")
+    assert "Traceback" not in capsys.readouterr().err
+    open_log()
 
 
 def test_text_is_replaced_whole_and_readable_by_others(tmp_path):
