@@ -33,6 +33,7 @@ WARMUP_START = 1 / 25
 Relabel = Callable[[Tensor, Tensor], Tensor]
 Forward = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
+
 def cosine(progress: float, first: float, last: float = 0.0) -> float:
     """Cosine annealing (Loshchilov and Hutter, 2017): `first` at progress 0, `last` at 1."""
     return last + 0.5 * (first - last) * (1.0 + math.cos(math.pi * progress))

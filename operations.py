@@ -7,9 +7,11 @@ has a bias. Module names are those of the published checkpoints; renaming one br
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def _conv(
@@ -18,19 +20,123 @@ def _conv(
     kernel: int | tuple[int, int],
     stride: int | tuple[int, int] = 1,
     padding: int | tuple[int, int] = 0,
-    dilation: int = 1,
-    groups: int = 1,
 ) -> nn.Conv2d:
-    return nn.Conv2d(
-        channels_in,
-        channels_out,
-        kernel,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        bias=False,
-    )
+    return nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=padding, bias=False)
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """Depthwise convolution of an odd kernel, "same" padding, stride and dilation 1 or 2, no bias.
+
+    Exactly nn.Conv2d of these, with `DepthwiseGradients` for its backward pass on CPUs.
+    """
+
+    def __init__(self, channels: int, kernel: int, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__(
+            channels,
+            channels,
+            kernel,
+            stride=stride,
+            padding=dilation * (kernel // 2),
+            dilation=dilation,
+            groups=channels,
+            bias=False,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        full = x.dtype == self.weight.dtype and not torch.is_autocast_enabled(x.device.type)
+        if x.device.type == "cpu" and full and torch.is_grad_enabled():
+            return DepthwiseGradients.apply(x, self.weight, self.stride[0], self.dilation[0])
+        return super().forward(x)
+
+
+class DepthwiseGradients(torch.autograd.Function):
+    """A depthwise convolution whose gradients come from kernels that oneDNN has a fast code for.
+
+    That is so for every forward pass, and for the weights' gradient of dense kernels at most three
+    wide; the others take 5 to 20 times as long. So with padding "same",
+    - a stride of 2 at dilation 1 is one of 1 whose output's gradient has zeros between;
+    - at dilation 2 it is a dense convolution of stride 1 over the even places, all that it sees;
+    - the input's gradient is the convolution of the output's by the kernel turned around;
+    - the weights' gradient at dilation 2 is the dense one of the four interleaved sub-images, as
+      four times as many images;
+    - that of a wide kernel is found three columns at a time, of the input shifted.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+        ctx.size = x.shape[2:]
+        ctx.even = stride == dilation == 2
+        if ctx.even:
+            x = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
+            stride = dilation = 1
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.dilation = stride, dilation
+        padding = dilation * (weight.shape[2] // 2)
+        return F.conv2d(x, weight, None, stride, padding, dilation, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        if ctx.stride == 2:
+            grad = _spread(grad, ctx.size)
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            padding = ctx.dilation * (weight.shape[2] // 2)
+            turned = weight.flip(2, 3)
+            grad_x = F.conv2d(grad, turned, None, 1, padding, ctx.dilation, groups=len(weight))
+            if ctx.even:
+                grad_x = _spread(grad_x, ctx.size)
+        if ctx.needs_input_grad[1]:
+            if ctx.dilation == 2:
+                x, grad = _interleaved(x), _interleaved(grad)
+            grad_weight = _dense_weight_gradient(x, grad, weight)
+        return grad_x, grad_weight, None, None
+
+
+def _spread(grad: Tensor, size: tuple[int, int]) -> Tensor:
+    """`grad` at the even places of a zero tensor (N, C, *size)."""
+    shape = (*grad.shape[:2], *size)
+    spread = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last).zero_()
+    spread[:, :, ::2, ::2] = grad
+    return spread
+
+
+def _interleaved(x: Tensor) -> Tensor:
+    """The four sub-images of x (N, C, H, W) as (4N, C, ceil(H / 2), ceil(W / 2)), zeros added."""
+    count, channels, height, width = x.shape
+    if height % 2 or width % 2:
+        x = F.pad(x, (0, width % 2, 0, height % 2))
+    x = x.permute(0, 2, 3, 1)
+    half = ((height + 1) // 2, (width + 1) // 2)
+    x = x.reshape(count, half[0], 2, half[1], 2, channels).permute(2, 4, 0, 1, 3, 5)
+    return x.reshape(4 * count, *half, channels).permute(0, 3, 1, 2)
+
+
+def _dense_weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of the weights (C, 1, k, k) of a convolution of stride and dilation 1."""
+    kernel = weight.shape[2]
+    parts = []
+    for first in range(0, kernel, 3):
+        columns = min(3, kernel - first)
+        left = kernel // 2 - first  # the zeros, or less the columns, left of what they see
+        seen = F.pad(x, (left, columns - 1 - left)) if kernel > 3 else x
+        padding = (kernel // 2, 0 if kernel > 3 else kernel // 2)
+        parts.append(
+            torch.ops.aten.convolution_backward(
+                grad,
+                seen,
+                weight[:, :, :, first : first + columns],
+                None,
+                (1, 1),
+                padding,
+                (1, 1),
+                False,
+                (0, 0),
+                len(weight),
+                (False, True, False),
+            )[1]
+        )
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
 
 
 class ReLUConvBN(nn.Module):
@@ -55,14 +161,13 @@ class SepConv(nn.Module):
 
     def __init__(self, channels: int, kernel: int, stride: int, affine: bool) -> None:
         super().__init__()
-        half = kernel // 2
         self.op = nn.Sequential(
             nn.ReLU(),
-            _conv(channels, channels, kernel, stride, half, groups=channels),
+            DepthwiseConv2d(channels, kernel, stride),
             _conv(channels, channels, 1),
             nn.BatchNorm2d(channels, affine=affine),
             nn.ReLU(),
-            _conv(channels, channels, kernel, 1, half, groups=channels),
+            DepthwiseConv2d(channels, kernel),
             _conv(channels, channels, 1),
             nn.BatchNorm2d(channels, affine=affine),
         )
@@ -78,7 +183,7 @@ class DilConv(nn.Module):
         super().__init__()
         self.op = nn.Sequential(
             nn.ReLU(),
-            _conv(channels, channels, kernel, stride, kernel - 1, dilation=2, groups=channels),
+            DepthwiseConv2d(channels, kernel, stride, dilation=2),
             _conv(channels, channels, 1),
             nn.BatchNorm2d(channels, affine=affine),
         )
@@ -114,7 +219,7 @@ class Ghost(nn.Module):
             _conv(channels, half, 1, stride), nn.BatchNorm2d(half, affine=affine), nn.ReLU()
         )
         self.cheap_operation = nn.Sequential(
-            _conv(half, half, 3, 1, 1, groups=half),
+            DepthwiseConv2d(half, 3),
             nn.BatchNorm2d(half, affine=affine),
             nn.ReLU(),
         )

@@ -292,9 +292,7 @@ class Meter:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.tensor(list(sums), dtype=dtype, device=device)
 
-    def update(
-        self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor
-    ) -> None:
+    def update(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Add a batch: its mean loss (scalar), logits (N, K) and labels (N,)."""
         correct = (logits.argmax(dim=1) == labels).sum()
         count = torch.full_like(correct, len(labels))

@@ -67,7 +67,6 @@ class Repairs:
         """The part of the wrong labels that became true, in [0, 1]; None without any."""
         return self.repaired / self.wrong if self.repaired is not None and self.wrong else None
 
-
     def record(self) -> dict[str, Any]:
         """For the epoch's record: labels, those changed, and precision and recall if known."""
         known = {} if self.wrong is None else {"precision": self.precision, "recall": self.recall}

@@ -279,9 +279,7 @@ def test_a_fit_stopped_at_any_step_goes_on_to_the_same_weights():
             plain(model, state, StopAt(looks))
         places.add((state.epoch, state.step))
         plain(model, TrainState(**state.to_dict()))
-        assert all(
-            a.equal(b) for a, b in zip(whole.parameters(), model.parameters(), strict=True)
-        )
+        assert all(a.equal(b) for a, b in zip(whole.parameters(), model.parameters(), strict=True))
     assert {(0, 1), (0, 2), (1, 1), (1, 2)} <= places
 
 

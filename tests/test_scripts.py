@@ -114,9 +114,10 @@ def test_a_training_reports_the_weights_chosen_on_publictest(trained):
         total = sum(map(sum, counts))
         accuracy = summary["figures"][split]["accuracy"]
         assert 100 * right / total == pytest.approx(accuracy)
-        assert f"top-1 {accuracy:.2f} % of {total} images" in (
-            trained / f"{split}_report.txt"
-        ).read_text()
+        assert (
+            f"top-1 {accuracy:.2f} % of {total} images"
+            in (trained / f"{split}_report.txt").read_text()
+        )
         assert (trained / f"{split}_confusion.png").is_file()
     assert (trained / "curves.png").is_file()
 
