@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from genotypes import Genotype, parse_genotype
-from operations import build_primitive, drop_path, preprocessing
+from operations import ConcatNodes, build_primitive, drop_path, preprocessing
 
 
 class Cell(nn.Module):
@@ -42,7 +42,7 @@ class Cell(nn.Module):
                 self._edge(first, states, drop_path_prob)
                 + self._edge(first + 1, states, drop_path_prob)
             )
-        return torch.cat([states[i] for i in self.concat], dim=1)
+        return ConcatNodes.apply(*(states[i] for i in self.concat))
 
     def _edge(self, index: int, states: list[Tensor], drop_path_prob: Tensor | None) -> Tensor:
         op = self._ops[index]

@@ -7,13 +7,15 @@ An edge is open (mixed), decided (one primitive, weight one) or pruned (absent);
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from genotypes import PRIMITIVES
-from operations import build_primitive, preprocessing
+from operations import ConcatNodes, ConvBlock, build_primitive, preprocessing
 
 NODES = 4
 # The edges of a cell as (node, source): sources 0 and 1 are the cell's inputs, node j is source
@@ -21,26 +23,78 @@ NODES = 4
 EDGES = tuple((node, source) for node in range(NODES) for source in range(node + 2))
 OPEN, PRUNED = -1, 0
 CELLS = ("normal", "reduce")
+POOLS = tuple(i for i, name in enumerate(PRIMITIVES) if name.endswith("_pool_3x3"))
+
+
+class Source:
+    """A state of a cell with what its edges share, each computed when an edge first asks for it."""
+
+    def __init__(self, x: Tensor, pools: Mapping[int, nn.Module]) -> None:
+        self.x = x
+        self._pools = pools
+        self._pooled: dict[int, Tensor] = {}
+
+    @cached_property
+    def positive(self) -> Tensor:
+        """x after the ReLU that every convolution but the ghost's begins with."""
+        return F.relu(self.x)
+
+    def pooled(self, primitive: int) -> Tensor:
+        """x after one of POOLS and its batch norm."""
+        if primitive not in self._pooled:
+            self._pooled[primitive] = self._pools[primitive](self.x)
+        return self._pooled[primitive]
 
 
 class MixedOp(nn.Module):
-    """All primitives of one edge. The batch norms after pools make their scales comparable."""
+    """All primitives of one edge; `pools`: those that all edges of its source share."""
 
-    def __init__(self, channels: int, stride: int) -> None:
+    def __init__(self, channels: int, stride: int, pools: Mapping[int, nn.Module]) -> None:
         super().__init__()
-        self._ops = nn.ModuleList()
-        for name in PRIMITIVES:
-            op = build_primitive(name, channels, stride, affine=False)
-            if "pool" in name:
-                op = nn.Sequential(op, nn.BatchNorm2d(channels, affine=False))
-            self._ops.append(op)
+        self._ops = nn.ModuleList(
+            pools[index] if index in pools else build_primitive(name, channels, stride, False)
+            for index, name in enumerate(PRIMITIVES)
+        )
+        self._blocks = [i for i, op in enumerate(self._ops) if isinstance(op, ConvBlock)]
+        # `none` adds zeros; its weight acts through the softmax alone.
+        self._others = [i for i in range(1, len(PRIMITIVES)) if i not in self._blocks]
 
-    def forward(self, x: Tensor, weights: Tensor, state: int) -> Tensor:
+    def forward(self, source: Source, weights: Tensor, state: int) -> Tensor:
         """`state` is OPEN, for the sum over `weights` (11,), or the primitive decided on."""
         if state != OPEN:
-            return self._ops[state](x)
-        # `none` adds zeros; its weight acts through the softmax alone.
-        return sum(weight * op(x) for weight, op in zip(weights[1:], self._ops[1:], strict=True))
+            return self._other(state, source)
+        total: Tensor | None = None
+        for index in self._blocks:
+            op = self._ops[index]
+            out = _scaled_norm(op.norm, op.body(source.positive), weights[index])
+            total = out if total is None else total.add_(out)
+        for index in self._others:
+            total = total.addcmul_(self._other(index, source), weights[index])
+        return total
+
+    def _other(self, primitive: int, source: Source) -> Tensor:
+        return source.pooled(primitive) if primitive in POOLS else self._ops[primitive](source.x)
+
+
+def _scaled_norm(norm: nn.BatchNorm2d, x: Tensor, scale: Tensor) -> Tensor:
+    """scale * norm(x) for a norm without parameters and a scale ().
+
+    As the norm's own scale, the product takes no pass over x and keeps no copy for its gradient.
+    """
+    tracked = norm.track_running_stats
+    if norm.training and tracked:
+        norm.num_batches_tracked.add_(1)
+    known = tracked or not norm.training
+    return F.batch_norm(
+        x,
+        norm.running_mean if known else None,
+        norm.running_var if known else None,
+        scale.repeat(norm.num_features),
+        None,
+        norm.training,
+        norm.momentum,
+        norm.eps,
+    )
 
 
 class Cell(nn.Module):
@@ -59,8 +113,11 @@ class Cell(nn.Module):
         self.preprocess0, self.preprocess1 = preprocessing(
             channels_before_last, channels_last, channels, reduction_before, affine=False
         )
+        strides = [2 if reduction and source < 2 else 1 for source in range(NODES + 1)]
+        # A plain list, since it is the edges that hold them by the names of the published code.
+        self._pools = [_build_pools(channels, stride) for stride in strides]
         self._ops = nn.ModuleList(
-            MixedOp(channels, 2 if reduction and source < 2 else 1) for _, source in EDGES
+            MixedOp(channels, strides[source], self._pools[source]) for _, source in EDGES
         )
 
     def forward(
@@ -68,15 +125,27 @@ class Cell(nn.Module):
     ) -> Tensor:
         """`weights` (14, 11) mix the open edges; `selected` is the state of each edge."""
         states = [self.preprocess0(before_last), self.preprocess1(last)]
-        for node in range(NODES):
-            states.append(
-                sum(
-                    self._ops[edge](states[source], weights[edge], selected[edge])
-                    for edge, (target, source) in enumerate(EDGES)
-                    if target == node and selected[edge] != PRUNED
-                )
-            )
-        return torch.cat(states[2:], dim=1)
+        terms: list[list[Tensor]] = [[] for _ in range(NODES)]
+        for number, pools in enumerate(self._pools):
+            source = Source(states[number], pools)
+            for edge, (node, origin) in enumerate(EDGES):
+                if origin == number and selected[edge] != PRUNED:
+                    terms[node].append(self._ops[edge](source, weights[edge], selected[edge]))
+            if number > 0:  # node j has all its edges after source j + 1, and is source j + 2
+                first, *others = terms[number - 1]
+                states.append(sum(others, first))
+        return ConcatNodes.apply(*states[2:])
+
+
+def _build_pools(channels: int, stride: int) -> dict[int, nn.Module]:
+    """The pools of one source. The batch norms after them make their scales comparable."""
+    return {
+        index: nn.Sequential(
+            build_primitive(PRIMITIVES[index], channels, stride, affine=False),
+            nn.BatchNorm2d(channels, affine=False),
+        )
+        for index in POOLS
+    }
 
 
 class Network(nn.Module):

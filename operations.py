@@ -139,7 +139,31 @@ def _dense_weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
 
 
-class ReLUConvBN(nn.Module):
+class ConvBlock(nn.Module):
+    """What primitives with a convolution share: `op` is a ReLU, convolutions, and a batch norm.
+
+    forward is norm(body(relu(x))). The supernet takes these apart, to compute the ReLU of a state
+    once and to let the norm do the weighting.
+    """
+
+    op: nn.Sequential
+
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        """The batch norm at the end."""
+        return self.op[-1]
+
+    def body(self, positive: Tensor) -> Tensor:
+        """What the norm is given, from x after the ReLU."""
+        for module in self.op[1:-1]:
+            positive = module(positive)
+        return positive
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class ReLUConvBN(ConvBlock):
     """ReLU, k x k convolution, batch norm: `conv_1x1`, `conv_3x3`, and a cell's preprocessing."""
 
     def __init__(
@@ -152,11 +176,8 @@ class ReLUConvBN(nn.Module):
             nn.BatchNorm2d(channels_out, affine=affine),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
 
-
-class SepConv(nn.Module):
+class SepConv(ConvBlock):
     """Depthwise-separable convolution applied twice; the first application takes the stride."""
 
     def __init__(self, channels: int, kernel: int, stride: int, affine: bool) -> None:
@@ -166,17 +187,14 @@ class SepConv(nn.Module):
             DepthwiseConv2d(channels, kernel, stride),
             _conv(channels, channels, 1),
             nn.BatchNorm2d(channels, affine=affine),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             DepthwiseConv2d(channels, kernel),
             _conv(channels, channels, 1),
             nn.BatchNorm2d(channels, affine=affine),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
 
-
-class DilConv(nn.Module):
+class DilConv(ConvBlock):
     """Depthwise convolution of dilation 2, 1x1 convolution, batch norm."""
 
     def __init__(self, channels: int, kernel: int, stride: int, affine: bool) -> None:
@@ -188,11 +206,8 @@ class DilConv(nn.Module):
             nn.BatchNorm2d(channels, affine=affine),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
 
-
-class FactorizedConv7(nn.Module):
+class FactorizedConv7(ConvBlock):
     """ReLU, 1x7 convolution, 7x1 convolution, batch norm (`conv_7x1_1x7` of AmoebaNet)."""
 
     def __init__(self, channels: int, stride: int, affine: bool) -> None:
@@ -203,9 +218,6 @@ class FactorizedConv7(nn.Module):
             _conv(channels, channels, (7, 1), (stride, 1), (3, 0)),
             nn.BatchNorm2d(channels, affine=affine),
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
 
 
 class Ghost(nn.Module):
@@ -229,7 +241,7 @@ class Ghost(nn.Module):
         return torch.cat([primary, self.cheap_operation(primary)], dim=1)[:, : self.channels]
 
 
-class FactorizedReduce(nn.Module):
+class FactorizedReduce(ConvBlock):
     """Halves the size without losing pixels: 1x1 stride-2 convolutions of x and of x shifted.
 
     Height and width must be even. `channels_out` must be even.
@@ -242,9 +254,34 @@ class FactorizedReduce(nn.Module):
         self.conv_2 = _conv(channels_in, channels_out // 2, 1, 2)
         self.bn = nn.BatchNorm2d(channels_out, affine=affine)
 
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        return self.bn
+
+    def body(self, positive: Tensor) -> Tensor:
+        shifted = positive[:, :, 1:, 1:]
+        return torch.cat([self.conv_1(positive), self.conv_2(shifted)], dim=1)
+
     def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(x)
-        return self.bn(torch.cat([self.conv_1(x), self.conv_2(x[:, :, 1:, 1:])], dim=1))
+        return self.bn(self.body(self.relu(x)))
+
+
+class ConcatNodes(torch.autograd.Function):
+    """The nodes of a cell, each (N, C, H, W), as one (N, K * C, H, W).
+
+    Only its backward differs from torch.cat: each node is given a gradient with a memory of its
+    own, not a view of all nodes', for which batch norms have no fast code.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *nodes: Tensor) -> Tensor:
+        ctx.sizes = [node.shape[1] for node in nodes]
+        return torch.cat(nodes, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        parts = grad.split(ctx.sizes, dim=1)
+        return tuple(part.contiguous(memory_format=torch.channels_last) for part in parts)
 
 
 def preprocessing(

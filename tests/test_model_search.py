@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genotypes import PRIMITIVES
-from model_search import EDGES, OPEN, PRUNED, Cell, MixedOp, Network
+from model_search import EDGES, OPEN, POOLS, PRUNED, Cell, MixedOp, Network
 
 LAYERS = 4
 REDUCTIONS = (1, 2)
@@ -197,7 +197,23 @@ def test_open_edges_compute_every_primitive_decided_ones_their_own_pruned_ones_n
                 has_norm = k > 0 and (k != 3 or strided)
                 if has_norm and state != PRUNED and state in (OPEN, k):
                     expected.add((index, edge, k))
+                    if k in POOLS:  # which the edges of a source share
+                        expected |= {
+                            (index, other, k)
+                            for other, (_, source) in enumerate(EDGES)
+                            if source == EDGES[edge][1]
+                        }
     assert found == expected
+
+
+def test_a_source_is_pooled_once_for_all_its_edges():
+    network = supernet()
+    computed(network)
+    for cell in network.cells:
+        for (_, source), op in zip(EDGES, cell._ops, strict=True):
+            for k in POOLS:
+                assert op._ops[k] is cell._ops[EDGES.index((max(source - 1, 0), source))]._ops[k]
+                assert op._ops[k][1].num_batches_tracked == 1
 
 
 def test_a_pruned_edge_adds_nothing_whatever_its_alphas_and_weights():

@@ -151,7 +151,7 @@ def run(
     argv: Sequence[str] | None = None,
 ) -> int:
     """Run a script: exit status 0, 2 for an error of the user's, 130 or 143 when interrupted."""
-    _keep_freed_memory()
+    keep_freed_memory()
     try:
         main(parse(parser, argv))
     except UserError as error:
@@ -170,7 +170,7 @@ def run(
     return 0
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Tell glibc to reuse what a step frees: fetching it anew costs a CPU run 5 to 10 % of time."""
     if platform.libc_ver()[0] != "glibc":
         return
