@@ -69,7 +69,8 @@ def first_order_gradient(
     alphas = _open_alphas(model)
     if not alphas:
         return []
-    return _gradient(_loss(model, {}, valid, precision) + penalty(), alphas)
+    with held(model.weight_parameters()):
+        return _gradient(_loss(model, {}, valid, precision) + penalty(), alphas)
 
 
 def second_order_gradient(
@@ -140,6 +141,19 @@ def step_alphas(
         alpha.grad = gradient
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def held(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let `parameters` take no gradient meanwhile, so that nothing is kept or computed for it."""
+    taking = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in taking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in taking:
+            parameter.requires_grad_(True)
 
 
 def _loss(

@@ -95,8 +95,7 @@ class DepthwiseGradients(torch.autograd.Function):
 
 def _spread(grad: Tensor, size: tuple[int, int]) -> Tensor:
     """`grad` at the even places of a zero tensor (N, C, *size)."""
-    shape = (*grad.shape[:2], *size)
-    spread = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last).zero_()
+    spread = grad.new_zeros(grad.shape[0], *size, grad.shape[1]).permute(0, 3, 1, 2)
     spread[:, :, ::2, ::2] = grad
     return spread
 
@@ -142,8 +141,8 @@ def _dense_weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
 class ConvBlock(nn.Module):
     """What primitives with a convolution share: `op` is a ReLU, convolutions, and a batch norm.
 
-    forward is norm(body(relu(x))). The supernet takes these apart, to compute the ReLU of a state
-    once and to let the norm do the weighting.
+    forward is norm(body(relu(x))). Whoever computes the ReLU of a state once for all that begin
+    with it, or lets the norm do the weighting too, takes these apart.
     """
 
     op: nn.Sequential
@@ -158,6 +157,10 @@ class ConvBlock(nn.Module):
         for module in self.op[1:-1]:
             positive = module(positive)
         return positive
+
+    def after_relu(self, positive: Tensor) -> Tensor:
+        """forward of x, from x after the ReLU."""
+        return self.norm(self.body(positive))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
@@ -259,11 +262,34 @@ class FactorizedReduce(ConvBlock):
         return self.bn
 
     def body(self, positive: Tensor) -> Tensor:
-        shifted = positive[:, :, 1:, 1:]
-        return torch.cat([self.conv_1(positive), self.conv_2(shifted)], dim=1)
+        # Of x and of x shifted by a pixel both ways, a stride of 2 sees the even and odd places.
+        even, odd = EvenOddPlaces.apply(positive)
+        return torch.cat(
+            [F.conv2d(even, self.conv_1.weight), F.conv2d(odd, self.conv_2.weight)], dim=1
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.body(self.relu(x)))
+        return self.after_relu(self.relu(x))
+
+
+class EvenOddPlaces(torch.autograd.Function):
+    """x (N, C, H, W), H and W even, at the even and at the odd places of both axes, each half as
+    large.
+
+    Only its backward differs from two slices of torch: one gradient is filled, not two and added.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.size = x.shape[2:]
+        parts = x[:, :, ::2, ::2], x[:, :, 1::2, 1::2]
+        return tuple(part.contiguous(memory_format=torch.channels_last) for part in parts)
+
+    @staticmethod
+    def backward(ctx: Any, even: Tensor, odd: Tensor) -> Tensor:
+        grad = _spread(even, ctx.size)
+        grad[:, :, 1::2, 1::2] = odd
+        return grad
 
 
 class ConcatNodes(torch.autograd.Function):
@@ -291,7 +317,7 @@ def preprocessing(
     reduction_before: bool,
     affine: bool,
 ) -> tuple[nn.Module, nn.Module]:
-    """The blocks that bring a cell's two inputs to `channels`, in order.
+    """The blocks that bring a cell's two inputs to `channels`, in order; both begin with a ReLU.
 
     The older input is twice as large as the other when the cell before was a reduction.
     """

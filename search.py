@@ -159,11 +159,12 @@ def search_one_epoch(
         if valid is not None:
             architect.step_alphas(model, alphas_optimizer, alphas_gradient(train, valid))
         images, labels = train
-        with precision:
-            logits = model(images)
-        loss = F.cross_entropy(logits.float(), labels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=weights)
+        with architect.held(model.arch_parameters()):
+            with precision:
+                logits = model(images)
+            loss = F.cross_entropy(logits.float(), labels)
+            loss.backward()
         nn.utils.clip_grad_norm_(weights, grad_clip)
         optimizer.step()
         meter.update(loss, logits, labels)
