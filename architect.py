@@ -211,7 +211,7 @@ def score_edges(
 
     `alphas` (14, 11); `history`: the `probs` of earlier epochs, latest last.
     """
-    mass = alphas.detach().double().cpu().softmax(dim=1)[:, 1:]
+    mass = alphas.detach().cpu().double().softmax(dim=1)[:, 1:]
     importance = mass.sum(dim=1)
     probs = mass / importance[:, None]
     entropy = -torch.special.xlogy(probs, probs).sum(dim=1)

@@ -43,10 +43,14 @@ class DepthwiseConv2d(nn.Conv2d):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        full = x.dtype == self.weight.dtype and not torch.is_autocast_enabled(x.device.type)
-        if x.device.type == "cpu" and full and torch.is_grad_enabled():
-            return DepthwiseGradients.apply(x, self.weight, self.stride[0], self.dilation[0])
-        return super().forward(x)
+        if x.device.type != "cpu" or not torch.is_grad_enabled():
+            return super().forward(x)
+        weight = self.weight
+        if torch.is_autocast_enabled("cpu"):
+            # Besides being slow, oneDNN's own gradient of dilated kernels is wrong in bfloat16.
+            lower = torch.get_autocast_dtype("cpu")
+            x, weight = x.to(lower), weight.to(lower)
+        return DepthwiseGradients.apply(x, weight, self.stride[0], self.dilation[0])
 
 
 class DepthwiseGradients(torch.autograd.Function):

@@ -256,7 +256,6 @@ def search(
                 raise Interrupted(stop)
             record |= validate("valid")
             scores = architect.score_cells(model, state.past, use_history=use_history)
-            _log.info("%s", format_genotype(architect.derive_genotype(model, scores)))
             decisions = architect.decide(model, scores) if decides_at(epoch) else []
             if decisions and post_val:
                 record |= validate("post_valid")
@@ -269,6 +268,7 @@ def search(
         for decision in decisions:
             _log.info("decided: %(cell)s edge %(edge)d %(primitive)s, pruned %(pruned)s", decision)
             state.decisions.append({"epoch": epoch + 1, **decision})
+        _log.info("%s", format_genotype(architect.derive_genotype(model, scores)))
         for cell in CELLS:
             state.rows += describe_edges(
                 epoch + 1, cell, model.alphas[cell], scores[cell], model.states[cell]

@@ -79,6 +79,16 @@ def test_a_signal_saves_the_step_and_resuming_goes_on_from_there(
     assert_same_end(folder, whole / name)
 
 
+def test_a_second_order_search_on_the_papers_halves_resumes_with_its_momentum(data, tmp_path):
+    words = command(SEARCH, data, tmp_path, "--unrolled", "--protocol", "paper", "--epochs", "2")
+    done = run([*words, "--save", "whole"])
+    assert done.returncode == 0, done.stderr
+    kill_when([*words, "--save", "search"], "epoch 2 step 2/", tmp_path / "search" / "log.txt")
+    done = run([*words, "--resume", "search"])
+    assert done.returncode == 0, done.stderr
+    assert_same_end(tmp_path / "search", tmp_path / "whole")
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_run_killed_in_its_first_epoch_can_be_resumed(name, data, whole, tmp_path):
     words = command(SCRIPTS[name], data, tmp_path)
