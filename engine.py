@@ -21,6 +21,7 @@ from data.augment import (
     training_batches,
 )
 from data.fer2013 import Split
+from model import Network, folded
 from utils import LOGGER_NAME, Interrupted, Meter, Stop, UserError, derive_seed
 
 _log = logging.getLogger(LOGGER_NAME)
@@ -158,10 +159,10 @@ def evaluate(
     return Scores(torch.cat(logits).cpu(), split.labels.cpu())
 
 
-def network_predictor(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """`model` in evaluation mode as a function from images to logits."""
-    model.eval()
-    return lambda images: model(images)[0]
+def network_predictor(model: Network) -> Callable[[Tensor], Tensor]:
+    """`model`, as it is now, as a function from images to the logits of evaluation mode."""
+    network = folded(model)
+    return lambda images: network(images)[0]
 
 
 def compiled(model: nn.Module, batch_size: int) -> Forward:
@@ -202,9 +203,10 @@ def evaluate_splits(
     stop: Stop,
 ) -> dict[str, Scores]:
     """`evaluate` a network on each of `splits`, by name."""
+    predict = network_predictor(model)
     return {
         name: evaluate(
-            network_predictor(model),
+            predict,
             split,
             batch_size=batch_size,
             precision=precision,

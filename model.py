@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from genotypes import Genotype, parse_genotype
-from operations import ConcatNodes, build_primitive, drop_path, preprocessing
+from operations import ConcatNodes, FactorizedReduce, build_primitive, drop_path, preprocessing
 
 
 class Cell(nn.Module):
@@ -147,6 +150,23 @@ class Network(nn.Module):
                 auxiliary_logits = self.auxiliary_head(out)
         logits = self.classifier(out.mean(dim=(2, 3)))
         return logits, auxiliary_logits
+
+
+def folded(network: Network) -> Network:
+    """A copy for evaluation, in which every batch norm is part of the convolution before it.
+
+    Its logits are the network's but for rounding, its state dict is no longer a network's.
+    """
+    network = copy.deepcopy(network).eval()
+    for block in list(network.modules()):
+        if isinstance(block, FactorizedReduce):
+            block.fold()
+        elif isinstance(block, nn.Sequential):
+            for place, (conv, norm) in enumerate(pairwise(block)):
+                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    block[place] = fuse_conv_bn_eval(conv, norm)
+                    block[place + 1] = nn.Identity()
+    return network
 
 
 def build_network(description: dict[str, Any]) -> Network:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 
 def _conv(
@@ -269,8 +270,23 @@ class FactorizedReduce(ConvBlock):
         # Of x and of x shifted by a pixel both ways, a stride of 2 sees the even and odd places.
         even, odd = EvenOddPlaces.apply(positive)
         return torch.cat(
-            [F.conv2d(even, self.conv_1.weight), F.conv2d(odd, self.conv_2.weight)], dim=1
+            [
+                F.conv2d(even, self.conv_1.weight, self.conv_1.bias),
+                F.conv2d(odd, self.conv_2.weight, self.conv_2.bias),
+            ],
+            dim=1,
         )
+
+    def fold(self) -> None:
+        """Make the norm part of the convolutions, for evaluation alone."""
+        half, norm = self.conv_1.out_channels, self.bn
+        for conv, part in ((self.conv_1, slice(half)), (self.conv_2, slice(half, None))):
+            statistics = norm.running_mean[part], norm.running_var[part]
+            affine = norm.weight[part], norm.bias[part]
+            conv.weight, conv.bias = fuse_conv_bn_weights(
+                conv.weight, None, *statistics, norm.eps, *affine
+            )
+        self.bn = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.after_relu(self.relu(x))

@@ -220,15 +220,15 @@ def test_an_evaluation_sees_every_image_whole_in_order_in_evaluation_mode():
     data, sizes = split(10), []
     model = Small()
     predictor = network_predictor(model)
+    assert model.training, "a copy evaluates"
 
     def predict(images):
         sizes.append(tuple(images.shape))
-        assert not model.training
         return predictor(images)
 
     scores = evaluate(predict, data, batch_size=4, precision=autocast(CPU, "off"), stop=Stop())
     assert sizes == [(4, 1, 48, 48), (4, 1, 48, 48), (2, 1, 48, 48)]
-    logits = model(data.images.float() / 255)[0]
+    logits = model.eval()(data.images.float() / 255)[0]
     torch.testing.assert_close(scores.logits, logits)
     assert scores.loss == pytest.approx(F.cross_entropy(logits, data.labels).item())
     right = (logits.argmax(1) == data.labels).sum().item()
