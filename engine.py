@@ -21,6 +21,7 @@ from data.augment import (
     training_batches,
 )
 from data.fer2013 import Split
+from data.views import over_views
 from utils import LOGGER_NAME, Interrupted, Meter, Stop, UserError, derive_seed
 
 _log = logging.getLogger(LOGGER_NAME)
@@ -200,11 +201,12 @@ def evaluate_splits(
     batch_size: int,
     precision: torch.autocast,
     stop: Stop,
+    tta: str = "none",
 ) -> dict[str, Scores]:
-    """`evaluate` a network on each of `splits`, by name."""
+    """`evaluate` a network on each of `splits`, by name, averaged over the views of `tta`."""
     return {
         name: evaluate(
-            network_predictor(model),
+            over_views(network_predictor(model), tta),
             split,
             batch_size=batch_size,
             precision=precision,

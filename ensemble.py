@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
             parsers.common_parser(batch_size=64, batch_why="the published value", seed=0),
             parsers.folder_parser(label="ensemble"),
             network_parser(layers=False),
+            parsers.tta_parser(),
         ],
     )
     # fmt: off
@@ -109,7 +110,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             model = load_trained(path, layers=layers, **flags).model.to(device)
             parameters.append(model.size)
             scored = evaluate_splits(
-                model, parts, batch_size=args.batch_size, precision=precision, stop=stop
+                model,
+                parts,
+                batch_size=args.batch_size,
+                precision=precision,
+                stop=stop,
+                tta=args.tta,
             )
             for name, scores in scored.items():
                 members[name].append(scores)
@@ -133,6 +139,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             }
             for k, path in enumerate(paths)
         ],
+        tta=args.tta,
         agreement={name: agreement(scores) for name, scores in members.items()},
     )
     rows = [

@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
             *finetuning_parsers(
                 learning_rate=0.02272721, epochs=100, why="ideally saved before they converged"
             ),
+            parsers.tta_parser(),
         ],
     )
     # fmt: off
@@ -164,6 +165,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         state=state,
         precision=precision,
         time_limit=args.time_limit,
+        tta=args.tta,
         save=save,
         augmentation=parsers.augmentation(args),
         drop_path_at=lambda epoch: rising(start_epoch + epoch, planned, drop_path_prob),

@@ -50,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
                 drop_path_why="the published value, reached linearly from 0 over the epochs",
             ),
             parsers.training_parser(epochs=600),
+            parsers.tta_parser(),
         ],
     )
     # fmt: off
@@ -119,6 +120,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         state=state,
         precision=precision,
         time_limit=args.time_limit,
+        tta=args.tta,
         save=save,
         augmentation=parsers.augmentation(args),
         drop_path_at=lambda epoch: rising(epoch, args.epochs, args.drop_path_prob),

@@ -16,6 +16,7 @@ import torch
 from data.augment import spread_rows
 from data.faces import Faces
 from data.folds import Fold, overlap
+from data.views import over_views
 from engine import TrainState, autocast, evaluate, fit, network_predictor
 from model import Network
 from tools import cli, parsers
@@ -54,6 +55,7 @@ def crossval_parser(
             parsers.folder_parser(label=name.lower()),
             parsers.run_parser(script=f"test_{name}.py"),
             *finetuning_parsers(learning_rate=0.01794073, epochs=60, why="trained on FER2013"),
+            parsers.tta_parser(),
         ],
     )
     parser.add_argument_group("the test").add_argument(
@@ -112,14 +114,15 @@ def finetune_fold(
     save: Callable[[dict[str, Any]], None],
     stop: Stop,
     batch_size: int,
+    tta: str,
     **options: Any,
 ) -> dict[str, Any]:
     """Fine-tune `model` on a fold; plain values and tensors of what it then makes of its test part.
 
     `sgd` is what torch.optim.SGD takes, `options` the other arguments of `engine.fit`; `save` gets
-    what a resumed fold takes as `under_way`. Returns `logits` (M, K) and `test_index` (M,) after
-    the last epoch, the accuracy then and at the best epoch (an oracle), and how many test images
-    share a subject or a sequence with training.
+    what a resumed fold takes as `under_way`. Returns `logits` (M, K), over the views of `tta`, and
+    `test_index` (M,) after the last epoch, the accuracy then and at the best epoch in a single view
+    (an oracle), and how many test images share a subject or a sequence with training.
     """
     train_index, test_index = fold
     model = model.to(device)
@@ -148,7 +151,11 @@ def finetune_fold(
         **options,
     )
     scores = evaluate(
-        network_predictor(model), test, batch_size=batch_size, precision=precision, stop=stop
+        over_views(network_predictor(model), tta),
+        test,
+        batch_size=batch_size,
+        precision=precision,
+        stop=stop,
     )
     return {
         "logits": scores.logits,
@@ -211,6 +218,7 @@ def evaluate_faces(
     precision: torch.autocast,
     batch_size: int,
     limit_batches: int | None,
+    tta: str,
     stop: Stop,
     run: Path,
     name: str,
@@ -224,7 +232,7 @@ def evaluate_faces(
     """
     shared = (faces.labels < len(classes)).nonzero().flatten()
     shared = spread_rows(shared, limit_batches and limit_batches * batch_size)
-    predict, started = network_predictor(model.to(device)), time.monotonic()
+    predict, started = over_views(network_predictor(model.to(device)), tta), time.monotonic()
     scores = evaluate(
         lambda images: predict(images)[:, : len(classes)],
         faces.split(shared).map(lambda tensor: tensor.to(device)),
@@ -281,8 +289,10 @@ def main_on(
         "parameters": trained.model.size,
         "epochs": args.epochs if finetune else 0,
         "mode": args.mode,
+        "tta": args.tta,
     }
     common = {
+        "tta": args.tta,
         "run": run,
         "name": name,
         "device": device,

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from data.augment import Augmentation
+from data.views import TTA
 
 
 def positive_int(text: str) -> int:
@@ -120,6 +121,20 @@ def true_or_false(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text} found, True or False expected")
     return text.lower() == "true"
+
+
+def tta_parser() -> argparse.ArgumentParser:
+    """The flag of scripts that report accuracies, as a parent parser."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument_group("the figures").add_argument(
+        "--tta",
+        choices=TTA,
+        default="none",
+        help="views of an image whose logits are averaged for the figures reported at the end: "
+        "the image, with its mirror image, or ten crops of 44x44; epochs of a training are scored, "
+        "and weights chosen, in a single view (default: none, as published)",
+    )
+    return parser
 
 
 def folder_parser(*, label: str) -> argparse.ArgumentParser:

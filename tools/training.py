@@ -95,13 +95,15 @@ def train_and_report(
     state: TrainState,
     precision: torch.autocast,
     time_limit: float | None,
+    tta: str,
     save: Callable[[TrainState], None],
     about: Mapping[str, Any],
     **options: Any,
 ) -> dict[str, Any]:
     """Fit `model` on Training, then report the weights chosen on PublicTest; returns the summary.
 
-    `options` are the other arguments of `engine.fit`; `about` is the script's part of the summary.
+    They are chosen in a single view and reported over the views of `tta`. `options` are the other
+    arguments of `engine.fit`; `about` is the script's part of the summary.
     Raises Interrupted after `time_limit` minutes or a signal, with everything saved.
     """
     batch_size, limit = options["batch_size"], options["limit_batches"]
@@ -129,6 +131,7 @@ def train_and_report(
             batch_size=batch_size,
             precision=precision,
             stop=stop,
+            tta=tta,
             about=about,
         )
     _log.info("\n%s\n\nreports and pictures in %s", table, run)
@@ -144,6 +147,7 @@ def report_run(
     batch_size: int,
     precision: torch.autocast,
     stop: Stop,
+    tta: str,
     about: Mapping[str, Any],
 ) -> tuple[dict[str, Any], str]:
     """Score the weights chosen on PublicTest; write reports, pictures and summary.json.
@@ -154,7 +158,7 @@ def report_run(
     chosen = load_checkpoint(run / CHOSEN, ["weights"])
     load_state(model, chosen["state_dict"], run / CHOSEN)
     scores = evaluate_splits(
-        model, evaluations, batch_size=batch_size, precision=precision, stop=stop
+        model, evaluations, batch_size=batch_size, precision=precision, stop=stop, tta=tta
     )
     draw_curves(history, run / "curves.png")
     chosen_epoch, oracle = chosen["metrics"]["epoch"], best_epoch(history, ORACLE)
@@ -165,6 +169,7 @@ def report_run(
         epochs=len(history),
         seconds=sum(record["seconds"] for record in history),
         figures={name: report_split(name, each, CLASSES, run) for name, each in scores.items()},
+        tta=tta,
         chosen_epoch=chosen_epoch,
         last_epoch=history[-1],
         oracle={"epoch": oracle, ORACLE: history[oracle - 1][ORACLE]},
@@ -174,9 +179,12 @@ def report_run(
     def recorded(epoch: int) -> list[float]:
         return [history[epoch - 1][f"{name}_accuracy"] for name in scores]
 
+    chosen_row = f"chosen on PublicTest (epoch {chosen_epoch})"
     rows = [
-        [f"chosen on PublicTest (epoch {chosen_epoch})", *(s.accuracy for s in scores.values())],
+        [chosen_row, *recorded(chosen_epoch)],
         [f"last epoch ({len(history)})", *recorded(len(history))],
         [f"oracle: best on PrivateTest (epoch {oracle})", *recorded(oracle)],
     ]
+    if tta != "none":
+        rows.insert(1, [f"{chosen_row}, --tta {tta}", *(s.accuracy for s in scores.values())])
     return summary, format_table(["top-1 accuracy in %", *scores], rows)
