@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from tools.recipe import RECIPES
 from utils import Interrupted, UserError, load_checkpoint, stop_on_signals
 
 # What a resumed run may be given anew; every other flag is part of what the run is.
@@ -57,6 +58,10 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     """
     args, given = parser.parse_args(argv), flags_given(parser, argv)
     if getattr(args, "resume", None) is None:
+        if "recipe" in args:
+            # Defaults, so that flags that are given have the last word.
+            parser.set_defaults(**RECIPES[args.recipe])
+            args = parser.parse_args(argv)
         _check_training(args)
         return args
     folder = resolve_run(args.resume, args.model_path)
@@ -68,9 +73,9 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
         raise UserError(f"--save {args.save}: not with --resume; a resumed run keeps its folder")
     # Either of the two flags of the device replaces both.
     moved = "device" in given or "gpu" in given
-    for name, value in saved.items():
-        if name in _OF_ONE_START or name not in vars(args):
-            continue
+    for name in vars(args).keys() - _OF_ONE_START:
+        # What a flag now turns on was off before there was the flag.
+        value = saved.get(name, parser.get_default(name))
         if name not in given:
             if not (moved and name in ("device", "gpu")):
                 setattr(args, name, value)
@@ -94,12 +99,16 @@ def flags_given(
 
 
 def _check_training(args: argparse.Namespace) -> None:
-    """Raise UserError for flags of `training_parser` that cannot go together."""
+    """Raise UserError for flags of training that cannot go together."""
     if "warmup_epochs" not in args:
         return
     if args.warmup_epochs >= args.epochs:
         raise UserError(
             f"--warmup_epochs {args.warmup_epochs}: expected fewer than --epochs {args.epochs}"
+        )
+    if (args.mix_off_epochs or 0) >= args.epochs:
+        raise UserError(
+            f"--mix_off_epochs {args.mix_off_epochs}: expected fewer than --epochs {args.epochs}"
         )
     if args.nesterov and args.momentum == 0:
         raise UserError("--nesterov: needs momentum, found --momentum 0")

@@ -19,7 +19,7 @@ from data.folds import Fold, overlap
 from data.views import over_views
 from engine import TrainState, autocast, evaluate, fit, network_predictor
 from model import Network
-from tools import cli, parsers
+from tools import cli, parsers, recipe
 from tools.fold_figures import summarise_folds, tabulate_folds
 from tools.report import format_table, report_split, write_summary
 from tools.weights import finetuning_parsers, load_trained, require_weights
@@ -110,6 +110,7 @@ def finetune_fold(
     device: torch.device,
     precision: torch.autocast,
     sgd: Mapping[str, Any],
+    ema: float,
     under_way: Mapping[str, Any] | None,
     save: Callable[[dict[str, Any]], None],
     stop: Stop,
@@ -119,19 +120,23 @@ def finetune_fold(
 ) -> dict[str, Any]:
     """Fine-tune `model` on a fold; plain values and tensors of what it then makes of its test part.
 
-    `sgd` is what torch.optim.SGD takes, `options` the other arguments of `engine.fit`; `save` gets
-    what a resumed fold takes as `under_way`. Returns `logits` (M, K), over the views of `tta`, and
-    `test_index` (M,) after the last epoch, the accuracy then and at the best epoch in a single view
-    (an oracle), and how many test images share a subject or a sequence with training.
+    `sgd` is what torch.optim.SGD takes, `ema` the decay of the average, `options` the other
+    arguments of `engine.fit`; `save` gets what a resumed fold takes as `under_way`. Returns
+    `logits` (M, K), over the views of `tta`, and `test_index` (M,) after the last epoch, the
+    accuracy then and at the best epoch in a single view (an oracle), and how many test images share
+    a subject or a sequence with training.
     """
     train_index, test_index = fold
     model = model.to(device)
     training, test = (faces.split(index).map(lambda t: t.to(device)) for index in fold)
     optimizer, state = torch.optim.SGD(model.parameters(), **sgd), TrainState()
+    average = recipe.averaged(model, ema)
     if under_way is not None:
         model.load_state_dict(under_way["state_dict"])
         optimizer.load_state_dict(under_way["optimizer"])
         state = TrainState(**under_way["state"])
+        if average is not None:
+            average.load_state_dict(under_way["average"])
     fit(
         model,
         optimizer,
@@ -143,15 +148,17 @@ def finetune_fold(
         save=lambda state: save(
             {
                 "state_dict": model.state_dict(),
+                "average": None if average is None else average.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "state": state.to_dict(),
             }
         ),
         stop=stop,
+        average=average,
         **options,
     )
     scores = evaluate(
-        over_views(network_predictor(model), tta),
+        over_views(network_predictor(model if average is None else average.module), tta),
         test,
         batch_size=batch_size,
         precision=precision,
@@ -318,13 +325,13 @@ def main_on(
             [(train, spread_rows(test, limit)) for train, test in folds],
             FoldsFile(run, vars(args), inputs),
             classes=classes,
-            augmentation=parsers.augmentation(args, jitter=JITTER),
             sgd=parsers.sgd_arguments(args),
+            ema=args.ema,
             drop_path_at=lambda epoch: trained.drop_path_at(
                 epoch, epochs=args.epochs, drop_path_prob=args.drop_path_prob
             ),
             about=about,
             stop=stop,
-            **parsers.fit_arguments(args),
+            **recipe.fit_arguments(args, jitter=JITTER),
             **common,
         )

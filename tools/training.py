@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from data.augment import spread
 from data.fer2013 import CLASSES, Split
@@ -51,16 +52,18 @@ def saver(
     drop_path_prob: float,
     args: Mapping[str, Any],
     start_epoch: int = 0,
+    average: AveragedModel | None = None,
 ) -> Callable[[TrainState], None]:
     """The `save` of `engine.fit`: weights after every epoch, and what --resume goes on from.
 
     `epochs` is what drop-path rises over; of them, `start_epoch` were trained before this run.
+    Where there is an `average` of the model, the weights are its.
     """
 
     def save(state: TrainState) -> None:
         weights = {
             "model": dict(description),
-            "state_dict": model.state_dict(),
+            "state_dict": (model if average is None else average.module).state_dict(),
             "epoch": start_epoch + state.epoch,
             "epochs": epochs,
             "drop_path_prob": drop_path_prob,
@@ -80,7 +83,13 @@ def saver(
                 save_checkpoint(run / name, "weights", {**weights, "metrics": history[-1]})
             write_rows(history, run / "metrics.csv")
         # Last, so that whatever a killed run has not written is written again when it resumes.
-        content = {"optimizer": optimizer.state_dict(), "state": state.to_dict(), "args": args}
+        content = {
+            "state_dict": model.state_dict(),
+            "average": None if average is None else average.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "state": state.to_dict(),
+            "args": args,
+        }
         save_checkpoint(run / "checkpoint.pt", "training", {**weights, **content})
 
     return save

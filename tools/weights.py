@@ -12,6 +12,7 @@ from engine import rising
 from genotypes import format_genotype, resolve_genotype
 from model import Network, build_network
 from tools import parsers
+from tools.recipe import recipe_parser
 from tools.training import CHOSEN
 from utils import UserError, load_checkpoint, load_state
 
@@ -66,6 +67,7 @@ def finetuning_parsers(
             "on rising from the checkpoint's epoch",
         ),
         parsers.training_parser(epochs=epochs),
+        recipe_parser(),
     ]
 
 
