@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     # fmt: off
     add = parser.add_argument_group("the members").add_argument
-    add("--model_names", type=names, required=True, metavar="A,B,...",
+    add("--model_names", type=parsers.names, required=True, metavar="A,B,...",
         help="checkpoints or run folders, as given, with .pt added, or inside --model_path "
         "(no default: the members are what the ensemble is)")
     add("--layers", type=depths, default=[], metavar="L,M,...",
@@ -48,17 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def names(text: str) -> list[str]:
-    """argparse type: names separated by commas."""
-    found = text.split(",")
-    if not all(found):
-        raise argparse.ArgumentTypeError(f"{text!r} found, names separated by commas expected")
-    return found
-
-
 def depths(text: str) -> list[int]:
     """argparse type: positive integers separated by commas."""
-    return [parsers.positive_int(each) for each in names(text)]
+    return [parsers.positive_int(each) for each in parsers.names(text)]
 
 
 def average(members: list[Scores]) -> Scores:

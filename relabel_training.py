@@ -25,7 +25,7 @@ from data.fes import PUBLISHED_FES, TRAINING_FES, load_fes
 from data.relabel import Changes, relabel, truth_batches
 from engine import Relabel, TrainState, autocast, rising
 from model import build_network
-from tools import cli, parsers, recipe
+from tools import cli, parsers, recipe, teacher
 from tools.training import saver, train_and_report
 from tools.weights import finetuning_parsers, load_trained, require_weights
 from utils import (
@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
             *finetuning_parsers(
                 learning_rate=0.02272721, epochs=100, why="ideally saved before they converged"
             ),
+            teacher.teacher_parser(),
             parsers.tta_parser(),
         ],
     )
@@ -79,6 +80,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     log = open_log()
     device = cli.resolve_device(args.device, args.gpu)
     precision = autocast(device, args.amp)
+    teaching = teacher.teaching(args, device)
     seed_everything(args.seed)
     if args.resume is None:
         path = require_weights(args.checkpoint, args.model_path)
@@ -178,13 +180,13 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "script": args.script,
             "protocol": args.protocol,
             "seed": args.seed,
-            "checkpoints": [state.extra["checkpoint"]],
+            "checkpoints": [state.extra["checkpoint"], *args.teacher],
             "start_epoch": start_epoch,
             "relabel_threshold": args.relabel_threshold,
             "fes": args.fes,
             "fes_threshold": args.fes_threshold,
         },
-        **recipe.fit_arguments(args),
+        **recipe.fit_arguments(args, teaching=teaching),
     )
 
 

@@ -24,7 +24,7 @@ from data.fer2013 import CLASSES, load_fer2013
 from engine import TrainState, autocast, rising
 from genotypes import format_genotype, resolve_genotype
 from model import build_network
-from tools import cli, parsers, recipe
+from tools import cli, parsers, recipe, teacher
 from tools.training import saver, train_and_report
 from utils import (
     create_run_folder,
@@ -51,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
             ),
             parsers.training_parser(epochs=600),
             recipe.recipe_parser(),
+            teacher.teacher_parser(),
             parsers.tta_parser(),
         ],
     )
@@ -74,6 +75,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     device = cli.resolve_device(args.device, args.gpu)
     precision = autocast(device, args.amp)
     genotype = resolve_genotype(args.arch) if args.resume is None else None
+    teaching = teacher.teaching(args, device)
     splits = load_fer2013(args.data, report=log.info)
     splits = {name: split.map(lambda t: t.to(device)) for name, split in splits.items()}
 
@@ -133,9 +135,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "script": args.script,
             "protocol": args.protocol,
             "seed": args.seed,
-            "checkpoints": [],
+            "checkpoints": args.teacher,
         },
-        **recipe.fit_arguments(args),
+        **recipe.fit_arguments(args, teaching=teaching),
     )
 
 

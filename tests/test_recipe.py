@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from runs import weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,8 +18,10 @@ from data.augment import Augmentation, training_batches
 from data.fer2013 import Split
 from data.mix import mixing
 from engine import TrainState, autocast, evaluate, fit, network_predictor, train_one_epoch
+from model import build_network
 from tools import cli, recipe
 from tools.objective import objective
+from tools.weights import load_members
 from utils import Stop, UserError
 
 CPU = torch.device("cpu")
@@ -98,6 +101,80 @@ def test_label_smoothing_spreads_a_share_of_every_label_or_mixture_over_all_clas
     for targets in (labels, mixture):
         found = criterion(logits, targets).item()
         assert found == pytest.approx(smoothed(logits, targets, share), rel=1e-5)
+
+
+# ---------------------------------------------------------------- distillation
+
+
+def divergence(logits: Tensor, taught: Tensor, temperature: float) -> float:
+    """The oracle: T^2 times the mean over images of sum of q log(q / p), number by number."""
+    total = 0.0
+    for given, wanted in zip(logits.double(), taught.double(), strict=True):
+        p, q = (torch.exp(row / temperature) for row in (given, wanted))
+        p, q = p / p.sum(), q / q.sum()
+        total += sum(float(q[k]) * float((q[k] / p[k]).log()) for k in range(7))
+    return temperature**2 * total / len(logits)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
+def test_distillation_adds_the_divergence_from_the_teachers_soft_answers(temperature):
+    generator = torch.Generator().manual_seed(0)
+    logits, taught = (torch.randn(6, 7, generator=generator) for _ in range(2))
+    labels = torch.arange(6)
+    criterion_for = objective(
+        label_smoothing=0.1, teacher=lambda images: taught, temperature=temperature,
+        teacher_weight=0.3,
+    )  # fmt: skip
+    found = criterion_for(torch.rand(6, 1, 44, 44))(logits, labels).item()
+    expected = 0.7 * smoothed(logits, labels, 0.1) + 0.3 * divergence(logits, taught, temperature)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert divergence(taught, taught, temperature) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_teacher_sees_the_batch_that_is_trained_on_once_and_learns_nothing():
+    seen, teacher = [], Small().eval()
+
+    def taught(images: Tensor) -> Tensor:
+        seen.append(images)
+        found = teacher(images)[0]
+        assert not found.requires_grad
+        return found
+
+    def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return images / 2, F.one_hot(labels, 7).float()
+
+    before, model = copy.deepcopy(teacher.state_dict()), Small()
+    criterion_for = objective(
+        label_smoothing=0.0, teacher=taught, temperature=2.0, teacher_weight=0.5
+    )
+    (images, labels), *_ = batches()
+    train(model, [(images, labels)], mix=mix, criterion_for=criterion_for)
+    assert len(seen) == 1
+    assert seen[0].equal(images / 2)
+    assert all(value.equal(before[name]) for name, value in teacher.state_dict().items())
+    plain = Small()
+    # The auxiliary head learns from the same teacher.
+    logits, head = plain(images / 2)
+    (loss, side) = (criterion_for(images / 2)(each, labels) for each in (logits, head))
+    (loss + 0.4 * side).backward()
+    torch.testing.assert_close(
+        model.head.weight, Small().head.weight - 0.5 * plain.head.weight.grad
+    )
+
+
+def test_several_teachers_teach_the_mean_of_their_logits(tmp_path):
+    for seed in (0, 1):
+        weights(tmp_path / f"t{seed}.pt", seed)
+    images = torch.rand(3, 1, 44, 44)
+    found = load_members("--teacher", ["t0", "t1"], str(tmp_path), CPU)(images)
+    logits = []
+    for seed in (0, 1):
+        network = build_network(torch.load(tmp_path / f"t{seed}.pt", weights_only=True)["model"])
+        network.load_state_dict(torch.load(tmp_path / f"t{seed}.pt")["state_dict"])
+        logits.append(network.eval()(images)[0])
+    torch.testing.assert_close(found, (logits[0] + logits[1]) / 2)
+    with pytest.raises(UserError, match="--teacher t2: no weights found"):
+        load_members("--teacher", ["t0", "t2"], str(tmp_path), CPU)
 
 
 # ---------------------------------------------------------------- mixed batches

@@ -57,6 +57,14 @@ def non_negative(text: str) -> float:
     return value
 
 
+def names(text: str) -> list[str]:
+    """argparse type: names separated by commas."""
+    found = text.split(",")
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} found, names separated by commas expected")
+    return found
+
+
 def common_parser(
     *,
     batch_size: int,

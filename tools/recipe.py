@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -60,15 +61,23 @@ def recipe_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def fit_arguments(args: argparse.Namespace, *, jitter: float = 0.0) -> dict[str, Any]:
-    """What `engine.fit` takes from all the flags of training; `jitter` is the script's own."""
+def fit_arguments(
+    args: argparse.Namespace,
+    *,
+    teaching: Mapping[str, Any] | None = None,
+    jitter: float = 0.0,
+) -> dict[str, Any]:
+    """What `engine.fit` takes from all the flags of training; `jitter` is the script's own.
+
+    `teaching` is what a teacher adds to the loss, see `tools.teacher`.
+    """
     usual = parsers.augmentation(args, jitter=jitter)
     mix = mixing(mixup=args.mixup, cutmix=args.cutmix)
     off = args.epochs // 10 if args.mix_off_epochs is None else args.mix_off_epochs
     return {
         **parsers.fit_arguments(args),
         "augmentation": replace(usual, affine=args.affine, erasing=args.erasing),
-        "criterion_for": objective(label_smoothing=args.label_smoothing),
+        "criterion_for": objective(label_smoothing=args.label_smoothing, **(teaching or {})),
         "mix_at": lambda epoch: mix if epoch < args.epochs - off else None,
     }
 

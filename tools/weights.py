@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from data.fer2013 import CLASSES
-from engine import rising
+from engine import network_predictor, rising
 from genotypes import format_genotype, resolve_genotype
 from model import Network, build_network
 from tools import parsers
@@ -129,6 +133,22 @@ def require_weights(checkpoint: str | None, model_path: str) -> Path:
     if checkpoint is None:
         raise UserError("--checkpoint: none given; expected weights to start from")
     return find_weights("--checkpoint", checkpoint, model_path)
+
+
+def load_members(
+    flag: str, names: Sequence[str], model_path: str, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """The checkpoints that `flag` names, which describe themselves, as one: their mean logits.
+
+    From float32 (B, 1, H, W) on `device` to (B, 7), networks in evaluation mode.
+    """
+    paths = [find_weights(flag, name, model_path) for name in names]
+    flags = {"layers": None, "init_channels": None, "arch": None}
+    members = [
+        network_predictor(load_trained(path, **flags).model.to(device).requires_grad_(False))
+        for path in paths
+    ]
+    return lambda images: torch.stack([member(images).float() for member in members]).mean(dim=0)
 
 
 def load_trained(
