@@ -65,6 +65,33 @@ def names(text: str) -> list[str]:
     return found
 
 
+def box(text: str) -> tuple[int, int, int, int] | None:
+    """argparse type: four integers separated by commas, or none."""
+    if text.lower() == "none":
+        return None
+    found = tuple(int(each) for each in text.split(","))
+    if len(found) != 4:
+        raise argparse.ArgumentTypeError(f"{text} found, LEFT,TOP,RIGHT,BOTTOM or none expected")
+    return found
+
+
+def add_device(group: argparse._ArgumentGroup) -> None:
+    """Add the flags of where to compute."""
+    add = group.add_argument
+    add(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        help="where to compute (default: auto, which takes CUDA, then MPS, then the CPU)",
+    )
+    add(
+        "--gpu",
+        type=int,
+        metavar="ID",
+        help="number of the CUDA device, short for --device cuda:ID (default: --device decides)",
+    )
+
+
 def common_parser(
     *,
     batch_size: int,
@@ -74,7 +101,8 @@ def common_parser(
 ) -> argparse.ArgumentParser:
     """The flags of every script, as a parent parser; `data` says what --data may name."""
     parser = argparse.ArgumentParser(add_help=False)
-    add = parser.add_argument_group("data and device").add_argument
+    group = parser.add_argument_group("data and device")
+    add = group.add_argument
     add(
         "--data",
         default="data/",
@@ -95,18 +123,7 @@ def common_parser(
         help="at most N batches in any pass over a split, for a short try; figures are then of "
         "that part alone (default: no limit, as figures are of whole splits)",
     )
-    add(
-        "--device",
-        default="auto",
-        metavar="auto|cpu|cuda|cuda:N|mps",
-        help="where to compute (default: auto, which takes CUDA, then MPS, then the CPU)",
-    )
-    add(
-        "--gpu",
-        type=int,
-        metavar="ID",
-        help="number of the CUDA device, short for --device cuda:ID (default: --device decides)",
-    )
+    add_device(group)
     add(
         "--amp",
         choices=["auto", "off", "bf16"],
