@@ -34,11 +34,12 @@ def build_parser() -> argparse.ArgumentParser:
             parsers.common_parser(batch_size=64, batch_why="the published value", seed=0),
             parsers.folder_parser(label="ensemble"),
             network_parser(layers=False),
+            parsers.tta_parser(),
         ],
     )
     # fmt: off
     add = parser.add_argument_group("the members").add_argument
-    add("--model_names", type=names, required=True, metavar="A,B,...",
+    add("--model_names", type=parsers.names, required=True, metavar="A,B,...",
         help="checkpoints or run folders, as given, with .pt added, or inside --model_path "
         "(no default: the members are what the ensemble is)")
     add("--layers", type=depths, default=[], metavar="L,M,...",
@@ -47,17 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def names(text: str) -> list[str]:
-    """argparse type: names separated by commas."""
-    found = text.split(",")
-    if not all(found):
-        raise argparse.ArgumentTypeError(f"{text!r} found, names separated by commas expected")
-    return found
-
-
 def depths(text: str) -> list[int]:
     """argparse type: positive integers separated by commas."""
-    return [parsers.positive_int(each) for each in names(text)]
+    return [parsers.positive_int(each) for each in parsers.names(text)]
 
 
 def average(members: list[Scores]) -> Scores:
@@ -109,7 +102,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             model = load_trained(path, layers=layers, **flags).model.to(device)
             parameters.append(model.size)
             scored = evaluate_splits(
-                model, parts, batch_size=args.batch_size, precision=precision, stop=stop
+                model,
+                parts,
+                batch_size=args.batch_size,
+                precision=precision,
+                stop=stop,
+                tta=args.tta,
             )
             for name, scores in scored.items():
                 members[name].append(scores)
@@ -133,6 +131,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             }
             for k, path in enumerate(paths)
         ],
+        tta=args.tta,
         agreement={name: agreement(scores) for name, scores in members.items()},
     )
     rows = [

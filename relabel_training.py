@@ -25,7 +25,7 @@ from data.fes import PUBLISHED_FES, TRAINING_FES, load_fes
 from data.relabel import Changes, relabel, truth_batches
 from engine import Relabel, TrainState, autocast, rising
 from model import build_network
-from tools import cli, parsers
+from tools import cli, parsers, recipe, teacher
 from tools.training import saver, train_and_report
 from tools.weights import finetuning_parsers, load_trained, require_weights
 from utils import (
@@ -49,6 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
             *finetuning_parsers(
                 learning_rate=0.02272721, epochs=100, why="ideally saved before they converged"
             ),
+            teacher.teacher_parser(),
+            parsers.tta_parser(),
         ],
     )
     # fmt: off
@@ -78,6 +80,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     log = open_log()
     device = cli.resolve_device(args.device, args.gpu)
     precision = autocast(device, args.amp)
+    teaching = teacher.teaching(args, device)
     seed_everything(args.seed)
     if args.resume is None:
         path = require_weights(args.checkpoint, args.model_path)
@@ -104,8 +107,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     log = open_log(run)
     model = model.to(device)
     optimizer = torch.optim.SGD(model.parameters(), **parsers.sgd_arguments(args))
+    average = recipe.averaged(model, args.ema)
     if args.resume is not None:
         optimizer.load_state_dict(resumed["optimizer"])
+        if average is not None:
+            load_state(average, resumed["average"], run / "checkpoint.pt")
     log.info("%s", describe_machine(device))
     log.info("run folder %s; from %s, epoch %d", run, state.extra["checkpoint"], start_epoch)
     fes = torch.tensor(state.extra["fes"], device=device) if args.fes else None
@@ -121,6 +127,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         epochs=planned,
         drop_path_prob=drop_path_prob,
         args=vars(args),
+        average=average,
         start_epoch=start_epoch,
     )
 
@@ -164,21 +171,22 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         state=state,
         precision=precision,
         time_limit=args.time_limit,
+        tta=args.tta,
         save=save,
-        augmentation=parsers.augmentation(args),
+        average=average,
         drop_path_at=lambda epoch: rising(start_epoch + epoch, planned, drop_path_prob),
         relabel_at=relabel_at,
         about={
             "script": args.script,
             "protocol": args.protocol,
             "seed": args.seed,
-            "checkpoints": [state.extra["checkpoint"]],
+            "checkpoints": [state.extra["checkpoint"], *args.teacher],
             "start_epoch": start_epoch,
             "relabel_threshold": args.relabel_threshold,
             "fes": args.fes,
             "fes_threshold": args.fes_threshold,
         },
-        **parsers.fit_arguments(args),
+        **recipe.fit_arguments(args, teaching=teaching),
     )
 
 

@@ -17,7 +17,7 @@ from data.images import SIDE, open_image
 from data.readers import CLASSES
 from utils import UserError
 
-__all__ = ["BOX", "COUNTS", "FRAME", "find_jaffe", "load_jaffe"]
+__all__ = ["BOX", "COUNTS", "FRAME", "Box", "check_box", "find_jaffe", "frame", "load_jaffe"]
 
 Box = tuple[int, int, int, int]
 
@@ -58,13 +58,7 @@ def load_jaffe(
     Raises UserError when no set is found, it is malformed, or the box lies outside the frame.
     """
     report = report or (lambda _: None)
-    if crop is not None:
-        left, top, right, bottom = crop
-        if not (0 <= left < right <= FRAME and 0 <= top < bottom <= FRAME):
-            raise UserError(
-                f"--crop {','.join(map(str, crop))}: expected left < right and top < bottom "
-                f"within 0 to {FRAME}"
-            )
+    check_box(crop)
     if str(path) == "synthetic":
         return _draw(crop)
     source = find_jaffe(path)
@@ -73,6 +67,18 @@ def load_jaffe(
     what = f"{one_line(source)}: counts differ from JAFFE's"
     report_counts(faces.labels, classes=CLASSES, expected=COUNTS, what=what, report=report)
     return faces
+
+
+def check_box(crop: Box | None) -> None:
+    """Raise UserError when the box of --crop does not lie within the frame."""
+    if crop is None:
+        return
+    left, top, right, bottom = crop
+    if not (0 <= left < right <= FRAME and 0 <= top < bottom <= FRAME):
+        raise UserError(
+            f"--crop {','.join(map(str, crop))}: expected left < right and top < bottom "
+            f"within 0 to {FRAME}"
+        )
 
 
 def find_jaffe(path: str | Path) -> Path:
@@ -105,7 +111,7 @@ def _draw(crop: Box | None) -> Faces:
     drawn = draw_jaffe()
     rows = []
     for pixels, name in zip(drawn.images.numpy(), drawn.names, strict=True):
-        rows.append(_row(name, _parse(name), _frame(Image.fromarray(pixels[0]), crop)))
+        rows.append(_row(name, _parse(name), frame(Image.fromarray(pixels[0]), crop)))
     return gather(rows)
 
 
@@ -186,11 +192,11 @@ def _decode(stream: BinaryIO, size: int, where: str, crop: Box | None) -> np.nda
         expected=f"one of {', '.join(FORMATS)}",
         fits=lambda width, height: width == height <= MAX_SIDE,
         expected_size=f"a square of at most {MAX_SIDE} pixels a side",
-        convert=partial(_frame, crop=crop),
+        convert=partial(frame, crop=crop),
     )
 
 
-def _frame(image: Image.Image, crop: Box | None) -> np.ndarray:
+def frame(image: Image.Image, crop: Box | None) -> np.ndarray:
     """The part of a square image that `crop` names, as gray uint8 (48, 48)."""
     # Pillow widens the bilinear kernel by the scale when it shrinks, so nothing aliases; the box
     # kernel would average as well, but turns blocky where cropped images are below 48 pixels.

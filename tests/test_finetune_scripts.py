@@ -10,20 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from fer2013_files import write_small_table
-from runs import ROOT, command, run, same, stop_when
+from runs import ROOT, command, run, same, stop_when, weights
 
 import ensemble
 import test_CK48
 import test_JAFFE
 from data import synthetic_cross, writers
 from engine import Scores
-from genotypes import Auto_FERNet, format_genotype
-from model import build_network
 from tools import cli
 from tools.fold_figures import vote
-from utils import save_checkpoint
-
-SIZE = {"C": 4, "num_classes": 7, "layers": 3, "auxiliary": True}
 
 # SPEC section 7, character for character; tests add what shortens them.
 PUBLISHED = {
@@ -33,16 +28,6 @@ PUBLISHED = {
     "test_CK48": "test_CK48.py --batch_size 64 --learning_rate 0.01 --checkpoint checkpoint",
     "test_JAFFE": "test_JAFFE.py --checkpoint checkpoint",
 }
-
-
-def weights(path: Path, seed: int = 0, **changes) -> Path:
-    """A checkpoint of an untrained network."""
-    torch.manual_seed(seed)
-    description = {**SIZE, "genotype": format_genotype(Auto_FERNet), **changes}
-    content = {"model": description, "state_dict": build_network(description).state_dict()}
-    progress = {"epoch": 2, "epochs": 10, "drop_path_prob": 0.2, "metrics": {}}
-    save_checkpoint(path, "weights", {**content, **progress})
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +103,8 @@ def test_a_relabelling_stopped_in_an_epoch_goes_on_to_the_same_end(tmp_path):
     weights(tmp_path / "start.pt")
     words = command(
         "relabel_training.py --data synthetic --epochs 3 --limit_batches 3 --batch_size 8 "
-        "--relabel_threshold 0.9 --report_freq 1 --model_path {out}".split(), "", tmp_path,
+        "--relabel_threshold 0.9 --report_freq 1 --ema 0.8 --affine 0.1 --teacher {out}/start "
+        "--model_path {out}".split(), "", tmp_path,
         "--checkpoint", str(tmp_path / "start"),
     )  # fmt: skip
     assert run([*words, "--save", "whole"]).returncode == 0
@@ -204,7 +190,8 @@ def test_ck48_under_both_protocols_and_a_finished_fold_is_not_run_again(place):
 
 def test_a_fold_stopped_in_an_epoch_goes_on_from_there(place):
     words = ["test_CK48.py", "--checkpoint", "checkpoint", "--epochs", "2", "--limit_batches", "2",
-             "--batch_size", "8", "--folds", "2", "--report_freq", "1"]  # fmt: skip
+             "--batch_size", "8", "--folds", "2", "--report_freq", "1", "--ema", "0.8",
+             "--mixup", "0.4", "--erasing", "0.5"]  # fmt: skip
     assert run_in(place, *words, "--save", "unbroken").returncode == 0
     log = place / "saved_models" / "broken" / "log.txt"
     stopped = stop_when(

@@ -76,7 +76,7 @@ def tabulate_folds(name: str, figures: Mapping[str, Any]) -> str:
         ["last epoch, per image", figures["accuracy"], figures["deviation"]],
         ["last epoch, images of a sequence vote", figures["sequence_accuracy"],
          figures["sequence_deviation"]],
-        ["oracle: best epoch of each fold", figures["oracle_accuracy"], ""],
+        ["oracle: best epoch of each fold, single view", figures["oracle_accuracy"], ""],
     ]  # fmt: skip
     columns = [f"{name}, top-1 accuracy in %", f"mean of {count} folds", "deviation"]
     return (
