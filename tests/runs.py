@@ -12,7 +12,12 @@ from typing import Any
 
 import torch
 
+from genotypes import Auto_FERNet, format_genotype
+from model import build_network
+from utils import save_checkpoint
+
 ROOT = Path(__file__).resolve().parent.parent
+SIZE = {"C": 4, "num_classes": 7, "layers": 3, "auxiliary": True}
 
 # Small enough for a test, with everything a real run has: aux head, drop-path, several steps.
 TRAIN = (
@@ -24,6 +29,16 @@ SEARCH = (
     "--batch_increase 4 --warmup_dec_epoch 1 --decision_freq 1 --use_history --post_val "
     "--limit_batches 3 --report_freq 1 --device cpu --model_path {out}"
 ).split()
+
+
+def weights(path: Path, seed: int = 0, **changes) -> Path:
+    """A checkpoint of an untrained network."""
+    torch.manual_seed(seed)
+    description = {**SIZE, "genotype": format_genotype(Auto_FERNet), **changes}
+    content = {"model": description, "state_dict": build_network(description).state_dict()}
+    progress = {"epoch": 2, "epochs": 10, "drop_path_prob": 0.2, "metrics": {}}
+    save_checkpoint(path, "weights", {**content, **progress})
+    return path
 
 
 def command(template: list[str], data: Path | str, out: Path, *more: str) -> list[str]:

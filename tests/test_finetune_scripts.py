@@ -9,57 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from fer2013_files import write_small_table
-from runs import ROOT, command, run, same, stop_when
+from runs import ROOT, command, run, same, stop_when, weights
 
 import ensemble
 import test_CK48
 import test_JAFFE
-from data import synthetic_cross, writers
 from engine import Scores
-from genotypes import Auto_FERNet, format_genotype
-from model import build_network
 from tools import cli
 from tools.fold_figures import vote
-from utils import save_checkpoint
-
-SIZE = {"C": 4, "num_classes": 7, "layers": 3, "auxiliary": True}
-
-# SPEC section 7, character for character; tests add what shortens them.
-PUBLISHED = {
-    "relabel_training": "relabel_training.py --batch_size 64 --learning_rate 0.001 "
-    "--relabel_threshold 0.2 --fes True --fes_threshold 0.03 --checkpoint checkpoint",
-    "ensemble": "ensemble.py --model_names model1,model2 --layers 12,12,20  --batch_size 64",
-    "test_CK48": "test_CK48.py --batch_size 64 --learning_rate 0.01 --checkpoint checkpoint",
-    "test_JAFFE": "test_JAFFE.py --checkpoint checkpoint",
-}
-
-
-def weights(path: Path, seed: int = 0, **changes) -> Path:
-    """A checkpoint of an untrained network."""
-    torch.manual_seed(seed)
-    description = {**SIZE, "genotype": format_genotype(Auto_FERNet), **changes}
-    content = {"model": description, "state_dict": build_network(description).state_dict()}
-    progress = {"epoch": 2, "epochs": 10, "drop_path_prob": 0.2, "metrics": {}}
-    save_checkpoint(path, "weights", {**content, **progress})
-    return path
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as a user has it: data/ with every set, saved_models/, a checkpoint."""
-    folder = tmp_path_factory.mktemp("place")
-    (folder / "data").mkdir()
-    (folder / "saved_models").mkdir()
-    write_small_table(folder / "data", each=4)
-    # Ten people at the least, for as many folds.
-    ck48 = synthetic_cross.draw_ck48(subjects=12, sequences=24)
-    writers.write_ck48(ck48, folder / "data" / "CK+48")
-    writers.write_jaffe(synthetic_cross.draw_jaffe(takes=1), folder / "data" / "jaffe")
-    weights(folder / "checkpoint.pt")
-    for seed, name in enumerate(("model1", "model2")):
-        weights(folder / "saved_models" / f"{name}.pt", seed, layers=12)
-    return folder
 
 
 def run_in(place: Path, *words: str):
@@ -76,22 +33,6 @@ def timeless(folds: list[dict]) -> list[dict]:
     return [{k: v for k, v in fold.items() if k != "seconds"} for fold in folds]
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_the_published_commands_run_as_written(name, place):
-    shorter = ["--save", f"as-written-{name}"]
-    if name == "relabel_training":
-        shorter += ["--epochs", "2", "--limit_batches", "1"]
-    elif name == "test_CK48":
-        shorter += ["--epochs", "1", "--limit_batches", "1"]
-    done = run_in(place, *PUBLISHED[name].split(), *shorter)
-    assert done.returncode == 0, done.stderr
-    found = summary_of(place, f"as-written-{name}")
-    assert found["script"] == f"{name}.py"
-    assert all("accuracy" in figures for figures in found["figures"].values())
-    if name == "ensemble":
-        assert "3 depths for 2 models" in done.stderr
-
-
 def test_relabelling_goes_on_from_the_checkpoint_and_counts_its_repairs(tmp_path):
     weights(tmp_path / "start.pt")
     flags = ["--data", "synthetic", "--checkpoint", "start", "--epochs", "2", "--limit_batches",
@@ -101,7 +42,7 @@ def test_relabelling_goes_on_from_the_checkpoint_and_counts_its_repairs(tmp_path
                       *(["--relabel_threshold", "0.9"] if label == "on" else []))  # fmt: skip
         assert done.returncode == 0, done.stderr
     runs = {label: tmp_path / "saved_models" / label for label in ("off", "on")}
-    records = {label: summary_of(tmp_path, label)["last_epoch"] for label in runs}
+    records = {label: summary_of(tmp_path, label)["details"]["last_epoch"] for label in runs}
     assert records["off"]["changed"] == 0
     assert records["on"]["changed"] > 0
     assert records["on"]["labels"] == 32
@@ -154,9 +95,9 @@ def test_the_ensemble_of_one_twice_is_that_one(place):
     assert done.returncode == 0, done.stderr
     found = summary_of(place, "twins")
     for split in ("PublicTest", "PrivateTest"):
-        own = {member["figures"][split]["accuracy"] for member in found["members"]}
+        own = {member["figures"][split]["accuracy"] for member in found["details"]["members"]}
         assert own == {found["figures"][split]["accuracy"]}
-        assert found["agreement"][split] == [[100.0, 100.0]] * 2
+        assert found["details"]["agreement"][split] == [[100.0, 100.0]] * 2
 
 
 def test_a_sequence_votes_and_ties_go_to_the_likelier():
