@@ -47,10 +47,12 @@ def box(text: str) -> tuple[int, int, int, int] | None:
     """argparse type: four integers separated by commas, or none."""
     if text.lower() == "none":
         return None
-    found = tuple(int(each) for each in text.split(","))
-    if len(found) != 4:
-        raise argparse.ArgumentTypeError(f"{text} found, LEFT,TOP,RIGHT,BOTTOM or none expected")
-    return found
+    try:
+        left, top, right, bottom = map(int, text.split(","))
+    except ValueError:
+        expected = "LEFT,TOP,RIGHT,BOTTOM in whole pixels or none expected"
+        raise argparse.ArgumentTypeError(f"{text} found, {expected}") from None
+    return left, top, right, bottom
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
