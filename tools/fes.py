@@ -3,8 +3,8 @@
     python -m tools.fes fer2013new.csv --out images
     python -m tools.fes fer2013new.csv --usage Training
 
-Prints the matrix; with --out also writes `fes.csv`, which --fes_matrix reads, and `FES.png`. Of all
-rows it is the published matrix, to its last digit; of the rows of --usage it is that of the formula.
+Prints the matrix: the published one, of all rows, or that of the rows of --usage. With --out also
+writes `fes.csv`, which --fes_matrix reads, and `FES.png`.
 """
 
 from __future__ import annotations
