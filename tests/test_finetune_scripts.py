@@ -248,7 +248,9 @@ class Payload:
 
 @pytest.mark.parametrize("script", [relabel_training, ensemble])
 def test_a_checkpoint_that_would_run_code_is_refused_in_one_line(script, tmp_path, capsys, recwarn):
-    torch.save({"state_dict": Payload(tmp_path / "ran")}, tmp_path / "evil.pt")
+    # Of a newer pickle than its own, torch warns.
+    content = {"state_dict": Payload(tmp_path / "ran")}
+    torch.save(content, tmp_path / "evil.pt", pickle_protocol=4)
     flag = "--model_names" if script is ensemble else "--checkpoint"
     argv = [flag, str(tmp_path / "evil.pt"), "--model_path", str(tmp_path / "runs")]
     assert cli.run(script.main, script.build_parser(), argv) == 2
