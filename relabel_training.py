@@ -180,7 +180,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "relabel_threshold": args.relabel_threshold,
             "fes": args.fes,
             "fes_threshold": args.fes_threshold,
-            "fes_matrix": args.fes_matrix or f"{args.protocol} protocol",
+            "fes_matrix": (args.fes_matrix or f"{args.protocol} protocol") if args.fes else None,
         },
         **parsers.fit_arguments(args),
     )

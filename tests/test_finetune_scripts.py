@@ -71,7 +71,8 @@ def test_the_threshold_and_the_fes_matrix_gate_what_is_relabelled(place, tmp_pat
         for name in ("alike", "apart")
     }
     assert given == {"alike": free, "apart": 0}
-    assert summary_of(place, "apart")["details"]["fes_matrix"] == str(tmp_path / "apart")
+    used = {name: summary_of(place, name)["details"]["fes_matrix"] for name in ("free", "apart")}
+    assert used == {"free": None, "apart": str(tmp_path / "apart")}
     argv = ["--fes", "False", "--fes_matrix", str(tmp_path / "apart")]
     assert cli.run(relabel_training.main, relabel_training.build_parser(), argv) == 2
 
