@@ -20,7 +20,7 @@ from data.augment import spread
 from data.fer2013 import CLASSES, load_fer2013
 from engine import Scores, autocast, evaluate_splits
 from tools import cli, parsers
-from tools.report import format_table, report_split, write_summary
+from tools.report import format_table, headline, report_split, write_summary
 from tools.weights import find_weights, load_trained, network_parser
 from utils import UserError, create_run_folder, describe_machine, open_log, stop_on_signals
 
@@ -71,8 +71,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     precision = autocast(device, args.amp)
     if len(args.layers) > len(args.model_names):
         log.warning(
-            "--layers: %d depths for %d models; the last %d are not used",
-            len(args.layers), len(args.model_names), len(args.layers) - len(args.model_names),
+            "--layers: %d depths for %d models; not used: %s",
+            len(args.layers), len(args.model_names),
+            ",".join(map(str, args.layers[len(args.model_names) :])),
         )  # fmt: skip
     elif 0 < len(args.layers) < len(args.model_names):
         raise UserError(
@@ -112,6 +113,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             for name, scores in scored.items():
                 members[name].append(scores)
     ensemble = {name: average(scores) for name, scores in members.items()}
+    agreements = {name: agreement(scores) for name, scores in members.items()}
     summary = write_summary(
         run,
         script="ensemble.py",
@@ -127,31 +129,33 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             {
                 "checkpoint": str(path),
                 "parameters": parameters[k],
-                "figures": {name: {"accuracy": members[name][k].accuracy} for name in SPLITS},
+                "figures": {
+                    name: headline(members[name][k].accuracy, len(members[name][k].labels))
+                    for name in SPLITS
+                },
             }
             for k, path in enumerate(paths)
         ],
         tta=args.tta,
-        agreement={name: agreement(scores) for name, scores in members.items()},
+        agreement=agreements,
     )
     rows = [
-        [str(path), f"{parameters[k]:,}", *(members[name][k].accuracy for name in SPLITS)]
+        [f"{k + 1} {path}", f"{parameters[k]:,}", *(members[name][k].accuracy for name in SPLITS),
+         *agreements["PrivateTest"][k]]
         for k, path in enumerate(paths)
-    ]
+    ]  # fmt: skip
     rows.append(
         [f"ensemble of {len(paths)}", f"{sum(parameters):,}",
-         *(ensemble[name].accuracy for name in SPLITS)]
+         *(ensemble[name].accuracy for name in SPLITS), *[""] * len(paths)]
     )  # fmt: skip
-    log.info("\n%s", format_table(["top-1 accuracy in %", "parameters", *SPLITS], rows))
+    columns = ["top-1 accuracy in %", "parameters", *SPLITS]
+    columns += [f"like {k + 1}" for k in range(len(paths))]
     log.info(
-        "\n%s\n\nreports and pictures in %s",
-        format_table(
-            ["agreement on PrivateTest in %", *map(str, range(1, len(paths) + 1))],
-            [[f"{k} {path}", *row] for k, (path, row) in
-             enumerate(zip(paths, summary["agreement"]["PrivateTest"], strict=True), 1)],
-        ),
+        "\n%s\n\nlike K: answers on PrivateTest that are also member K's, in %%; "
+        "reports and pictures in %s",
+        format_table(columns, rows),
         run,
-    )  # fmt: skip
+    )
     return summary
 
 

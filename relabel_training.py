@@ -6,8 +6,8 @@
 From the second epoch on, a label that the network doubts is replaced for that step by the class
 that it finds likeliest: with FES only where the two expressions are similar. `--relabel_threshold
 0` repairs nothing and so is the control. Writes a run folder below --model_path with what
-train_FER2013.py writes, and `changes.csv`: of each epoch's labels, how many of each class became
-which.
+train_FER2013.py writes, and `changes.csv`: of the labels of each epoch but the first, how many of
+each class became which.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tools import cli, parsers, recipe, teacher
 from tools.training import saver, train_and_report
 from tools.weights import finetuning_parsers, load_trained, require_weights
 from utils import (
+    UserError,
     create_run_folder,
     describe_machine,
     load_checkpoint,
@@ -80,6 +81,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     log = open_log()
     device = cli.resolve_device(args.device, args.gpu)
     precision = autocast(device, args.amp)
+    if args.fes_matrix is not None and not args.fes:
+        raise UserError(f"--fes_matrix {args.fes_matrix}: not with --fes False, which uses none")
     teaching = teacher.teaching(args, device)
     seed_everything(args.seed)
     if args.resume is None:
@@ -185,6 +188,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "relabel_threshold": args.relabel_threshold,
             "fes": args.fes,
             "fes_threshold": args.fes_threshold,
+            "fes_matrix": (args.fes_matrix or f"{args.protocol} protocol") if args.fes else None,
         },
         **recipe.fit_arguments(args, teaching=teaching),
     )

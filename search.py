@@ -43,7 +43,7 @@ from engine import (
 from genotypes import GENOTYPE_FILE, format_genotype, save_genotype
 from model_search import CELLS, OPEN, Network
 from tools import cli, parsers
-from tools.report import write_summary
+from tools.report import headline, write_summary
 from tools.search_report import describe_edges, draw_search, tabulate_cells
 from utils import (
     LOGGER_NAME,
@@ -409,14 +409,14 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         parameters=sum(p.numel() for p in model.parameters()),
         epochs=epochs,
         seconds=sum(record["seconds"] for record in state.history),
-        figures={"valid": {"accuracy": last["valid_accuracy"], "images": validated}},
+        figures={"valid": headline(last["valid_accuracy"], validated)},
         open_edges=last["open_edges"],
         last_epoch=last,
     )
     log.info("\n%s\n\n%s", tabulate_cells(genotype, state.decisions), summary["genotype"])
-    if summary["open_edges"]:
+    if last["open_edges"]:
         log.info("%d edges were never decided: the most important were taken; more --epochs "
-                 "decide them", summary["open_edges"])  # fmt: skip
+                 "decide them", last["open_edges"])  # fmt: skip
     log.info("genotype and pictures in %s; next: python train_FER2013.py --arch %s", run, run)
     return summary
 

@@ -22,8 +22,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
 class Faces:
     """A whole set: images uint8 (N, 1, 48, 48), labels int64 (N,), and where each comes from.
 
-    `names` are file names, `subjects` who is on the image, `sequences` which images show one
-    person making one expression; N of each, sorted by label, then by name.
+    `names` are file names, `subjects` who is on the image ("" where not known), `sequences` which
+    images show one person making one expression; N of each, sorted by label, then by name.
     """
 
     images: torch.Tensor

@@ -20,7 +20,7 @@ from data.views import over_views
 from engine import TrainState, autocast, evaluate, fit, network_predictor
 from model import Network
 from tools import cli, parsers, recipe
-from tools.fold_figures import summarise_folds, tabulate_folds
+from tools.fold_figures import summarise_folds, tabulate_folds, vote
 from tools.report import format_table, report_split, write_summary
 from tools.weights import finetuning_parsers, load_trained, require_weights
 from utils import (
@@ -247,10 +247,15 @@ def evaluate_faces(
         precision=precision,
         stop=stop,
     )
+    sequences = [faces.sequences[row] for row in shared.tolist()]
     figures = report_split(name, scores, classes, run)
+    figures["sequence_accuracy"] = vote(scores.logits, scores.labels, sequences)
     seconds = time.monotonic() - started
-    rows = [[f"{len(classes)} classes, not fine-tuned", figures["images"], figures["accuracy"]]]
-    table = format_table([f"{name}, top-1 accuracy in %", "images", ""], rows)
+    rows = [
+        [f"{len(classes)} classes, not fine-tuned", figures["images"], figures["accuracy"]],
+        ["images of a sequence vote", figures["images"], figures["sequence_accuracy"]],
+    ]
+    table = format_table([name, "images", "top-1 accuracy in %"], rows)
     _log.info("\n%s\n\nreport and picture in %s", table, run)
     return write_summary(run, seconds=seconds, figures={name: figures}, **about)
 

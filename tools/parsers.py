@@ -59,7 +59,7 @@ def non_negative(text: str) -> float:
 
 def names(text: str) -> list[str]:
     """argparse type: names separated by commas."""
-    found = text.split(",")
+    found = [name.strip() for name in text.split(",")]
     if not all(found):
         raise argparse.ArgumentTypeError(f"{text!r} found, names separated by commas expected")
     return found
@@ -69,10 +69,12 @@ def box(text: str) -> tuple[int, int, int, int] | None:
     """argparse type: four integers separated by commas, or none."""
     if text.lower() == "none":
         return None
-    found = tuple(int(each) for each in text.split(","))
-    if len(found) != 4:
-        raise argparse.ArgumentTypeError(f"{text} found, LEFT,TOP,RIGHT,BOTTOM or none expected")
-    return found
+    try:
+        left, top, right, bottom = map(int, text.split(","))
+    except ValueError:
+        expected = "LEFT,TOP,RIGHT,BOTTOM in whole pixels or none expected"
+        raise argparse.ArgumentTypeError(f"{text} found, {expected}") from None
+    return left, top, right, bottom
 
 
 def add_device(group: argparse._ArgumentGroup) -> None:

@@ -80,8 +80,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
                 {
                     **cell,
                     **figures,
-                    "chosen_epoch": summary["chosen_epoch"],
-                    "changed_in_last_epoch": summary["last_epoch"].get("changed", 0),
+                    "chosen_epoch": summary["details"]["chosen_epoch"],
+                    "changed_in_last_epoch": summary["details"]["last_epoch"].get("changed", 0),
                 }
             )
     write_rows(rows, out / "sweep.csv")

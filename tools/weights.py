@@ -166,13 +166,15 @@ def load_trained(
     verify(path)
     found = load_checkpoint(path, ["weights", "training", "state_dict"])
     flags = {"init_channels": init_channels, "layers": layers, "arch": arch}
+    if "state_dict" not in found:
+        raise UserError(f"{path}: holds no state_dict, expected the weights of a network")
     if found["kind"] == "state_dict":
         given = {name: _PUBLISHED[name] if v is None else v for name, v in flags.items()}
         description = {
             "C": given["init_channels"],
             "num_classes": len(CLASSES),
             "layers": given["layers"],
-            "auxiliary": any(name.startswith("auxiliary_head.") for name in found["state_dict"]),
+            "auxiliary": any(str(key).startswith("auxiliary_head.") for key in found["state_dict"]),
             "genotype": format_genotype(resolve_genotype(given["arch"])),
         }
     else:
