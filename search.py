@@ -40,11 +40,10 @@ from engine import (
     report_step,
     require_finite,
 )
-from genotypes import GENOTYPE_FILE, format_genotype, save_genotype
+from genotypes import format_genotype
 from model_search import CELLS, OPEN, Network
 from tools import cli, parsers
-from tools.report import headline, write_summary
-from tools.search_report import describe_edges, draw_search, tabulate_cells
+from tools.search_report import describe_edges, report_search
 from utils import (
     LOGGER_NAME,
     Interrupted,
@@ -392,33 +391,23 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             save=save,
             stop=stop,
         )
-
-    scores = architect.score_cells(model, state.past, use_history=args.use_history)
-    genotype = architect.derive_genotype(model, scores)
-    save_genotype(genotype, run / GENOTYPE_FILE)
-    draw_search(state.rows, state.decisions, state.history, genotype, run)
-    last, limit = state.history[-1], args.limit_batches
-    validated = min(len(valid.labels), limit * last["batch_size"]) if limit else len(valid.labels)
-    summary = write_summary(
-        run,
-        script=args.script,
-        protocol=args.protocol,
-        seed=args.seed,
-        checkpoints=[],
-        genotype=format_genotype(genotype),
-        parameters=sum(p.numel() for p in model.parameters()),
-        epochs=epochs,
-        seconds=sum(record["seconds"] for record in state.history),
-        figures={"valid": headline(last["valid_accuracy"], validated)},
-        open_edges=last["open_edges"],
-        last_epoch=last,
-    )
-    log.info("\n%s\n\n%s", tabulate_cells(genotype, state.decisions), summary["genotype"])
-    if last["open_edges"]:
-        log.info("%d edges were never decided: the most important were taken; more --epochs "
-                 "decide them", last["open_edges"])  # fmt: skip
-    log.info("genotype and pictures in %s; next: python train_FER2013.py --arch %s", run, run)
-    return summary
+        # Still in the block: a signal from here on lets it finish, as seconds do.
+        scores = architect.score_cells(model, state.past, use_history=args.use_history)
+        return report_search(
+            run,
+            architect.derive_genotype(model, scores),
+            history=state.history,
+            rows=state.rows,
+            decisions=state.decisions,
+            validation_images=len(valid.labels),
+            limit_batches=args.limit_batches,
+            about={
+                "script": args.script,
+                "protocol": args.protocol,
+                "seed": args.seed,
+                "parameters": sum(p.numel() for p in model.parameters()),
+            },
+        )
 
 
 if __name__ == "__main__":
