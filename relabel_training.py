@@ -24,15 +24,13 @@ from data.fer2013 import load_fer2013
 from data.fes import PUBLISHED_FES, TRAINING_FES, load_fes
 from data.relabel import Changes, relabel, truth_batches
 from engine import Relabel, TrainState, autocast, rising
-from model import build_network
 from tools import cli, parsers
+from tools.checkpoints import load_optimizer, resume_training
 from tools.training import saver, train_and_report
 from tools.weights import finetuning_parsers, load_trained, require_weights
 from utils import (
     create_run_folder,
     describe_machine,
-    load_checkpoint,
-    load_state,
     open_log,
     seed_everything,
     write_rows,
@@ -91,12 +89,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         state.extra |= {"checkpoint": str(path), "fes": choose_fes(args.fes_matrix, args.protocol)}
     else:
         run = Path(args.resume)
-        resumed = load_checkpoint(run / "checkpoint.pt", ["training"])
-        state, description = TrainState(**resumed["state"]), resumed["model"]
+        resumed, model, state = resume_training(run)
+        description, drop_path_prob = resumed["model"], resumed["drop_path_prob"]
         start_epoch, planned = resumed["start_epoch"], resumed["epochs"]
-        drop_path_prob = resumed["drop_path_prob"]
-        model = build_network(description)
-        load_state(model, resumed["state_dict"], run / "checkpoint.pt")
     splits = load_fer2013(args.data, report=log.info)
     splits = {name: split.map(lambda t: t.to(device)) for name, split in splits.items()}
     if args.resume is None:
@@ -105,7 +100,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     model = model.to(device)
     optimizer = torch.optim.SGD(model.parameters(), **parsers.sgd_arguments(args))
     if args.resume is not None:
-        optimizer.load_state_dict(resumed["optimizer"])
+        load_optimizer(optimizer, resumed["optimizer"], run / "checkpoint.pt")
     log.info("%s", describe_machine(device))
     log.info("run folder %s; from %s, epoch %d", run, state.extra["checkpoint"], start_epoch)
     fes = torch.tensor(state.extra["fes"], device=device) if args.fes else None
