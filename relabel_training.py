@@ -100,7 +100,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     model = model.to(device)
     optimizer = torch.optim.SGD(model.parameters(), **parsers.sgd_arguments(args))
     if args.resume is not None:
-        load_optimizer(optimizer, resumed["optimizer"], run / "checkpoint.pt")
+        load_optimizer(optimizer, resumed, run / "checkpoint.pt")
     log.info("%s", describe_machine(device))
     log.info("run folder %s; from %s, epoch %d", run, state.extra["checkpoint"], start_epoch)
     fes = torch.tensor(state.extra["fes"], device=device) if args.fes else None

@@ -333,8 +333,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         weight_decay=args.arch_weight_decay,
     )
     if args.resume is not None:
-        load_optimizer(optimizer, resumed["optimizer"], path)
-        load_optimizer(alphas_optimizer, resumed["alphas_optimizer"], path)
+        load_optimizer(optimizer, resumed, path)
+        load_optimizer(alphas_optimizer, resumed, path, "alphas_optimizer")
     log.info("%s", describe_machine(device))
     log.info(
         "run folder %s, %d epochs, %d images for the weights, %d for the alphas",

@@ -94,7 +94,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     model = model.to(device)
     optimizer = torch.optim.SGD(model.parameters(), **parsers.sgd_arguments(args))
     if args.resume is not None:
-        load_optimizer(optimizer, resumed["optimizer"], run / "checkpoint.pt")
+        load_optimizer(optimizer, resumed, run / "checkpoint.pt")
     log.info("%s", describe_machine(device))
     log.info("run folder %s, %d parameters without the auxiliary head", run, model.size)
     log.info("%s", description["genotype"])

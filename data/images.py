@@ -58,11 +58,12 @@ def open_image(
     data = io.BytesIO(stream.read(max_bytes))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Of sizes, which are checked here, and of damage that leaves an image to read.
+            warnings.simplefilter("ignore")
             image = Image.open(data, formats=formats)
-        width, height = image.size
-        if fits(width, height):
-            return convert(_upright(_eight_bits(image)))
+            width, height = image.size
+            if fits(width, height):
+                return convert(_upright(_eight_bits(image)))
     except Exception as error:  # pillow raises many kinds for broken files
         raise UserError(
             f"{where}: unreadable image ({type(error).__name__}), expected {expected}"

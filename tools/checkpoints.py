@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from utils import UserError, check_state, is_out_of_memory, load_checkpoint, loa
 # Far above any network of the field, and small enough to lay out in a second.
 MAX_CHANNELS = 1024
 MAX_CLASSES = 1024
-MAX_LAYERS = 100
+MAX_LAYERS = 50
 
 Built = TypeVar("Built", bound=nn.Module)
 
@@ -92,13 +92,13 @@ def resume_training(run: Path) -> tuple[dict[str, Any], Network, TrainState]:
     found = load_checkpoint(path, ["training"])
     with parts_of(path):
         model = rebuild_network(found["model"], found["state_dict"], path)
-        check_progress(found)
+        check_progress(found, ["epoch", "epochs", "start_epoch"])
         return found, model, restore_state(TrainState, found["state"])
 
 
-def check_progress(found: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the epochs and the drop-path of weights are such."""
-    for name in ("epoch", "epochs"):
+def check_progress(found: Mapping[str, Any], names: Sequence[str] = ("epoch", "epochs")) -> None:
+    """Raise ValueError unless the counts called `names` and the drop-path of weights are such."""
+    for name in names:
         if type(found[name]) is not int or not 0 <= found[name] < 2**31:
             raise ValueError(f"{name} {found[name]}")
     if not (_is_number(found["drop_path_prob"]) and 0 <= found["drop_path_prob"] < 1):
@@ -131,16 +131,19 @@ def check_edges(edges: Any) -> None:
         raise ValueError("an edge in no state")
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any, source: Path | str) -> None:
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, found: Any, source: Path | str, name: str = "optimizer"
+) -> None:
     """Load what an optimiser keeps of each parameter; its settings stay those of the flags.
 
-    `saved` is the state dict of an optimiser of the same parameters. Raises UserError when it is
-    not, or not finite.
+    The checkpoint `found` has it, under `name`, as the state dict of an optimiser of the same
+    parameters. Raises UserError when it is not, or not finite.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     with parts_of(source):
+        saved = found[name]
         for index, kept in saved["state"].items():
-            for name, value in kept.items():
+            for moment, value in kept.items():
                 fits = value is None or (
                     torch.is_tensor(value)
                     and value.shape in ((), parameters[index].shape)
@@ -148,7 +151,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any, source: Path | 
                     and bool(value.isfinite().all())
                 )
                 if not fits:
-                    raise ValueError(f"{name} of parameter {index} does not fit it")
+                    raise ValueError(f"{moment} of parameter {index} does not fit it")
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
 

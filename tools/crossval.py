@@ -133,7 +133,7 @@ def finetune_fold(
     if under_way is not None:
         with parts_of(source):
             load_state(model, under_way["state_dict"], source)
-            load_optimizer(optimizer, under_way["optimizer"], source)
+            load_optimizer(optimizer, under_way, source)
             state = restore_state(TrainState, under_way["state"])
     fit(
         model,
