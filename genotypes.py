@@ -36,6 +36,7 @@ EXTRA_PRIMITIVES = ("sep_conv_7x7", "conv_7x1_1x7")
 
 GENOTYPE_FILE = "genotype.txt"
 MAX_TEXT = 20_000  # characters; the longest named genotype takes under 700
+MAX_NODES = 32  # of a cell; the largest named one has five
 
 Edge = tuple[str, int]
 
@@ -291,7 +292,7 @@ def _is_name(node: ast.expr, name: str) -> bool:
 def check_genotype(genotype: Any, source: str = "genotype") -> Genotype:
     """`genotype`, four fields of lists or tuples, as a `Genotype` of tuples when it is sound.
 
-    Sound: per cell two edges a node and at least one node, primitives of `PRIMITIVES` other than
+    Sound: per cell two edges a node and 1 to MAX_NODES nodes, primitives of `PRIMITIVES` other than
     none or of `EXTRA_PRIMITIVES`, node j reading states 0 .. j + 1, and a concatenation of
     different nodes' states. The cells may differ in nodes. Raises UserError naming the place.
     """
@@ -311,8 +312,10 @@ def check_genotype(genotype: Any, source: str = "genotype") -> Genotype:
 def _check_edges(edges: Any, source: str) -> tuple[Edge, ...]:
     if not isinstance(edges, (list, tuple)):
         raise UserError(f"{source}: {_shown(edges)} found, expected a list of edges")
-    if not edges or len(edges) % 2:
-        raise UserError(f"{source}: {len(edges)} edges found, expected two for each node")
+    if not edges or len(edges) % 2 or len(edges) > 2 * MAX_NODES:
+        raise UserError(
+            f"{source}: {len(edges)} edges found, expected two for each of 1 to {MAX_NODES} nodes"
+        )
     return tuple(
         _check_edge(edge, number // 2, f"{source} edge {number}")
         for number, edge in enumerate(edges)

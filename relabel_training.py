@@ -24,15 +24,14 @@ from data.fer2013 import load_fer2013
 from data.fes import PUBLISHED_FES, TRAINING_FES, load_fes
 from data.relabel import Changes, relabel, truth_batches
 from engine import Relabel, TrainState, autocast, rising
-from model import build_network
 from tools import cli, parsers, recipe, teacher
+from tools.checkpoints import load_optimizer, resume_training
 from tools.training import saver, train_and_report
 from tools.weights import finetuning_parsers, load_trained, require_weights
 from utils import (
     UserError,
     create_run_folder,
     describe_machine,
-    load_checkpoint,
     load_state,
     open_log,
     seed_everything,
@@ -97,12 +96,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         state.extra |= {"checkpoint": str(path), "fes": choose_fes(args.fes_matrix, args.protocol)}
     else:
         run = Path(args.resume)
-        resumed = load_checkpoint(run / "checkpoint.pt", ["training"])
-        state, description = TrainState(**resumed["state"]), resumed["model"]
+        resumed, model, state = resume_training(run)
+        description, drop_path_prob = resumed["model"], resumed["drop_path_prob"]
         start_epoch, planned = resumed["start_epoch"], resumed["epochs"]
-        drop_path_prob = resumed["drop_path_prob"]
-        model = build_network(description)
-        load_state(model, resumed["state_dict"], run / "checkpoint.pt")
     splits = load_fer2013(args.data, report=log.info)
     splits = {name: split.map(lambda t: t.to(device)) for name, split in splits.items()}
     if args.resume is None:
@@ -112,9 +108,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     optimizer = torch.optim.SGD(model.parameters(), **parsers.sgd_arguments(args))
     average = recipe.averaged(model, args.ema)
     if args.resume is not None:
-        optimizer.load_state_dict(resumed["optimizer"])
+        load_optimizer(optimizer, resumed, run / "checkpoint.pt")
         if average is not None:
-            load_state(average, resumed["average"], run / "checkpoint.pt")
+            load_state(average, resumed.get("average"), run / "checkpoint.pt")
     log.info("%s", describe_machine(device))
     log.info("run folder %s; from %s, epoch %d", run, state.extra["checkpoint"], start_epoch)
     fes = torch.tensor(state.extra["fes"], device=device) if args.fes else None

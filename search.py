@@ -40,9 +40,16 @@ from engine import (
     report_step,
     require_finite,
 )
-from genotypes import format_genotype
-from model_search import CELLS, OPEN, Network
+from genotypes import PRIMITIVES, format_genotype
+from model_search import CELLS, EDGES, OPEN, Network
 from tools import cli, parsers
+from tools.checkpoints import (
+    check_edges,
+    load_optimizer,
+    parts_of,
+    rebuild_supernet,
+    restore_state,
+)
 from tools.search_report import describe_edges, report_search
 from utils import (
     LOGGER_NAME,
@@ -52,7 +59,6 @@ from utils import (
     create_run_folder,
     describe_machine,
     load_checkpoint,
-    load_state,
     open_log,
     save_checkpoint,
     seed_everything,
@@ -129,6 +135,14 @@ class SearchState(TrainState):
     past: dict[str, list[Tensor]] = field(default_factory=lambda: {cell: [] for cell in CELLS})
     decisions: list[dict[str, Any]] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # A checkpoint's word, which may be anybody's.
+        scored = [probs for cell in CELLS for probs in self.past[cell]]
+        if not all(probs.shape == (len(EDGES), len(PRIMITIVES) - 1) for probs in scored):
+            raise ValueError("a past of other edges")
+        if not all(d["cell"] in CELLS and 0 < d["epoch"] <= self.epoch for d in self.decisions):
+            raise ValueError("a decision of no epoch")
 
 
 def search_one_epoch(
@@ -294,12 +308,18 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.resume is None:
         run, state = create_run_folder(args.model_path, args.save, "search"), SearchState()
         description = {"C": args.init_channels, "num_classes": len(CLASSES), "layers": args.layers}
+        model = Network(**description)
     else:
         run = Path(args.resume)
-        resumed = load_checkpoint(run / "checkpoint.pt", ["search"])
-        state, description = SearchState(**resumed["state"]), resumed["model"]
+        path = run / "checkpoint.pt"
+        resumed = load_checkpoint(path, ["search"])
+        with parts_of(path):
+            state, description = restore_state(SearchState, resumed["state"]), resumed["model"]
+            model = rebuild_supernet(description, resumed["state_dict"], path)
+            check_edges(resumed["edges"])
+            model.set_states(**resumed["edges"])
     log = open_log(run)
-    model = Network(**description).to(device)
+    model = model.to(device)
     optimizer = torch.optim.SGD(
         model.weight_parameters(),
         args.learning_rate,
@@ -313,10 +333,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         weight_decay=args.arch_weight_decay,
     )
     if args.resume is not None:
-        load_state(model, resumed["state_dict"], run / "checkpoint.pt")
-        model.set_states(**resumed["edges"])
-        optimizer.load_state_dict(resumed["optimizer"])
-        alphas_optimizer.load_state_dict(resumed["alphas_optimizer"])
+        load_optimizer(optimizer, resumed, path)
+        load_optimizer(alphas_optimizer, resumed, path, "alphas_optimizer")
     log.info("%s", describe_machine(device))
     log.info(
         "run folder %s, %d epochs, %d images for the weights, %d for the alphas",

@@ -25,11 +25,11 @@ from engine import TrainState, autocast, rising
 from genotypes import format_genotype, resolve_genotype
 from model import build_network
 from tools import cli, parsers, recipe, teacher
+from tools.checkpoints import load_optimizer, resume_training
 from tools.training import saver, train_and_report
 from utils import (
     create_run_folder,
     describe_machine,
-    load_checkpoint,
     load_state,
     open_log,
     seed_everything,
@@ -90,20 +90,19 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "auxiliary": args.auxiliary,
             "genotype": format_genotype(genotype),
         }
+        model = build_network(description)
     else:
         run = Path(args.resume)
-        resumed = load_checkpoint(run / "checkpoint.pt", ["training"])
-        state = TrainState(**resumed["state"])
+        resumed, model, state = resume_training(run)
         description = resumed["model"]
     log = open_log(run)
-    model = build_network(description).to(device)
+    model = model.to(device)
     optimizer = torch.optim.SGD(model.parameters(), **parsers.sgd_arguments(args))
     average = recipe.averaged(model, args.ema)
     if args.resume is not None:
-        load_state(model, resumed["state_dict"], run / "checkpoint.pt")
-        optimizer.load_state_dict(resumed["optimizer"])
+        load_optimizer(optimizer, resumed, run / "checkpoint.pt")
         if average is not None:
-            load_state(average, resumed["average"], run / "checkpoint.pt")
+            load_state(average, resumed.get("average"), run / "checkpoint.pt")
     log.info("%s", describe_machine(device))
     log.info("run folder %s, %d parameters without the auxiliary head", run, model.size)
     log.info("%s", description["genotype"])

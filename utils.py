@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,9 +26,22 @@ import torch
 CHECKPOINT_FORMAT = "auto-fernet/1"
 LOGGER_NAME = "auto_fernet"
 
+# What files of torch.save began with before they were zip archives: a number, pickled.
+_LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+
+
+MAX_LINE = 2000  # characters of an error's line
+
 
 class UserError(Exception):
-    """An error that the user can mend; its text is one line naming what was found and expected."""
+    """An error that the user can mend; its text is one line naming what was found and expected.
+
+    File names and the messages of libraries may hold anything: what does not print is replaced.
+    """
+
+    def __init__(self, text: str) -> None:
+        shown = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+        super().__init__(shown if len(shown) <= MAX_LINE else f"{shown[: MAX_LINE - 3]}...")
 
 
 def atomic_write(path: Path | str, write: Callable[[BinaryIO], Any]) -> None:
@@ -86,29 +100,28 @@ def load_checkpoint(path: Path | str, kinds: Iterable[str]) -> dict[str, Any]:
     """Read a checkpoint of one of `kinds` onto the CPU; nothing in the file is ever run.
 
     A bare state dict (a mapping of names to tensors) is returned as kind "state_dict" where
-    `kinds` admits it. Raises UserError for a missing, cut, foreign or wrong file.
+    `kinds` admits it. Raises UserError for a missing, cut, damaged, foreign or wrong file; what
+    the parts of a checkpoint say is for those to check who use them.
     """
     path = Path(path)
-    expected = " or ".join(kinds)
+    expected = f"expected a checkpoint ({' or '.join(kinds)})"
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_whole(path)
+        with warnings.catch_warnings():
+            # Of kinds of tensors that no network of ours has, which are refused later.
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a checkpoint ({expected})") from None
+        raise UserError(f"{path}: no such file; {expected}") from None
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path}: holds more than tensors and plain values, and was not run; "
-            f"expected a checkpoint ({expected})"
+            f"{path}: holds more than tensors and plain values, and was not run; {expected}"
         ) from None
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); "
-            f"expected a checkpoint ({expected})"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(
-            f"{path}: damaged or not a checkpoint ({reason}); expected {expected}"
-        ) from None
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {expected}") from None
+    except Exception as error:  # torch and zipfile raise many kinds for damaged files
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise UserError(f"{path}: damaged or not a checkpoint ({reason}); {expected}") from None
     if isinstance(content, dict) and content.get("format") == CHECKPOINT_FORMAT:
         found = content.get("kind")
     elif isinstance(content, dict) and content and all(map(torch.is_tensor, content.values())):
@@ -116,19 +129,65 @@ def load_checkpoint(path: Path | str, kinds: Iterable[str]) -> dict[str, Any]:
     else:
         found = "something else"
     if found not in kinds:
-        raise UserError(f"{path}: holds {found}; expected a checkpoint ({expected})")
+        raise UserError(f"{path}: holds {found}; {expected}")
     return content
 
 
-def load_state(module: torch.nn.Module, state: Mapping[str, Any], source: Path | str) -> None:
-    """Load `state` into `module`; UserError names `source` and the first name that differs."""
+def _check_whole(path: Path) -> None:
+    """Raise ValueError or BadZipFile unless `path` is what torch.save writes, undamaged.
+
+    torch looks at no check sum, so a flipped bit would be a wrong weight; and it inflates, so a
+    small file could be a huge one. Files of before torch 1.6 have no check sums.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_LEGACY_START)) == _LEGACY_START:
+            return
+        with zipfile.ZipFile(file) as archive:
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise ValueError("compressed, which torch.save never does")
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"the check sum of {damaged} is wrong")
+
+
+def check_state(module: torch.nn.Module, state: Mapping[str, Any], source: Path | str) -> None:
+    """Raise UserError, naming `source` and the first name, unless `state` fits `module`.
+
+    It fits with tensors of the same names, shapes and kinds (floating numbers of any precision),
+    all of them finite. `module` may be on the meta device.
+    """
+    if not isinstance(state, Mapping):
+        raise UserError(f"{source}: no state dict but {type(state).__name__}, expected tensors")
     own = module.state_dict()
     for name in [*own, *state]:
-        there = tuple(state[name].shape) if name in state else "nothing"
-        here = tuple(own[name].shape) if name in own else "nothing"
+        there, here = _describe(state.get(name)), _describe(own.get(name))
         if there != here:
             raise UserError(f"{source}: {name} is {there}, the network expects {here}")
+        if state[name].is_meta or not bool(state[name].isfinite().all()):
+            raise UserError(f"{source}: {name} is not finite, expected a usable network")
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if not torch.is_tensor(value) or value.layout is not torch.strided or value.is_quantized:
+        return f"{type(value).__name__} {getattr(value, 'layout', '')}".strip()
+    shape = str(tuple(value.shape))
+    return shape if value.is_floating_point() else f"{shape} of {value.dtype}"
+
+
+def load_state(module: torch.nn.Module, state: Mapping[str, Any], source: Path | str) -> None:
+    """Load `state` into `module` where `check_state` finds it to fit; else its UserError."""
+    check_state(module, state, source)
     module.load_state_dict(state)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was exhausted, the device's or the machine's: torch says so in many ways."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    words = ("can't allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def derive_seed(*keys: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,10 @@ def fingerprint(source: Path) -> str:
 
 
 def _load(path: Path, mark: str) -> Arrays:
+    with zipfile.ZipFile(path) as archive:
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            # It could unpack to anything.
+            raise ValueError("compressed")
     with np.load(path, allow_pickle=False) as file:
         if str(file["fingerprint"]) != mark:
             raise ValueError("the source has changed")

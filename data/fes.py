@@ -7,16 +7,19 @@ between classes that are similar enough.
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from data.bounded import table_lines
 from data.readers import CLASSES, SPLITS, check_fields, describe_table_error
 from utils import UserError, write_text
 
 # What the votes' table calls each class, in the order of CLASSES.
 VOTES_OF_CLASSES = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
+MAX_TABLE_BYTES = 1 << 26  # FER+'s takes 1.6 MB
 VOTES_PATTERN = "[0-9]{1,6}"
 # Rounding may part the two halves of a matrix that was computed elsewhere.
 SYMMETRY_TOLERANCE = 1e-6
@@ -152,15 +155,17 @@ def load_fes(path: Path | str) -> np.ndarray:
 def _read_table(path: Path | str, expected: str) -> pd.DataFrame:
     """A CSV as text, row r of the table being line r + 2 of the file."""
     try:
-        # Of a Path, unlike of a text, pandas never makes an address to fetch.
-        table = pd.read_csv(
-            Path(path),
-            compression=None,
-            dtype=str,
-            na_filter=False,
-            skip_blank_lines=False,
-            encoding_errors="replace",
-        )
+        with open(path, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > MAX_TABLE_BYTES:
+                raise UserError(f"{path}: {size} bytes, expected at most {MAX_TABLE_BYTES}")
+            table = pd.read_csv(
+                table_lines(stream, str(path)),
+                dtype=str,
+                na_filter=False,
+                skip_blank_lines=False,
+                encoding_errors="replace",
+            )
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror or error}), expected {expected}"

@@ -23,6 +23,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import pandas as pd
 
+from data.bounded import Unpacked, decompressed, table_lines
 from data.images import SIDE, decode_image
 from utils import UserError
 
@@ -35,6 +36,7 @@ FOLDERS = ("train", "test")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 COLUMNS = ("emotion", "pixels", "Usage")
 MAX_TABLE_BYTES = 1 << 30
+MAX_MEMBERS = 200_000
 ROWS_AT_ONCE = 2048
 
 ARCHIVE_ERRORS = (
@@ -117,7 +119,7 @@ def _read_table(stream: BinaryIO, size: int, where: str) -> Arrays:
     try:
         # Blank lines are kept so that row numbers stay those of the file.
         chunks = pd.read_csv(
-            stream,
+            table_lines(stream, where),
             dtype=str,
             na_filter=False,
             skipinitialspace=True,
@@ -156,7 +158,7 @@ def check_fields(table: pd.DataFrame, where: str) -> None:
 
 def describe_table_error(error: Exception) -> str:
     """What pandas says of a table that it cannot read, on one line, lines counted from 1."""
-    found = _one_line(error).replace("Error tokenizing data. C error: ", "")
+    found = str(error).strip().replace("Error tokenizing data. C error: ", "")
     # pandas counts lines from 1, but the row where an open quote starts from 0.
     return re.sub(r"row (\d+)", lambda row: f"line {int(row[1]) + 1}", found)
 
@@ -218,9 +220,7 @@ def folder_files(root: Path) -> list[tuple[str, int, int]]:
                         name = f"{part}/{group.name}/{entry.name}"
                         files.append((name, status.st_size, status.st_mtime_ns))
     except OSError as error:
-        raise UserError(
-            f"{_one_line(error.filename)}: cannot be read ({error.strerror})"
-        ) from error
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
     return sorted(files)
 
 
@@ -234,7 +234,7 @@ def _scan(folder: str | Path) -> list[os.DirEntry]:
 def _read_folder(root: Path) -> Arrays:
     images = {}
     for name, size, _ in folder_files(root):
-        where = _one_line(root / name)
+        where = str(root / name)
         place = _place(PurePosixPath(name), where)
         try:
             with open(root / name, "rb") as stream:
@@ -288,7 +288,7 @@ def _read_archive(source: Path, report: Callable[[str], None]) -> Arrays:
         with closing(_entries(source)) as entries:
             for entry in entries:
                 name = entry.name
-                where = f"{source}, member {_one_line(name)}"
+                where = f"{source}, member {name}"
                 path = PurePosixPath(name)
                 if path.name in TABLE_NAMES and "__MACOSX" not in path.parts and table is None:
                     with entry.open() as stream:
@@ -299,9 +299,9 @@ def _read_archive(source: Path, report: Callable[[str], None]) -> Arrays:
                 else:
                     left_out += path.suffix.lower() in IMAGE_SUFFIXES
     except ARCHIVE_ERRORS as error:
-        after = f", at or after member {_one_line(name)}" if name else ""
+        after = f", at or after member {name}" if name else ""
         raise UserError(
-            f"{source}{after}: damaged or truncated archive ({_one_line(error)}), "
+            f"{source}{after}: damaged or truncated archive ({error}), "
             f"expected a whole {' '.join(ARCHIVE_SUFFIXES)}"
         ) from error
     if table is not None:
@@ -316,19 +316,32 @@ def _read_archive(source: Path, report: Callable[[str], None]) -> Arrays:
 
 def _entries(source: Path) -> Iterator[Entry]:
     """Yield the regular files of an archive; links are passed over, outside paths refused."""
+    seen = 0
+
+    def inside(name: str) -> str:
+        nonlocal seen
+        seen += 1
+        if seen > MAX_MEMBERS:
+            raise UserError(f"{source}: expected at most {MAX_MEMBERS} members, found more")
+        return _inside(name, source)
+
     if source.name.lower().endswith(".zip"):
         with zipfile.ZipFile(source) as archive:
             for info in archive.infolist():
-                name = _inside(info.filename.replace("\\", "/"), source)
+                name = inside(info.filename.replace("\\", "/"))
                 if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
                     continue
                 if info.flag_bits & 1:
                     raise UserError(f"{source}, member {name}: encrypted, expected a plain archive")
                 yield Entry(name, info.file_size, partial(archive.open, info))
         return
-    with tarfile.open(source, "r:*") as archive:
+    with (
+        source.open("rb") as file,
+        decompressed(file) as stream,
+        tarfile.open(fileobj=Unpacked(stream, str(source)), mode="r:") as archive,
+    ):
         for member in archive:
-            name = _inside(member.name, source)
+            name = inside(member.name)
             if member.isreg():
                 yield Entry(name, member.size, partial(archive.extractfile, member))
         # tarfile takes a cut between two members for the end; a whole archive ends in zeros.
@@ -350,9 +363,3 @@ def _inside(name: str, source: Path) -> str:
 
 def _shown(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "...")
-
-
-def _one_line(error: object) -> str:
-    """The text on one line, whatever a file name in it or a library's message holds."""
-    text = " ".join(str(error).split())
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -10,12 +10,13 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tools.checkpoints import parts_of
 from tools.recipe import RECIPES
 from utils import Interrupted, UserError, load_checkpoint, stop_on_signals
 
@@ -23,6 +24,8 @@ from utils import Interrupted, UserError, load_checkpoint, stop_on_signals
 _FREE_ON_RESUME = {"data", "device", "gpu", "model_path", "report_freq"}
 # What each start of a run has for itself.
 _OF_ONE_START = {"resume", "save", "time_limit"}
+# The kinds of flags that take no value.
+_SWITCHES = (argparse.BooleanOptionalAction, argparse._StoreTrueAction)
 _EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143, "time limit": 0}
 
 
@@ -68,12 +71,17 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
             args.started = describe_start(args.script, sys.argv[1:] if argv is None else argv)
         return args
     folder = resolve_run(args.resume, args.model_path)
-    saved = load_checkpoint(folder / "checkpoint.pt", ("training", "search", "folds"))["args"]
+    path = folder / "checkpoint.pt"
+    found = load_checkpoint(path, ("training", "search", "folds"))
+    with parts_of(path):
+        saved = dict(found["args"])
     if saved.get("script") != args.script:
         found = saved.get("script", "an older version of the scripts")
         raise UserError(f"--resume {args.resume}: a run of {found}, expected one of {args.script}")
     if "save" in given:
         raise UserError(f"--save {args.save}: not with --resume; a resumed run keeps its folder")
+    with parts_of(path):
+        _check_flags(parser, saved)
     # Either of the two flags of the device replaces both.
     moved = "device" in given or "gpu" in given
     args.started = None
@@ -115,6 +123,24 @@ def describe_start(script: str, argv: Sequence[str]) -> dict[str, str | None]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores{gpu}, "
         f"python {platform.python_version()}, torch {torch.__version__}",
     }
+
+
+def _check_flags(parser: argparse.ArgumentParser, saved: Mapping[str, Any]) -> None:
+    """Raise ValueError or ArgumentTypeError where no command line gives a flag its saved value."""
+    for action in parser._actions:
+        value = saved.get(action.dest, action.default)
+        if value == action.default:
+            continue
+        if isinstance(action, _SWITCHES):
+            sound = isinstance(value, bool)
+        elif isinstance(value, int | float | str):
+            read = action.type(str(value)) if action.type else value
+            sound = read == value and type(read) is type(value)
+            sound &= action.choices is None or value in action.choices
+        else:
+            sound = value is None or isinstance(value, tuple | list)
+        if not sound:
+            raise ValueError(f"--{action.dest} {value!r}")
 
 
 def flags_given(

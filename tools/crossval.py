@@ -20,6 +20,7 @@ from data.views import over_views
 from engine import TrainState, autocast, evaluate, fit, network_predictor
 from model import Network
 from tools import cli, parsers, recipe
+from tools.checkpoints import load_optimizer, parts_of, restore_state
 from tools.fold_figures import summarise_folds, tabulate_folds, vote
 from tools.report import format_table, report_split, write_summary
 from tools.weights import finetuning_parsers, load_trained, require_weights
@@ -31,6 +32,7 @@ from utils import (
     derive_seed,
     describe_machine,
     load_checkpoint,
+    load_state,
     open_log,
     save_checkpoint,
     seed_everything,
@@ -76,18 +78,20 @@ class FoldsFile:
     """
 
     def __init__(self, run: Path, args: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
-        self._path = run / "checkpoint.pt"
+        self.path = run / "checkpoint.pt"
         self._rest = {"args": dict(args), "inputs": dict(inputs)}
         self.done: list[dict[str, Any]] = []
         self.under_way: dict[str, Any] | None = None
-        if self._path.exists():
-            found = load_checkpoint(self._path, ["folds"])
-            for flag, digest in inputs.items():
-                if found["inputs"][flag] != digest:
-                    raise UserError(
-                        f"--{flag} {args[flag]}: no longer what {run} began with, expected the same"
-                    )
-            self.done, self.under_way = found["folds"], found["under_way"]
+        if self.path.exists():
+            found = load_checkpoint(self.path, ["folds"])
+            with parts_of(self.path):
+                for flag, digest in inputs.items():
+                    if found["inputs"][flag] != digest:
+                        raise UserError(
+                            f"--{flag} {args[flag]}: no longer what {run} began with, expected "
+                            "the same"
+                        )
+                self.done, self.under_way = list(found["folds"]), found["under_way"]
         # At once, so that a run interrupted in its first fold can be resumed.
         self.save(self.under_way)
 
@@ -95,7 +99,7 @@ class FoldsFile:
         """Save the folds that are done, and the state of the one under way."""
         self.under_way = under_way
         content = {"folds": self.done, "under_way": under_way, **self._rest}
-        save_checkpoint(self._path, "folds", content)
+        save_checkpoint(self.path, "folds", content)
 
 
 def _digest(content: bytes) -> str:
@@ -112,6 +116,7 @@ def finetune_fold(
     sgd: Mapping[str, Any],
     ema: float,
     under_way: Mapping[str, Any] | None,
+    source: Path,
     save: Callable[[dict[str, Any]], None],
     stop: Stop,
     batch_size: int,
@@ -121,10 +126,10 @@ def finetune_fold(
     """Fine-tune `model` on a fold; plain values and tensors of what it then makes of its test part.
 
     `sgd` is what torch.optim.SGD takes, `ema` the decay of the average, `options` the other
-    arguments of `engine.fit`; `save` gets what a resumed fold takes as `under_way`. Returns
-    `logits` (M, K), over the views of `tta`, and `test_index` (M,) after the last epoch, the
-    accuracy then and at the best epoch in a single view (an oracle), and how many test images share
-    a subject or a sequence with training.
+    arguments of `engine.fit`; `save` gets what a resumed fold takes as `under_way`, of the file
+    `source`. Returns `logits` (M, K), over the views of `tta`, and `test_index` (M,) after the last
+    epoch, the accuracy then and at the best epoch in a single view (an oracle), and how many test
+    images share a subject or a sequence with training.
     """
     train_index, test_index = fold
     model = model.to(device)
@@ -132,11 +137,12 @@ def finetune_fold(
     optimizer, state = torch.optim.SGD(model.parameters(), **sgd), TrainState()
     average = recipe.averaged(model, ema)
     if under_way is not None:
-        model.load_state_dict(under_way["state_dict"])
-        optimizer.load_state_dict(under_way["optimizer"])
-        state = TrainState(**under_way["state"])
-        if average is not None:
-            average.load_state_dict(under_way["average"])
+        with parts_of(source):
+            load_state(model, under_way["state_dict"], source)
+            load_optimizer(optimizer, under_way, source)
+            state = restore_state(TrainState, under_way["state"])
+            if average is not None:
+                load_state(average, under_way["average"], source)
     fit(
         model,
         optimizer,
@@ -175,6 +181,18 @@ def finetune_fold(
     }
 
 
+def _check_done(done: Sequence[dict[str, Any]], folds: Sequence[Fold], classes: int) -> None:
+    """Raise ValueError unless `done` are results of the first of `folds`."""
+    for result, (_, test_index) in zip(done, folds[: len(done)], strict=True):
+        if not result["test_index"].equal(test_index):
+            raise ValueError("a fold of other images")
+        if result["logits"].shape != (len(test_index), classes):
+            raise ValueError("logits of other images")
+        for name in ("accuracy", "oracle", "seconds", "subjects_shared", "sequences_shared"):
+            if type(result[name]) not in (int, float):
+                raise ValueError(f"{name} {result[name]!r}")
+
+
 def cross_validate(
     model: Network,
     faces: Faces,
@@ -192,6 +210,8 @@ def cross_validate(
 
     `options` are those of `finetune_fold`. Returns the summary, of which `about` is a part.
     """
+    with parts_of(file.path):
+        _check_done(file.done, folds, len(classes))
     for number, fold in enumerate(folds[len(file.done) :], len(file.done) + 1):
         _log.info("fold %d of %d: %d to train on, %d to test",
                   number, len(folds), len(fold[0]), len(fold[1]))  # fmt: skip
@@ -204,6 +224,7 @@ def cross_validate(
             fold,
             seed=fold_seed,
             under_way=file.under_way,
+            source=file.path,
             save=file.save,
             **options,
         )

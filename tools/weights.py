@@ -14,12 +14,13 @@ from torch import Tensor
 from data.fer2013 import CLASSES
 from engine import network_predictor, rising
 from genotypes import format_genotype, resolve_genotype
-from model import Network, build_network
+from model import Network
 from tools import parsers
+from tools.checkpoints import check_progress, parts_of, rebuild_network
 from tools.manifest import CHECKPOINTS, verify
 from tools.recipe import recipe_parser
 from tools.training import CHOSEN
-from utils import UserError, load_checkpoint, load_state
+from utils import UserError, load_checkpoint
 
 # What a bare state dict is taken for where no flag says otherwise: the paper's network.
 _PUBLISHED = {"init_channels": 36, "layers": 12, "arch": "Auto_FERNet"}
@@ -178,25 +179,24 @@ def load_trained(
             "genotype": format_genotype(resolve_genotype(given["arch"])),
         }
     else:
-        description = found["model"]
+        with parts_of(path):
+            description = {**found["model"]}
+            says_all = {name: description[key] for name, key in _FIELDS.items()}
         for name, value in flags.items():
             if value is None:
                 continue
             wanted = format_genotype(resolve_genotype(value)) if name == "arch" else value
-            says = description[_FIELDS[name]]
+            says = says_all[name]
             if wanted != says:
                 raise UserError(f"--{name} {value}: contradicts {path}, which says {says}")
+    model = rebuild_network(description, found["state_dict"], path)
     if description["num_classes"] != len(CLASSES):
         raise UserError(
             f"{path}: a network of {description['num_classes']} classes, expected {len(CLASSES)}"
         )
-    model = build_network(description)
-    load_state(model, found["state_dict"], path)
-    return Trained(
-        path,
-        model,
-        description,
-        found.get("epoch", 0),
-        found.get("epochs", 0),
-        found.get("drop_path_prob"),
-    )
+    progress = {"epoch": 0, "epochs": 0, "drop_path_prob": None}
+    if found["kind"] != "state_dict":
+        with parts_of(path):
+            check_progress(found)
+            progress = {name: found[name] for name in progress}
+    return Trained(path, model, description, **progress)
