@@ -169,6 +169,11 @@ def network_predictor(model: Network) -> Callable[[Tensor], Tensor]:
     return lambda images: network(images)[0]
 
 
+def final_weights(model: Network, average: AveragedModel | None) -> Network:
+    """What is evaluated and saved: `average` of the weights of `model`, where there is one."""
+    return model if average is None else average.module
+
+
 def compiled(model: nn.Module, batch_size: int) -> Forward:
     """`model`, compiled by torch.compile for whole batches; the last one of an epoch runs as ever.
 
@@ -379,7 +384,7 @@ def fit(
             if stop.reason:
                 raise Interrupted(stop)
             scored = evaluate_splits(
-                model if average is None else average.module,
+                final_weights(model, average),
                 evaluations,
                 batch_size=batch_size,
                 precision=precision,

@@ -59,13 +59,14 @@ class MixedOp(nn.Module):
         # `none` adds zeros; its weight acts through the softmax alone.
         self._others = [i for i in range(1, len(PRIMITIVES)) if i not in self._blocks]
 
-    def forward(self, source: Source, weights: Sequence[Tensor], state: int) -> Tensor:
-        """`state` is OPEN, for the sum over 11 `weights` (C,), or the primitive decided on.
+    def forward(self, source: Source, scales: Tensor, state: int) -> Tensor:
+        """`state` is OPEN, for the sum weighted by `scales`, or the primitive decided on.
 
-        A weight comes as many times as there are channels, to scale each of them.
+        `scales` (11, C) hold the weight of a primitive once for each channel.
         """
         if state != OPEN:
             return self._other(state, source)
+        weights = scales.unbind()
         total: Tensor | None = None
         for index in self._blocks:
             op = self._ops[index]
@@ -133,8 +134,7 @@ class Cell(nn.Module):
         """
         states = [self.preprocess0.after_relu(before_last), self.preprocess1.after_relu(last)]
         # All at once: an operation an edge and primitive would take longer to start than to run.
-        repeated = weights.unsqueeze(2).expand(-1, -1, self.channels).contiguous()
-        scales = [row.unbind() for row in repeated.unbind()]
+        scales = weights.unsqueeze(2).expand(-1, -1, self.channels).contiguous().unbind()
         terms: list[list[Tensor]] = [[] for _ in range(NODES)]
         for number, pools in enumerate(self._pools):
             source = Source(states[number], pools)

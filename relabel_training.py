@@ -25,14 +25,13 @@ from data.fes import PUBLISHED_FES, TRAINING_FES, load_fes
 from data.relabel import Changes, relabel, truth_batches
 from engine import Relabel, TrainState, autocast, rising
 from tools import cli, parsers, recipe, teacher
-from tools.checkpoints import load_optimizer, resume_training
+from tools.checkpoints import resume_optimisation, resume_training
 from tools.training import saver, train_and_report
 from tools.weights import finetuning_parsers, load_trained, require_weights
 from utils import (
     UserError,
     create_run_folder,
     describe_machine,
-    load_state,
     open_log,
     seed_everything,
     write_rows,
@@ -108,9 +107,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     optimizer = torch.optim.SGD(model.parameters(), **parsers.sgd_arguments(args))
     average = recipe.averaged(model, args.ema)
     if args.resume is not None:
-        load_optimizer(optimizer, resumed, run / "checkpoint.pt")
-        if average is not None:
-            load_state(average, resumed.get("average"), run / "checkpoint.pt")
+        resume_optimisation(optimizer, average, resumed, run / "checkpoint.pt")
     log.info("%s", describe_machine(device))
     log.info("run folder %s; from %s, epoch %d", run, state.extra["checkpoint"], start_epoch)
     fes = torch.tensor(state.extra["fes"], device=device) if args.fes else None

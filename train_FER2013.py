@@ -25,12 +25,11 @@ from engine import TrainState, autocast, rising
 from genotypes import format_genotype, resolve_genotype
 from model import build_network
 from tools import cli, parsers, recipe, teacher
-from tools.checkpoints import load_optimizer, resume_training
+from tools.checkpoints import resume_optimisation, resume_training
 from tools.training import saver, train_and_report
 from utils import (
     create_run_folder,
     describe_machine,
-    load_state,
     open_log,
     seed_everything,
 )
@@ -100,9 +99,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     optimizer = torch.optim.SGD(model.parameters(), **parsers.sgd_arguments(args))
     average = recipe.averaged(model, args.ema)
     if args.resume is not None:
-        load_optimizer(optimizer, resumed, run / "checkpoint.pt")
-        if average is not None:
-            load_state(average, resumed.get("average"), run / "checkpoint.pt")
+        resume_optimisation(optimizer, average, resumed, run / "checkpoint.pt")
     log.info("%s", describe_machine(device))
     log.info("run folder %s, %d parameters without the auxiliary head", run, model.size)
     log.info("%s", description["genotype"])

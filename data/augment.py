@@ -20,6 +20,8 @@ from utils import derive_seed
 
 # Names of the random streams of a run: two of them never share their numbers.
 WEIGHTS_STREAM, ALPHAS_STREAM = 0, 1
+# Pixels of a training image's side, and of the views of a test image that are of its size.
+CROP = 44
 # Images augmented at a time: enough that the cost of starting an operation no longer counts, and
 # 32 MB of float32 pixels.
 CHUNK = 4096
@@ -38,7 +40,7 @@ class Augmentation:
     probability of random erasing (Zhong et al., 2017).
     """
 
-    crop: int = 44
+    crop: int = CROP
     flip: bool = True
     jitter: float = 0.0
     cutout: int = 0
@@ -77,9 +79,6 @@ def draw(augmentation: Augmentation, count: int, size: int, generator: torch.Gen
     def between(low: float, high: float, *columns: int) -> Tensor:
         return low + (high - low) * torch.rand(count, *columns, generator=generator)
 
-    def factor() -> Tensor:
-        return 1.0 - jitter + 2.0 * jitter * torch.rand(count, generator=generator)
-
     def rectangles() -> Tensor:
         area = between(*ERASED_AREA) * crop * crop
         ratio = between(*map(math.log, ERASED_RATIO)).exp()
@@ -92,8 +91,8 @@ def draw(augmentation: Augmentation, count: int, size: int, generator: torch.Gen
     return Draws(
         corner=torch.randint(0, size - crop + 1, (count, 2), generator=generator),
         flipped=(torch.rand(count, generator=generator) < 0.5) & augmentation.flip,
-        brightness=factor(),
-        contrast=factor(),
+        brightness=between(1.0 - jitter, 1.0 + jitter),
+        contrast=between(1.0 - jitter, 1.0 + jitter),
         contrast_first=torch.rand(count, generator=generator) < 0.5,
         hole=torch.randint(0, crop, (count, 2), generator=generator),
         # After what there was before them, so that older runs resume to the same numbers.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from data.faces import list_folder, one_line, read_image
 from data.images import open_image
@@ -41,9 +41,9 @@ def find_pictures(name: str) -> list[Path]:
 def load_picture(path: Path, crop: Box | None = None) -> np.ndarray:
     """The largest centred square of a picture, or `crop` of it, as gray uint8 (48, 48).
 
-    The picture is turned upright as its EXIF data say. `crop` is a box in 256ths of the square, so
-    that of a square picture it is what test_JAFFE.py takes. Raises UserError for what is no
-    picture, or has more than MAX_PIXELS, before it is decoded.
+    `open_image` turns it upright as its EXIF data say, and brings deeper grays to 8 bits. `crop` is
+    a box in 256ths of the square, so that of a square picture it is what test_JAFFE.py takes.
+    Raises UserError for what is no picture, or has more than MAX_PIXELS, before it is decoded.
     """
     return read_image(path, partial(_decode, crop=crop))
 
@@ -59,15 +59,12 @@ def _decode(stream: BinaryIO, size: int, where: str, crop: Box | None) -> np.nda
         expected="a picture",
         fits=lambda width, height: 0 < width * height <= MAX_PIXELS,
         expected_size=f"at most {MAX_PIXELS} pixels",
-        convert=lambda image: frame(_centred_square(gray(ImageOps.exif_transpose(image))), crop),
+        convert=lambda image: frame(_centred_square(gray(image)), crop),
     )
 
 
 def gray(image: Image.Image) -> Image.Image:
-    """A picture of any mode in gray, mode L: on white where it is transparent.
-
-    Deeper grays were brought to 8 bits when the file was opened.
-    """
+    """A picture of any mode of 8 bits in gray, mode L: on white where it is transparent."""
     if image.mode in TRANSPARENT or "transparency" in image.info:
         drawn = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("L")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import hflip, ten_crop
 
-CROP = 44  # what training sees of an image
+from data.augment import CROP
 
 TTA = ("none", "flip", "tencrop")
 

@@ -156,5 +156,20 @@ def load_optimizer(
         optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
 
 
+def resume_optimisation(
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None,
+    found: Mapping[str, Any],
+    source: Path | str,
+) -> None:
+    """Go on with the optimiser, and the average of the weights where a run has one.
+
+    `found` has them as "optimizer" and "average". Raises UserError as `load_optimizer`.
+    """
+    load_optimizer(optimizer, found, source)
+    if average is not None:
+        load_state(average, found.get("average"), source)
+
+
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)

@@ -17,10 +17,10 @@ from data.augment import spread_rows
 from data.faces import Faces
 from data.folds import Fold, overlap
 from data.views import over_views
-from engine import TrainState, autocast, evaluate, fit, network_predictor
+from engine import TrainState, autocast, evaluate, final_weights, fit, network_predictor
 from model import Network
 from tools import cli, parsers, recipe
-from tools.checkpoints import load_optimizer, parts_of, restore_state
+from tools.checkpoints import parts_of, restore_state, resume_optimisation
 from tools.fold_figures import summarise_folds, tabulate_folds, vote
 from tools.report import format_table, report_split, write_summary
 from tools.weights import finetuning_parsers, load_trained, require_weights
@@ -139,10 +139,8 @@ def finetune_fold(
     if under_way is not None:
         with parts_of(source):
             load_state(model, under_way["state_dict"], source)
-            load_optimizer(optimizer, under_way, source)
+            resume_optimisation(optimizer, average, under_way, source)
             state = restore_state(TrainState, under_way["state"])
-            if average is not None:
-                load_state(average, under_way["average"], source)
     fit(
         model,
         optimizer,
@@ -164,7 +162,7 @@ def finetune_fold(
         **options,
     )
     scores = evaluate(
-        over_views(network_predictor(model if average is None else average.module), tta),
+        over_views(network_predictor(final_weights(model, average)), tta),
         test,
         batch_size=batch_size,
         precision=precision,

@@ -12,7 +12,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from data.augment import spread
 from data.fer2013 import CLASSES, Split
-from engine import TrainState, best_epoch, evaluate_splits, first_epoch_reaching, fit
+from engine import (
+    TrainState,
+    best_epoch,
+    evaluate_splits,
+    final_weights,
+    first_epoch_reaching,
+    fit,
+)
 from model import Network
 from tools.plots import draw_curves
 from tools.report import format_table, report_split, write_summary
@@ -63,7 +70,7 @@ def saver(
     def save(state: TrainState) -> None:
         weights = {
             "model": dict(description),
-            "state_dict": (model if average is None else average.module).state_dict(),
+            "state_dict": final_weights(model, average).state_dict(),
             "epoch": start_epoch + state.epoch,
             "epochs": epochs,
             "drop_path_prob": drop_path_prob,
