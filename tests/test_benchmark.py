@@ -293,6 +293,8 @@ def test_a_side_that_fails_ends_it_in_one_line_and_keeps_what_was_measured(
 
 
 def test_a_side_is_really_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
+    # What this process once held is no part of a side's peak.
+    torch.ones(2**28).sum()
     flags = "train --init_channels 4 --layers 3 --batch_size 4 --steps 1"
     sides = [Side("plain", f"{flags} --side plain"), Side("ours", flags, "plain")]
     rows = benchmark_pairs.measure(
@@ -301,7 +303,7 @@ def test_a_side_is_really_measured_in_a_process_of_its_own(tmp_path: Path) -> No
     for row in rows:
         (found,) = row["rounds"]
         assert len(found["seconds"]) == 1
-        assert 0 < found["base_bytes"] < found["peak_bytes"] < 2**33
+        assert 0 < found["base_bytes"] < found["peak_bytes"] < 3 * 2**29
         assert found["images"] == 4
         assert found["remarks"] == []
     assert rows[1]["times"]["median"] > 0

@@ -15,6 +15,7 @@ import logging
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,14 +112,17 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 def _peak_bytes(device: torch.device) -> int:
     """The most that this process has held so far: tensors on CUDA, everything elsewhere.
 
-    On the CPU that begins with the interpreter and torch themselves, some 0.4 GB, alike on all
-    sides; on Linux a process also starts with the peak of the one that starts it, so that has to
-    measure nothing itself.
+    On the CPU that begins with the libraries, which are alike on all sides.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    try:
+        # Not ru_maxrss, which on Linux begins at the peak of the process that started this one.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
 
 
 if __name__ == "__main__":
