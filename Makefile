@@ -1,10 +1,11 @@
 # make demo: install, then search, retrain and score on the synthetic set
 # make test: install the rest, then run every test
 # make lint: check the style
+# make bench: measure everything in a short form, ours beside the plain version
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m tools.demo
@@ -14,6 +15,9 @@ test: .venv/installed-dev
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
+
+bench: .venv/installed
+	$(BIN)/python -m tools.benchmark --short --out bench/short.json
 
 clean:
 	rm -rf .venv demo

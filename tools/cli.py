@@ -99,12 +99,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     return args
 
 
-def describe_start(script: str, argv: Sequence[str]) -> dict[str, str | None]:
-    """The command, the commit of the code and the machine of a run: what its weights hang on.
-
-    The commit is None where the code lies in no git repository, and ends in -dirty where files
-    differ from it.
-    """
+def describe_commit() -> str | None:
+    """The commit of this code, ending in -dirty where files differ from it; None outside git."""
     words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         # No lock of git's own: looking must not stand in anybody's way.
@@ -113,13 +109,17 @@ def describe_start(script: str, argv: Sequence[str]) -> dict[str, str | None]:
             words, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True,
             check=True,
         )  # fmt: skip
-        commit = found.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        commit = None
+        return None
+    return found.stdout.strip()
+
+
+def describe_start(script: str, argv: Sequence[str]) -> dict[str, str | None]:
+    """The command, the commit of the code and the machine of a run: what its weights hang on."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return {
         "command": shlex.join(["python", script, *argv]),
-        "commit": commit,
+        "commit": describe_commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores{gpu}, "
         f"python {platform.python_version()}, torch {torch.__version__}",
     }

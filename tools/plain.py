@@ -1,8 +1,8 @@
 """The networks as the paper describes them, without a trick: the yardstick and oracle of ours.
 
 One module a primitive and edge, torch's own convolutions, default memory layout, nothing computed
-once for two, nothing left out. The modules are those of a network of `model` or `model_search`, so
-that weights have the same names; the forward passes are written out anew.
+once for two, nothing left out. The weights are those of a network of `model` or `model_search`, by
+the same names; every forward pass that ours is clever about is written out anew.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import model
 import model_search
 from model_search import EDGES, NODES, OPEN, PRUNED
-from operations import DepthwiseConv2d
+from operations import ConvBlock, DepthwiseConv2d, FactorizedReduce, Ghost
 
 
 class PlainNetwork(nn.Module):
@@ -70,23 +70,71 @@ class PlainSupernet(nn.Module):
         return network.classifier(last.mean(dim=(2, 3)))
 
 
+class PlainBlock(nn.Module):
+    """A ReLU, convolutions and a batch norm, one after the other."""
+
+    def __init__(self, block: ConvBlock) -> None:
+        super().__init__()
+        self.op = block.op
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class PlainReduce(nn.Module):
+    """The factorised reduction: convolutions of stride 2 of x and of x shifted by a pixel."""
+
+    def __init__(self, block: FactorizedReduce) -> None:
+        super().__init__()
+        self.conv_1, self.conv_2, self.bn = block.conv_1, block.conv_2, block.bn
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.relu()
+        return self.bn(torch.cat([self.conv_1(x), self.conv_2(x[:, :, 1:, 1:])], dim=1))
+
+
+class PlainGhost(nn.Module):
+    """Half the maps by 1x1, the others from those."""
+
+    def __init__(self, block: Ghost) -> None:
+        super().__init__()
+        self.channels = block.channels
+        self.primary_conv, self.cheap_operation = block.primary_conv, block.cheap_operation
+
+    def forward(self, x: Tensor) -> Tensor:
+        primary = self.primary_conv(x)
+        return torch.cat([primary, self.cheap_operation(primary)], dim=1)[:, : self.channels]
+
+
 def _plain_copy(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network)
-    for module in list(network.modules()):
+    # What holds others comes after them, so that a block is rebuilt around plain convolutions.
+    for module in reversed(list(network.modules())):
         for name, child in module.named_children():
-            if isinstance(child, DepthwiseConv2d):
-                conv = nn.Conv2d(
-                    child.in_channels,
-                    child.out_channels,
-                    child.kernel_size,
-                    child.stride,
-                    child.padding,
-                    child.dilation,
-                    child.groups,
-                    bias=False,
-                )
-                conv.weight = child.weight
-                setattr(module, name, conv)
-            elif isinstance(child, nn.ReLU):
-                setattr(module, name, nn.ReLU())
+            setattr(module, name, _plain_module(child))
     return network.to(memory_format=torch.contiguous_format)
+
+
+def _plain_module(module: nn.Module) -> nn.Module:
+    if isinstance(module, DepthwiseConv2d):
+        conv = nn.Conv2d(
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,
+            module.stride,
+            module.padding,
+            module.dilation,
+            module.groups,
+            bias=False,
+        )
+        conv.weight = module.weight
+        return conv
+    if isinstance(module, nn.ReLU):
+        return nn.ReLU()
+    if isinstance(module, FactorizedReduce):
+        return PlainReduce(module)
+    if isinstance(module, ConvBlock):
+        return PlainBlock(module)
+    if isinstance(module, Ghost):
+        return PlainGhost(module)
+    return module
