@@ -1,10 +1,11 @@
 # make demo: install, then search, retrain and score on the synthetic set
 # make test: install the rest, then run every test
 # make lint: check the style
+# make faults: kill runs, send hostile input, fill disks; a table of what held (half an hour)
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint faults clean
 
 demo: .venv/installed
 	$(BIN)/python -m tools.demo
@@ -14,6 +15,9 @@ test: .venv/installed-dev
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
+
+faults: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.faults
 
 clean:
 	rm -rf .venv demo

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from fer2013_files import write_small_table
-from runs import ROOT, command, run, same, stop_when
 
 import ensemble
 import test_CK48
@@ -21,6 +20,7 @@ from genotypes import Auto_FERNet, format_genotype
 from model import build_network
 from tools import cli
 from tools.fold_figures import vote
+from tools.runs import ROOT, command, run, same, stop_when
 from utils import save_checkpoint
 
 SIZE = {"C": 4, "num_classes": 7, "layers": 3, "auxiliary": True}

@@ -11,12 +11,12 @@ import pytest
 import torch
 from fer2013_files import write_small_table
 from PIL import Image
-from runs import ROOT, command, run
 
 from genotypes import Auto_FERNet, format_genotype
 from model import build_network
 from tools import cli, demo, overview, relabel_sweep
 from tools.plots_relabel import draw_sweep
+from tools.runs import ROOT, command, run
 from utils import save_checkpoint
 
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from fer2013_files import write_small_table
 from PIL import Image
-from runs import ROOT, SEARCH, TRAIN, command, run
 
 import search
 import train_FER2013
 from genotypes import Auto_FERNet, load_genotype, resolve_genotype
 from model import build_network
 from tools import cli
+from tools.runs import ROOT, SEARCH, TRAIN, command, run
 from utils import load_checkpoint
 
 # The published commands, word for word; tests add nothing but --data and what shortens them.
