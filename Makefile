@@ -1,7 +1,7 @@
 # make demo: install, then search, retrain and score on the synthetic set
 # make test: install the rest, then run every test
 # make lint: check the style
-# make faults: kill runs, send hostile input, fill disks; a table of what held (half an hour)
+# make faults: kill runs, send hostile input, fill disks; a table of what held (ten minutes)
 PYTHON ?= python3
 BIN := .venv/bin
 

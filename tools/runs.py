@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from tools import cli
 
@@ -174,6 +176,8 @@ def _run_here(words: list[str], log: str, before: Callable[[], None] | None) -> 
     os.dup2(file, 1)
     os.dup2(file, 2)
     torch.set_num_threads(1)
+    # Its own lock is a semaphore of the system, which a killed process leaves there.
+    tqdm.set_lock(threading.RLock())
     module = importlib.import_module(words[0].removesuffix(".py"))
     if before is not None:
         before()
