@@ -69,7 +69,8 @@ def first_order_gradient(
     alphas = _open_alphas(model)
     if not alphas:
         return []
-    return _gradient(_loss(model, {}, valid, precision) + penalty(), alphas)
+    with held(model.weight_parameters()):
+        return _gradient(_loss(model, {}, valid, precision) + penalty(), alphas)
 
 
 def second_order_gradient(
@@ -142,6 +143,19 @@ def step_alphas(
     optimizer.zero_grad(set_to_none=True)
 
 
+@contextmanager
+def held(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let `parameters` take no gradient meanwhile, so that nothing is kept or computed for it."""
+    taking = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in taking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in taking:
+            parameter.requires_grad_(True)
+
+
 def _loss(
     model: Network, weights: dict[str, Tensor], batch: Batch, precision: torch.autocast
 ) -> Tensor:
@@ -197,7 +211,7 @@ def score_edges(
 
     `alphas` (14, 11); `history`: the `probs` of earlier epochs, latest last.
     """
-    mass = alphas.detach().double().cpu().softmax(dim=1)[:, 1:]
+    mass = alphas.detach().cpu().double().softmax(dim=1)[:, 1:]
     importance = mass.sum(dim=1)
     probs = mass / importance[:, None]
     entropy = -torch.special.xlogy(probs, probs).sum(dim=1)

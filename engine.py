@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from data.augment import (
@@ -21,6 +22,9 @@ from data.augment import (
     training_batches,
 )
 from data.fer2013 import Split
+from data.mix import Mix
+from data.views import over_views
+from model import Network, folded
 from utils import LOGGER_NAME, Interrupted, Meter, Stop, UserError, derive_seed
 
 _log = logging.getLogger(LOGGER_NAME)
@@ -31,6 +35,7 @@ STEP_STREAM = 2
 WARMUP_START = 1 / 25
 
 Relabel = Callable[[Tensor, Tensor], Tensor]
+Criterion = Callable[[Tensor, Tensor], Tensor]
 Forward = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
@@ -158,10 +163,10 @@ def evaluate(
     return Scores(torch.cat(logits).cpu(), split.labels.cpu())
 
 
-def network_predictor(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """`model` in evaluation mode as a function from images to logits."""
-    model.eval()
-    return lambda images: model(images)[0]
+def network_predictor(model: Network) -> Callable[[Tensor], Tensor]:
+    """`model`, as it is now, as a function from images to the logits of evaluation mode."""
+    network = folded(model)
+    return lambda images: network(images)[0]
 
 
 def compiled(model: nn.Module, batch_size: int) -> Forward:
@@ -200,11 +205,13 @@ def evaluate_splits(
     batch_size: int,
     precision: torch.autocast,
     stop: Stop,
+    tta: str = "none",
 ) -> dict[str, Scores]:
-    """`evaluate` a network on each of `splits`, by name."""
+    """`evaluate` a network on each of `splits`, by name, averaged over the views of `tta`."""
+    predict = over_views(network_predictor(model), tta)
     return {
         name: evaluate(
-            network_predictor(model),
+            predict,
             split,
             batch_size=batch_size,
             precision=precision,
@@ -230,14 +237,19 @@ def train_one_epoch(
     precision: torch.autocast,
     report_freq: int,
     stop: Stop,
+    criterion_for: Callable[[Tensor], Criterion] = lambda _images: F.cross_entropy,
     relabel: Relabel | None = None,
+    mix: Mix | None = None,
+    average: AveragedModel | None = None,
 ) -> Meter:
     """Train on the batches of epoch `state.epoch` from step `state.step` on, until `stop` says so.
 
     `batches` yields images (B, 1, H, W) and labels (B,); `forward` is `model`, or that compiled;
-    `learning_rate_at` maps a step to its
-    rate; `relabel(logits, labels)` may replace a step's labels. Advances `state.step` and
-    `state.sums`, and returns the meter of the epoch, counted against the labels as given.
+    `learning_rate_at` maps a step to its rate. `criterion_for(images)` maps logits and targets to
+    the loss; `relabel(logits, labels)` may replace a step's labels, or `mix(images, labels)` both
+    images and labels, by targets (B, K); `average` follows the weights. Advances `state.step` and
+    `state.sums`, and returns the meter of the epoch, counted against the labels as given, of mixed
+    images the class with the larger share.
     """
     model.train()
     device = next(model.parameters()).device
@@ -250,16 +262,24 @@ def train_one_epoch(
         torch.manual_seed(derive_seed(seed, STEP_STREAM, state.epoch, step))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step)
+        targets = labels
+        if mix is not None:
+            images, targets = mix(images, labels)
+            labels = targets.argmax(dim=1)
         with precision:
+            criterion = criterion_for(images)
             logits, auxiliary_logits = forward(images)
-        targets = labels if relabel is None else relabel(logits.detach().float(), labels)
-        loss = total = F.cross_entropy(logits.float(), targets)
+        if relabel is not None:
+            targets = relabel(logits.detach().float(), labels)
+        loss = total = criterion(logits.float(), targets)
         if auxiliary_logits is not None:
-            total = loss + auxiliary_weight * F.cross_entropy(auxiliary_logits.float(), targets)
+            total = loss + auxiliary_weight * criterion(auxiliary_logits.float(), targets)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
         optimizer.step()
+        if average is not None:
+            average.update_parameters(model)
         meter.update(loss, logits, labels)
         state.step = step + 1
         if state.step % report_freq == 0:
@@ -292,11 +312,16 @@ def fit(
     compile_forward: bool,
     save: Callable[[TrainState], None],
     stop: Stop,
+    criterion_for: Callable[[Tensor], Criterion] = lambda _images: F.cross_entropy,
     relabel_at: Callable[[int], Relabel | None] = lambda _epoch: None,
+    mix_at: Callable[[int], Mix | None] = lambda _epoch: None,
+    average: AveragedModel | None = None,
 ) -> None:
     """Train from `state` to `epochs` epochs, evaluating every split of `evaluations` after each.
 
     The learning rate follows `one_cycle`, step by step, and would be zero one step after the last.
+    An `average` is evaluated in the place of the model. In an epoch that is mixed no label is
+    relabelled, as the logits of two faces say nothing of the label of one.
     `save(state)` is called at the start, after every epoch, with its record last in
     `state.history`, and when `stop` interrupts one. Raises Interrupted when `stop` ended it before
     the last epoch, UserError when the loss is not finite.
@@ -313,6 +338,7 @@ def fit(
     while state.epoch < epochs:
         epoch, started = state.epoch, time.monotonic()
         model.drop_path_prob = drop_path_at(epoch)
+        mix = mix_at(epoch)
         batches = training_batches(
             training,
             batch_size=batch_size,
@@ -336,7 +362,10 @@ def fit(
             precision=precision,
             report_freq=report_freq,
             stop=stop,
-            relabel=relabel_at(epoch),
+            criterion_for=criterion_for,
+            relabel=relabel_at(epoch) if mix is None else None,
+            mix=mix,
+            average=average,
         )
         loss, accuracy = meter.read()
         require_finite(model, loss, f"epoch {epoch + 1}")
@@ -350,7 +379,11 @@ def fit(
             if stop.reason:
                 raise Interrupted(stop)
             scored = evaluate_splits(
-                model, evaluations, batch_size=batch_size, precision=precision, stop=stop
+                model if average is None else average.module,
+                evaluations,
+                batch_size=batch_size,
+                precision=precision,
+                stop=stop,
             )
             for name, scores in scored.items():
                 record |= {f"{name}_loss": scores.loss, f"{name}_accuracy": scores.accuracy}

@@ -20,7 +20,7 @@ from data.augment import spread
 from data.fer2013 import CLASSES, load_fer2013
 from engine import Scores, autocast, evaluate_splits
 from tools import cli, parsers
-from tools.report import format_table, report_split, write_summary
+from tools.report import format_table, headline, report_split, write_summary
 from tools.weights import find_weights, load_trained, network_parser
 from utils import UserError, create_run_folder, describe_machine, open_log, stop_on_signals
 
@@ -34,11 +34,12 @@ def build_parser() -> argparse.ArgumentParser:
             parsers.common_parser(batch_size=64, batch_why="the published value", seed=0),
             parsers.folder_parser(label="ensemble"),
             network_parser(layers=False),
+            parsers.tta_parser(),
         ],
     )
     # fmt: off
     add = parser.add_argument_group("the members").add_argument
-    add("--model_names", type=names, required=True, metavar="A,B,...",
+    add("--model_names", type=parsers.names, required=True, metavar="A,B,...",
         help="checkpoints or run folders, as given, with .pt added, or inside --model_path "
         "(no default: the members are what the ensemble is)")
     add("--layers", type=depths, default=[], metavar="L,M,...",
@@ -47,17 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def names(text: str) -> list[str]:
-    """argparse type: names separated by commas."""
-    found = text.split(",")
-    if not all(found):
-        raise argparse.ArgumentTypeError(f"{text!r} found, names separated by commas expected")
-    return found
-
-
 def depths(text: str) -> list[int]:
     """argparse type: positive integers separated by commas."""
-    return [parsers.positive_int(each) for each in names(text)]
+    return [parsers.positive_int(each) for each in parsers.names(text)]
 
 
 def average(members: list[Scores]) -> Scores:
@@ -78,8 +71,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     precision = autocast(device, args.amp)
     if len(args.layers) > len(args.model_names):
         log.warning(
-            "--layers: %d depths for %d models; the last %d are not used",
-            len(args.layers), len(args.model_names), len(args.layers) - len(args.model_names),
+            "--layers: %d depths for %d models; not used: %s",
+            len(args.layers), len(args.model_names),
+            ",".join(map(str, args.layers[len(args.model_names) :])),
         )  # fmt: skip
     elif 0 < len(args.layers) < len(args.model_names):
         raise UserError(
@@ -109,11 +103,17 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             model = load_trained(path, layers=layers, **flags).model.to(device)
             parameters.append(model.size)
             scored = evaluate_splits(
-                model, parts, batch_size=args.batch_size, precision=precision, stop=stop
+                model,
+                parts,
+                batch_size=args.batch_size,
+                precision=precision,
+                stop=stop,
+                tta=args.tta,
             )
             for name, scores in scored.items():
                 members[name].append(scores)
     ensemble = {name: average(scores) for name, scores in members.items()}
+    agreements = {name: agreement(scores) for name, scores in members.items()}
     summary = write_summary(
         run,
         script="ensemble.py",
@@ -129,30 +129,33 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             {
                 "checkpoint": str(path),
                 "parameters": parameters[k],
-                "figures": {name: {"accuracy": members[name][k].accuracy} for name in SPLITS},
+                "figures": {
+                    name: headline(members[name][k].accuracy, len(members[name][k].labels))
+                    for name in SPLITS
+                },
             }
             for k, path in enumerate(paths)
         ],
-        agreement={name: agreement(scores) for name, scores in members.items()},
+        tta=args.tta,
+        agreement=agreements,
     )
     rows = [
-        [str(path), f"{parameters[k]:,}", *(members[name][k].accuracy for name in SPLITS)]
+        [f"{k + 1} {path}", f"{parameters[k]:,}", *(members[name][k].accuracy for name in SPLITS),
+         *agreements["PrivateTest"][k]]
         for k, path in enumerate(paths)
-    ]
+    ]  # fmt: skip
     rows.append(
         [f"ensemble of {len(paths)}", f"{sum(parameters):,}",
-         *(ensemble[name].accuracy for name in SPLITS)]
+         *(ensemble[name].accuracy for name in SPLITS), *[""] * len(paths)]
     )  # fmt: skip
-    log.info("\n%s", format_table(["top-1 accuracy in %", "parameters", *SPLITS], rows))
+    columns = ["top-1 accuracy in %", "parameters", *SPLITS]
+    columns += [f"like {k + 1}" for k in range(len(paths))]
     log.info(
-        "\n%s\n\nreports and pictures in %s",
-        format_table(
-            ["agreement on PrivateTest in %", *map(str, range(1, len(paths) + 1))],
-            [[f"{k} {path}", *row] for k, (path, row) in
-             enumerate(zip(paths, summary["agreement"]["PrivateTest"], strict=True), 1)],
-        ),
+        "\n%s\n\nlike K: answers on PrivateTest that are also member K's, in %%; "
+        "reports and pictures in %s",
+        format_table(columns, rows),
         run,
-    )  # fmt: skip
+    )
     return summary
 
 

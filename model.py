@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from genotypes import Genotype, parse_genotype
-from operations import ConcatNodes, build_primitive, drop_path, preprocessing
+from operations import ConcatNodes, FactorizedReduce, build_primitive, drop_path, preprocessing
 
 
 class Cell(nn.Module):
@@ -36,7 +39,8 @@ class Cell(nn.Module):
         )
 
     def forward(self, before_last: Tensor, last: Tensor, drop_path_prob: Tensor | None) -> Tensor:
-        states = [self.preprocess0(before_last), self.preprocess1(last)]
+        """`before_last` and `last`: the outputs of the two cells before, after a ReLU."""
+        states = [self.preprocess0.after_relu(before_last), self.preprocess1.after_relu(last)]
         for first in range(0, len(self._ops), 2):
             states.append(
                 self._edge(first, states, drop_path_prob)
@@ -98,6 +102,7 @@ class Network(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(1, 3 * C, 3, padding=1, bias=False), nn.BatchNorm2d(3 * C)
         )
+        self.relu = nn.ReLU(inplace=True)
         self.cells = nn.ModuleList()
         self.auxiliary_cell = 2 * layers // 3
         channels, reduction_before = C, False
@@ -133,15 +138,35 @@ class Network(nn.Module):
         self._drops_paths = value > 0.0
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        before_last = last = self.stem(x)
+        out, last = self.stem(x), None
         auxiliary_logits = None
         drop_path_prob = self._drop_path_prob if self._drops_paths else None
         for index, cell in enumerate(self.cells):
-            before_last, last = last, cell(before_last, last, drop_path_prob)
+            # The two cells that see an output both begin with a ReLU: one does for both.
+            positive = self.relu(out)
+            before_last, last = positive if last is None else last, positive
+            out = cell(before_last, last, drop_path_prob)
             if self.auxiliary and self.training and index == self.auxiliary_cell:
-                auxiliary_logits = self.auxiliary_head(last)
-        logits = self.classifier(last.mean(dim=(2, 3)))
+                auxiliary_logits = self.auxiliary_head(out)
+        logits = self.classifier(out.mean(dim=(2, 3)))
         return logits, auxiliary_logits
+
+
+def folded(network: Network) -> Network:
+    """A copy for evaluation, in which every batch norm is part of the convolution before it.
+
+    Its logits are the network's but for rounding, its state dict is no longer a network's.
+    """
+    network = copy.deepcopy(network).eval()
+    for block in list(network.modules()):
+        if isinstance(block, FactorizedReduce):
+            block.fold()
+        elif isinstance(block, nn.Sequential):
+            for place, (conv, norm) in enumerate(pairwise(block)):
+                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    block[place] = fuse_conv_bn_eval(conv, norm)
+                    block[place + 1] = nn.Identity()
+    return network
 
 
 def build_network(description: dict[str, Any]) -> Network:

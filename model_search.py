@@ -59,8 +59,11 @@ class MixedOp(nn.Module):
         # `none` adds zeros; its weight acts through the softmax alone.
         self._others = [i for i in range(1, len(PRIMITIVES)) if i not in self._blocks]
 
-    def forward(self, source: Source, weights: Tensor, state: int) -> Tensor:
-        """`state` is OPEN, for the sum over `weights` (11,), or the primitive decided on."""
+    def forward(self, source: Source, weights: Sequence[Tensor], state: int) -> Tensor:
+        """`state` is OPEN, for the sum over 11 `weights` (C,), or the primitive decided on.
+
+        A weight comes as many times as there are channels, to scale each of them.
+        """
         if state != OPEN:
             return self._other(state, source)
         total: Tensor | None = None
@@ -69,7 +72,7 @@ class MixedOp(nn.Module):
             out = _scaled_norm(op.norm, op.body(source.positive), weights[index])
             total = out if total is None else total.add_(out)
         for index in self._others:
-            total = total.addcmul_(self._other(index, source), weights[index])
+            total = total.addcmul_(self._other(index, source), weights[index][0])
         return total
 
     def _other(self, primitive: int, source: Source) -> Tensor:
@@ -77,7 +80,7 @@ class MixedOp(nn.Module):
 
 
 def _scaled_norm(norm: nn.BatchNorm2d, x: Tensor, scale: Tensor) -> Tensor:
-    """scale * norm(x) for a norm without parameters and a scale ().
+    """scale * norm(x) for a norm without parameters and a scale of every channel.
 
     As the norm's own scale, the product takes no pass over x and keeps no copy for its gradient.
     """
@@ -89,7 +92,7 @@ def _scaled_norm(norm: nn.BatchNorm2d, x: Tensor, scale: Tensor) -> Tensor:
         x,
         norm.running_mean if known else None,
         norm.running_var if known else None,
-        scale.repeat(norm.num_features),
+        scale,
         None,
         norm.training,
         norm.momentum,
@@ -110,6 +113,7 @@ class Cell(nn.Module):
     ) -> None:
         super().__init__()
         self.reduction = reduction
+        self.channels = channels
         self.preprocess0, self.preprocess1 = preprocessing(
             channels_before_last, channels_last, channels, reduction_before, affine=False
         )
@@ -123,14 +127,20 @@ class Cell(nn.Module):
     def forward(
         self, before_last: Tensor, last: Tensor, weights: Tensor, selected: Sequence[int]
     ) -> Tensor:
-        """`weights` (14, 11) mix the open edges; `selected` is the state of each edge."""
-        states = [self.preprocess0(before_last), self.preprocess1(last)]
+        """`weights` (14, 11) mix the open edges; `selected` is the state of each edge.
+
+        `before_last` and `last`: the outputs of the two cells before, after a ReLU.
+        """
+        states = [self.preprocess0.after_relu(before_last), self.preprocess1.after_relu(last)]
+        # All at once: an operation an edge and primitive would take longer to start than to run.
+        repeated = weights.unsqueeze(2).expand(-1, -1, self.channels).contiguous()
+        scales = [row.unbind() for row in repeated.unbind()]
         terms: list[list[Tensor]] = [[] for _ in range(NODES)]
         for number, pools in enumerate(self._pools):
             source = Source(states[number], pools)
             for edge, (node, origin) in enumerate(EDGES):
                 if origin == number and selected[edge] != PRUNED:
-                    terms[node].append(self._ops[edge](source, weights[edge], selected[edge]))
+                    terms[node].append(self._ops[edge](source, scales[edge], selected[edge]))
             if number > 0:  # node j has all its edges after source j + 1, and is source j + 2
                 first, *others = terms[number - 1]
                 states.append(sum(others, first))
@@ -162,6 +172,7 @@ class Network(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(1, 3 * C, 3, padding=1, bias=False), nn.BatchNorm2d(3 * C)
         )
+        self.relu = nn.ReLU(inplace=True)
         self.cells = nn.ModuleList()
         channels_before_last = channels_last = 3 * C
         channels, reduction_before = C, False
@@ -183,12 +194,15 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         normal = torch.stack(list(self.alphas_normal)).softmax(dim=1)
         reduce = torch.stack(list(self.alphas_reduce)).softmax(dim=1)
-        before_last = last = self.stem(x)
+        out, last = self.stem(x), None
         for cell in self.cells:
             weights = reduce if cell.reduction else normal
             selected = self.reduce_selected_idxs if cell.reduction else self.normal_selected_idxs
-            before_last, last = last, cell(before_last, last, weights, selected)
-        return self.classifier(last.mean(dim=(2, 3)))
+            # The two cells that see an output both begin with a ReLU: one does for both.
+            positive = self.relu(out)
+            before_last, last = positive if last is None else last, positive
+            out = cell(before_last, last, weights, selected)
+        return self.classifier(out.mean(dim=(2, 3)))
 
     def set_states(self, normal: Sequence[int], reduce: Sequence[int]) -> None:
         """Set the state of every edge, and freeze the alphas of edges that are not open."""

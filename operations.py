@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 
 def _conv(
@@ -43,10 +44,14 @@ class DepthwiseConv2d(nn.Conv2d):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        full = x.dtype == self.weight.dtype and not torch.is_autocast_enabled(x.device.type)
-        if x.device.type == "cpu" and full and torch.is_grad_enabled():
-            return DepthwiseGradients.apply(x, self.weight, self.stride[0], self.dilation[0])
-        return super().forward(x)
+        if x.device.type != "cpu" or not torch.is_grad_enabled():
+            return super().forward(x)
+        weight = self.weight
+        if torch.is_autocast_enabled("cpu"):
+            # Besides being slow, oneDNN's own gradient of dilated kernels is wrong in bfloat16.
+            lower = torch.get_autocast_dtype("cpu")
+            x, weight = x.to(lower), weight.to(lower)
+        return DepthwiseGradients.apply(x, weight, self.stride[0], self.dilation[0])
 
 
 class DepthwiseGradients(torch.autograd.Function):
@@ -95,8 +100,7 @@ class DepthwiseGradients(torch.autograd.Function):
 
 def _spread(grad: Tensor, size: tuple[int, int]) -> Tensor:
     """`grad` at the even places of a zero tensor (N, C, *size)."""
-    shape = (*grad.shape[:2], *size)
-    spread = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last).zero_()
+    spread = grad.new_zeros(grad.shape[0], *size, grad.shape[1]).permute(0, 3, 1, 2)
     spread[:, :, ::2, ::2] = grad
     return spread
 
@@ -142,8 +146,8 @@ def _dense_weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
 class ConvBlock(nn.Module):
     """What primitives with a convolution share: `op` is a ReLU, convolutions, and a batch norm.
 
-    forward is norm(body(relu(x))). The supernet takes these apart, to compute the ReLU of a state
-    once and to let the norm do the weighting.
+    forward is norm(body(relu(x))). Whoever computes the ReLU of a state once for all that begin
+    with it, or lets the norm do the weighting too, takes these apart.
     """
 
     op: nn.Sequential
@@ -158,6 +162,10 @@ class ConvBlock(nn.Module):
         for module in self.op[1:-1]:
             positive = module(positive)
         return positive
+
+    def after_relu(self, positive: Tensor) -> Tensor:
+        """forward of x, from x after the ReLU."""
+        return self.norm(self.body(positive))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
@@ -259,11 +267,49 @@ class FactorizedReduce(ConvBlock):
         return self.bn
 
     def body(self, positive: Tensor) -> Tensor:
-        shifted = positive[:, :, 1:, 1:]
-        return torch.cat([self.conv_1(positive), self.conv_2(shifted)], dim=1)
+        # Of x and of x shifted by a pixel both ways, a stride of 2 sees the even and odd places.
+        even, odd = EvenOddPlaces.apply(positive)
+        return torch.cat(
+            [
+                F.conv2d(even, self.conv_1.weight, self.conv_1.bias),
+                F.conv2d(odd, self.conv_2.weight, self.conv_2.bias),
+            ],
+            dim=1,
+        )
+
+    def fold(self) -> None:
+        """Make the norm part of the convolutions, for evaluation alone."""
+        half, norm = self.conv_1.out_channels, self.bn
+        for conv, part in ((self.conv_1, slice(half)), (self.conv_2, slice(half, None))):
+            statistics = norm.running_mean[part], norm.running_var[part]
+            affine = norm.weight[part], norm.bias[part]
+            conv.weight, conv.bias = fuse_conv_bn_weights(
+                conv.weight, None, *statistics, norm.eps, *affine
+            )
+        self.bn = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.body(self.relu(x)))
+        return self.after_relu(self.relu(x))
+
+
+class EvenOddPlaces(torch.autograd.Function):
+    """x (N, C, H, W), H and W even, at the even and at the odd places of both axes, each half as
+    large.
+
+    Only its backward differs from two slices of torch: one gradient is filled, not two and added.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.size = x.shape[2:]
+        parts = x[:, :, ::2, ::2], x[:, :, 1::2, 1::2]
+        return tuple(part.contiguous(memory_format=torch.channels_last) for part in parts)
+
+    @staticmethod
+    def backward(ctx: Any, even: Tensor, odd: Tensor) -> Tensor:
+        grad = _spread(even, ctx.size)
+        grad[:, :, 1::2, 1::2] = odd
+        return grad
 
 
 class ConcatNodes(torch.autograd.Function):
@@ -291,7 +337,7 @@ def preprocessing(
     reduction_before: bool,
     affine: bool,
 ) -> tuple[nn.Module, nn.Module]:
-    """The blocks that bring a cell's two inputs to `channels`, in order.
+    """The blocks that bring a cell's two inputs to `channels`, in order; both begin with a ReLU.
 
     The older input is twice as large as the other when the cell before was a reduction.
     """

@@ -6,8 +6,8 @@
 From the second epoch on, a label that the network doubts is replaced for that step by the class
 that it finds likeliest: with FES only where the two expressions are similar. `--relabel_threshold
 0` repairs nothing and so is the control. Writes a run folder below --model_path with what
-train_FER2013.py writes, and `changes.csv`: of each epoch's labels, how many of each class became
-which.
+train_FER2013.py writes, and `changes.csv`: of the labels of each epoch but the first, how many of
+each class became which.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from data.fer2013 import load_fer2013
 from data.fes import PUBLISHED_FES, TRAINING_FES, load_fes
 from data.relabel import Changes, relabel, truth_batches
 from engine import Relabel, TrainState, autocast, rising
-from tools import cli, parsers
+from tools import cli, parsers, recipe, teacher
 from tools.checkpoints import load_optimizer, resume_training
 from tools.training import saver, train_and_report
 from tools.weights import finetuning_parsers, load_trained, require_weights
 from utils import (
+    UserError,
     create_run_folder,
     describe_machine,
+    load_state,
     open_log,
     seed_everything,
     write_rows,
@@ -47,6 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
             *finetuning_parsers(
                 learning_rate=0.02272721, epochs=100, why="ideally saved before they converged"
             ),
+            teacher.teacher_parser(),
+            parsers.tta_parser(),
         ],
     )
     # fmt: off
@@ -76,6 +80,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     log = open_log()
     device = cli.resolve_device(args.device, args.gpu)
     precision = autocast(device, args.amp)
+    if args.fes_matrix is not None and not args.fes:
+        raise UserError(f"--fes_matrix {args.fes_matrix}: not with --fes False, which uses none")
+    teaching = teacher.teaching(args, device)
     seed_everything(args.seed)
     if args.resume is None:
         path = require_weights(args.checkpoint, args.model_path)
@@ -99,8 +106,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     log = open_log(run)
     model = model.to(device)
     optimizer = torch.optim.SGD(model.parameters(), **parsers.sgd_arguments(args))
+    average = recipe.averaged(model, args.ema)
     if args.resume is not None:
         load_optimizer(optimizer, resumed, run / "checkpoint.pt")
+        if average is not None:
+            load_state(average, resumed.get("average"), run / "checkpoint.pt")
     log.info("%s", describe_machine(device))
     log.info("run folder %s; from %s, epoch %d", run, state.extra["checkpoint"], start_epoch)
     fes = torch.tensor(state.extra["fes"], device=device) if args.fes else None
@@ -116,6 +126,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         epochs=planned,
         drop_path_prob=drop_path_prob,
         args=vars(args),
+        average=average,
         start_epoch=start_epoch,
     )
 
@@ -159,21 +170,23 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         state=state,
         precision=precision,
         time_limit=args.time_limit,
+        tta=args.tta,
         save=save,
-        augmentation=parsers.augmentation(args),
+        average=average,
         drop_path_at=lambda epoch: rising(start_epoch + epoch, planned, drop_path_prob),
         relabel_at=relabel_at,
         about={
             "script": args.script,
             "protocol": args.protocol,
             "seed": args.seed,
-            "checkpoints": [state.extra["checkpoint"]],
+            "checkpoints": [state.extra["checkpoint"], *args.teacher],
             "start_epoch": start_epoch,
             "relabel_threshold": args.relabel_threshold,
             "fes": args.fes,
             "fes_threshold": args.fes_threshold,
+            "fes_matrix": (args.fes_matrix or f"{args.protocol} protocol") if args.fes else None,
         },
-        **parsers.fit_arguments(args),
+        **recipe.fit_arguments(args, teaching=teaching),
     )
 
 

@@ -40,7 +40,7 @@ from engine import (
     report_step,
     require_finite,
 )
-from genotypes import GENOTYPE_FILE, PRIMITIVES, format_genotype, save_genotype
+from genotypes import PRIMITIVES, format_genotype
 from model_search import CELLS, EDGES, OPEN, Network
 from tools import cli, parsers
 from tools.checkpoints import (
@@ -50,8 +50,7 @@ from tools.checkpoints import (
     rebuild_supernet,
     restore_state,
 )
-from tools.report import write_summary
-from tools.search_report import describe_edges, draw_search, tabulate_cells
+from tools.search_report import describe_edges, report_search
 from utils import (
     LOGGER_NAME,
     Interrupted,
@@ -173,11 +172,12 @@ def search_one_epoch(
         if valid is not None:
             architect.step_alphas(model, alphas_optimizer, alphas_gradient(train, valid))
         images, labels = train
-        with precision:
-            logits = model(images)
-        loss = F.cross_entropy(logits.float(), labels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=weights)
+        with architect.held(model.arch_parameters()):
+            with precision:
+                logits = model(images)
+            loss = F.cross_entropy(logits.float(), labels)
+            loss.backward()
         nn.utils.clip_grad_norm_(weights, grad_clip)
         optimizer.step()
         meter.update(loss, logits, labels)
@@ -269,7 +269,6 @@ def search(
                 raise Interrupted(stop)
             record |= validate("valid")
             scores = architect.score_cells(model, state.past, use_history=use_history)
-            _log.info("%s", format_genotype(architect.derive_genotype(model, scores)))
             decisions = architect.decide(model, scores) if decides_at(epoch) else []
             if decisions and post_val:
                 record |= validate("post_valid")
@@ -282,6 +281,7 @@ def search(
         for decision in decisions:
             _log.info("decided: %(cell)s edge %(edge)d %(primitive)s, pruned %(pruned)s", decision)
             state.decisions.append({"epoch": epoch + 1, **decision})
+        _log.info("%s", format_genotype(architect.derive_genotype(model, scores)))
         for cell in CELLS:
             state.rows += describe_edges(
                 epoch + 1, cell, model.alphas[cell], scores[cell], model.states[cell]
@@ -409,33 +409,23 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             save=save,
             stop=stop,
         )
-
-    scores = architect.score_cells(model, state.past, use_history=args.use_history)
-    genotype = architect.derive_genotype(model, scores)
-    save_genotype(genotype, run / GENOTYPE_FILE)
-    draw_search(state.rows, state.decisions, state.history, genotype, run)
-    last, limit = state.history[-1], args.limit_batches
-    validated = min(len(valid.labels), limit * last["batch_size"]) if limit else len(valid.labels)
-    summary = write_summary(
-        run,
-        script=args.script,
-        protocol=args.protocol,
-        seed=args.seed,
-        checkpoints=[],
-        genotype=format_genotype(genotype),
-        parameters=sum(p.numel() for p in model.parameters()),
-        epochs=epochs,
-        seconds=sum(record["seconds"] for record in state.history),
-        figures={"valid": {"accuracy": last["valid_accuracy"], "images": validated}},
-        open_edges=last["open_edges"],
-        last_epoch=last,
-    )
-    log.info("\n%s\n\n%s", tabulate_cells(genotype, state.decisions), summary["genotype"])
-    if summary["open_edges"]:
-        log.info("%d edges were never decided: the most important were taken; more --epochs "
-                 "decide them", summary["open_edges"])  # fmt: skip
-    log.info("genotype and pictures in %s; next: python train_FER2013.py --arch %s", run, run)
-    return summary
+        # Still in the block: a signal from here on lets it finish, as seconds do.
+        scores = architect.score_cells(model, state.past, use_history=args.use_history)
+        return report_search(
+            run,
+            architect.derive_genotype(model, scores),
+            history=state.history,
+            rows=state.rows,
+            decisions=state.decisions,
+            validation_images=len(valid.labels),
+            limit_batches=args.limit_batches,
+            about={
+                "script": args.script,
+                "protocol": args.protocol,
+                "seed": args.seed,
+                "parameters": sum(p.numel() for p in model.parameters()),
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 from data.fer2013 import CLASSES
 from data.folds import leave_one_subject_out
 from data.jaffe import BOX, load_jaffe
-from tools import cli
+from tools import cli, parsers
 from tools.crossval import crossval_parser, main_on
 
 
@@ -36,21 +36,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     # fmt: off
     add = parser.add_argument_group("the frames").add_argument
-    add("--crop", type=box, default=BOX, metavar="LEFT,TOP,RIGHT,BOTTOM|none",
+    add("--crop", type=parsers.box, default=BOX, metavar="LEFT,TOP,RIGHT,BOTTOM|none",
         help="part of the 256x256 frame that is taken (default: 56,76,204,224, which frames faces "
         "as FER2013 does; images in class folders are taken whole)")
     # fmt: on
     return parser
-
-
-def box(text: str) -> tuple[int, int, int, int] | None:
-    """argparse type: four integers separated by commas, or none."""
-    if text.lower() == "none":
-        return None
-    found = tuple(int(each) for each in text.split(","))
-    if len(found) != 4:
-        raise argparse.ArgumentTypeError(f"{text} found, LEFT,TOP,RIGHT,BOTTOM or none expected")
-    return found
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:

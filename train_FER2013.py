@@ -24,12 +24,13 @@ from data.fer2013 import CLASSES, load_fer2013
 from engine import TrainState, autocast, rising
 from genotypes import format_genotype, resolve_genotype
 from model import build_network
-from tools import cli, parsers
+from tools import cli, parsers, recipe, teacher
 from tools.checkpoints import load_optimizer, resume_training
 from tools.training import saver, train_and_report
 from utils import (
     create_run_folder,
     describe_machine,
+    load_state,
     open_log,
     seed_everything,
 )
@@ -49,6 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
                 drop_path_why="the published value, reached linearly from 0 over the epochs",
             ),
             parsers.training_parser(epochs=600),
+            recipe.recipe_parser(),
+            teacher.teacher_parser(),
+            parsers.tta_parser(),
         ],
     )
     # fmt: off
@@ -71,6 +75,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     device = cli.resolve_device(args.device, args.gpu)
     precision = autocast(device, args.amp)
     genotype = resolve_genotype(args.arch) if args.resume is None else None
+    teaching = teacher.teaching(args, device)
     splits = load_fer2013(args.data, report=log.info)
     splits = {name: split.map(lambda t: t.to(device)) for name, split in splits.items()}
 
@@ -93,8 +98,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     log = open_log(run)
     model = model.to(device)
     optimizer = torch.optim.SGD(model.parameters(), **parsers.sgd_arguments(args))
+    average = recipe.averaged(model, args.ema)
     if args.resume is not None:
         load_optimizer(optimizer, resumed, run / "checkpoint.pt")
+        if average is not None:
+            load_state(average, resumed.get("average"), run / "checkpoint.pt")
     log.info("%s", describe_machine(device))
     log.info("run folder %s, %d parameters without the auxiliary head", run, model.size)
     log.info("%s", description["genotype"])
@@ -108,6 +116,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         epochs=args.epochs,
         drop_path_prob=args.drop_path_prob,
         args=vars(args),
+        average=average,
     )
     return train_and_report(
         run,
@@ -117,16 +126,17 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         state=state,
         precision=precision,
         time_limit=args.time_limit,
+        tta=args.tta,
         save=save,
-        augmentation=parsers.augmentation(args),
+        average=average,
         drop_path_at=lambda epoch: rising(epoch, args.epochs, args.drop_path_prob),
         about={
             "script": args.script,
             "protocol": args.protocol,
             "seed": args.seed,
-            "checkpoints": [],
+            "checkpoints": args.teacher,
         },
-        **parsers.fit_arguments(args),
+        **recipe.fit_arguments(args, teaching=teaching),
     )
 
 

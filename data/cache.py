@@ -13,7 +13,7 @@ import numpy as np
 from data.readers import CLASSES, SIDE, SPLITS, Arrays, folder_files, read_set
 from utils import UserError, atomic_write
 
-FORMAT = "fer2013-cache/1"
+FORMAT = "fer2013-cache/2"
 
 
 def cache_path(source: Path) -> Path:

@@ -20,6 +20,7 @@ CK_CLASSES = ("anger", "disgust", "fear", "happy", "sadness", "surprise", "conte
 # Images per class, in the order of CK_CLASSES.
 COUNTS = (135, 177, 75, 207, 84, 249, 54)
 FOLDER = "CK+48"
+FOLDER_NAMES = r"ck(\+|plus)?(48)?"  # in any case
 EXAMPLE = "S010_004_00000017.png"
 
 
@@ -28,7 +29,7 @@ def load_ck48(path: str | Path, *, report: Callable[[str], None] | None = None) 
 
     Labels in the order of CK_CLASSES; a sequence is `S010_004`, subject and number, of which the
     set has three frames. `report` gets a line when counts differ from COUNTS. Raises UserError
-    when no set is found or it is malformed.
+    when no set is found, it is malformed, or one file name is in two classes.
     """
     report = report or (lambda _: None)
     if str(path) == "synthetic":
@@ -41,6 +42,13 @@ def load_ck48(path: str | Path, *, report: Callable[[str], None] | None = None) 
     rows = [
         row for label, name in enumerate(CK_CLASSES) for row in _read_class(source, name, label)
     ]
+    known: dict[str, int] = {}
+    for row in rows:
+        if (other := known.setdefault(row.name, row.label)) != row.label:
+            raise UserError(
+                f"{one_line(source)}: {row.name} in the folders {CK_CLASSES[other]} and "
+                f"{CK_CLASSES[row.label]}, expected an image in one"
+            )
     faces = gather(rows)
     what = f"{one_line(source)}: counts differ from CK+48's"
     report_counts(faces.labels, classes=CK_CLASSES, expected=COUNTS, what=what, report=report)
@@ -50,16 +58,29 @@ def load_ck48(path: str | Path, *, report: Callable[[str], None] | None = None) 
 def find_ck48(path: str | Path) -> Path:
     """Return the folder of class folders that `path` is or holds; UserError when there is none."""
     path = Path(path)
-    # By name first: what else lies beside the set does not matter then.
-    for candidate in (path / FOLDER / FOLDER, path / FOLDER, path):
-        if any(os.path.isdir(candidate / name) for name in CK_CLASSES):
-            return candidate
+    found = _look_in(path)
+    if found is not None:
+        return found
     raise UserError(
         f"--data {one_line(path)}: no CK+48 there; expected a folder {FOLDER} with a folder of "
         f"images for each of {', '.join(CK_CLASSES)}: get it from Kaggle "
         '("CKPLUS"), unpack it into data/ or name its path with --data; '
         "--data synthetic needs no download"
     )
+
+
+def _look_in(folder: Path) -> Path | None:
+    if not os.path.isdir(folder):
+        return None
+    _, folders = list_folder(folder)
+    # By name first: what else lies beside the set does not matter then.
+    named = (_look_in(inner) for inner in folders if _is_named(inner))
+    own = folder if any(inner.name in CK_CLASSES for inner in folders) else None
+    return next((found for found in named if found), own)
+
+
+def _is_named(folder: Path) -> bool:
+    return re.fullmatch(FOLDER_NAMES, folder.name, re.IGNORECASE) is not None
 
 
 def _read_class(source: Path, name: str, label: int) -> list[Row]:

@@ -22,8 +22,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
 class Faces:
     """A whole set: images uint8 (N, 1, 48, 48), labels int64 (N,), and where each comes from.
 
-    `names` are file names, `subjects` who is on the image, `sequences` which images show one
-    person making one expression; N of each, sorted by label, then by name.
+    `names` are file names, `subjects` who is on the image ("" where not known), `sequences` which
+    images show one person making one expression; N of each, sorted by label, then by name.
     """
 
     images: torch.Tensor
@@ -65,7 +65,9 @@ def gather(rows: Sequence[Row]) -> Faces:
     )
 
 
-def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
+def list_folder(
+    folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+) -> tuple[list[Path], list[Path]]:
     """The images and the folders in `folder`, by name; hidden and other files are passed over.
 
     Raises UserError when the folder cannot be read.
@@ -77,7 +79,7 @@ def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
             images = [
                 folder / entry.name
                 for entry in seen
-                if entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
+                if entry.name.lower().endswith(suffixes) and entry.is_file()
             ]
     except OSError as error:
         raise UserError(f"{one_line(folder)}: cannot be read ({error.strerror})") from error

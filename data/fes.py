@@ -33,7 +33,7 @@ def _from_triangle(rows: str) -> np.ndarray:
 
 
 # The published matrix, of all rows. Its sums were divided by 35,888, the lines of the file with
-# its header, so `fes_matrix` of the 35,887 images gives up to 4e-6 more.
+# its header, so `fes_matrix` of the 35,887 images gives up to 4e-6 more unless told so.
 PUBLISHED_FES = _from_triangle(
     """
     .02718851 .02188297 .02002968 .04878107 .03223266 .05837538

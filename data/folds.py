@@ -14,6 +14,7 @@ from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold
 from torch import Tensor
 
 from data.ck48 import CK_CLASSES, COUNTS
+from data.jaffe import EXAMPLE
 from utils import UserError
 
 Fold = tuple[Tensor, Tensor]
@@ -84,8 +85,13 @@ def published_ck48_folds(labels: Tensor, folds: int = PUBLISHED_FOLDS) -> list[F
 def leave_one_subject_out(subjects: Sequence[str]) -> list[Fold]:
     """A fold for each subject, in sorted order, that tests on all images of it.
 
-    Raises UserError when there are fewer than two subjects.
+    Raises UserError when there are fewer than two subjects, or images of whom none is known ("").
     """
+    if unknown := sum(not subject for subject in subjects):
+        raise UserError(
+            f"--mode finetune: {unknown} of {len(subjects)} file names do not say who is on the "
+            f"image, expected names such as {EXAMPLE}; --mode evaluate needs none"
+        )
     people = len(set(subjects))
     if people < 2:
         raise UserError(f"folds by subject: {people} in the set, expected two subjects or more")

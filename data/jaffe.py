@@ -17,7 +17,7 @@ from data.images import SIDE, open_image
 from data.readers import CLASSES
 from utils import UserError
 
-__all__ = ["BOX", "COUNTS", "FRAME", "find_jaffe", "load_jaffe"]
+__all__ = ["BOX", "COUNTS", "FRAME", "Box", "check_box", "find_jaffe", "frame", "load_jaffe"]
 
 Box = tuple[int, int, int, int]
 
@@ -53,26 +53,42 @@ def load_jaffe(
 
     Labels in the order of FER2013's classes. `crop` is the part of the frame that is resized to
     48x48, in pixels of a 256x256 frame and scaled for other sizes, or None for the whole frame.
-    Images in class folders are cropped already and always taken whole. A sequence, the takes of
-    one person's expression, is `KA.AN`. `report` gets a line when counts differ from COUNTS.
-    Raises UserError when no set is found, it is malformed, or the box lies outside the frame.
+    Images in class folders are cropped already and always taken whole, whatever their shape. A
+    sequence, the takes of one person's expression, is `KA.AN`. `report` gets a line when counts
+    differ from COUNTS, and for class folders. Raises UserError when no set is found, it is
+    malformed, the box lies outside the frame, or is another than BOX for class folders.
     """
     report = report or (lambda _: None)
-    if crop is not None:
-        left, top, right, bottom = crop
-        if not (0 <= left < right <= FRAME and 0 <= top < bottom <= FRAME):
-            raise UserError(
-                f"--crop {','.join(map(str, crop))}: expected left < right and top < bottom "
-                f"within 0 to {FRAME}"
-            )
+    check_box(crop)
     if str(path) == "synthetic":
         return _draw(crop)
     source = find_jaffe(path)
     images, folders = list_folder(source)
-    faces = gather(_read_frames(images, crop) if images else _read_class_folders(folders))
+    if images:
+        faces = gather(_read_frames(images, crop))
+    else:
+        if crop not in (BOX, None):
+            raise UserError(
+                f"--crop {','.join(map(str, crop))}: {one_line(source)} holds cropped images in "
+                "class folders, expected none, as these are taken whole"
+            )
+        report(f"{one_line(source)}: cropped images in class folders, taken whole")
+        faces = gather(_read_class_folders(folders))
     what = f"{one_line(source)}: counts differ from JAFFE's"
     report_counts(faces.labels, classes=CLASSES, expected=COUNTS, what=what, report=report)
     return faces
+
+
+def check_box(crop: Box | None) -> None:
+    """Raise UserError when the box of --crop does not lie within the frame."""
+    if crop is None:
+        return
+    left, top, right, bottom = crop
+    if not (0 <= left < right <= FRAME and 0 <= top < bottom <= FRAME):
+        raise UserError(
+            f"--crop {','.join(map(str, crop))}: expected left < right and top < bottom "
+            f"within 0 to {FRAME}"
+        )
 
 
 def find_jaffe(path: str | Path) -> Path:
@@ -105,7 +121,7 @@ def _draw(crop: Box | None) -> Faces:
     drawn = draw_jaffe()
     rows = []
     for pixels, name in zip(drawn.images.numpy(), drawn.names, strict=True):
-        rows.append(_row(name, _parse(name), _frame(Image.fromarray(pixels[0]), crop)))
+        rows.append(_row(name, _parse(name), frame(Image.fromarray(pixels[0]), crop)))
     return gather(rows)
 
 
@@ -147,8 +163,8 @@ def _read_class_folders(folders: list[Path]) -> list[Row]:
                     f"{CODES[label]}, expected both alike"
                 )
             image = read_image(path, partial(_decode, crop=None))
-            # Without a subject in its name, an image counts as a person of its own.
-            row = Row(label, path.name, path.name, path.name, image)
+            # A name that says nothing: nobody known, in a sequence of its own.
+            row = Row(label, path.name, "", path.name, image)
             rows.append(row if name is None else _row(path.name, name, image))
     if not rows:
         raise UserError(
@@ -176,7 +192,7 @@ def _row(file: str, name: Name, image: np.ndarray) -> Row:
 
 
 def _decode(stream: BinaryIO, size: int, where: str, crop: Box | None) -> np.ndarray:
-    """Decode a square image of `size` bytes to uint8 (48, 48), sizes checked before decoding."""
+    """Decode an image of `size` bytes, square where `crop` cuts it, to uint8 (48, 48)."""
     return open_image(
         stream,
         size,
@@ -184,14 +200,14 @@ def _decode(stream: BinaryIO, size: int, where: str, crop: Box | None) -> np.nda
         max_bytes=MAX_IMAGE_BYTES,
         formats=FORMATS,
         expected=f"one of {', '.join(FORMATS)}",
-        fits=lambda width, height: width == height <= MAX_SIDE,
-        expected_size=f"a square of at most {MAX_SIDE} pixels a side",
-        convert=partial(_frame, crop=crop),
+        fits=lambda width, height: max(width, height) <= MAX_SIDE and (not crop or width == height),
+        expected_size=f"{'a square of ' if crop else ''}at most {MAX_SIDE} pixels a side",
+        convert=partial(frame, crop=crop),
     )
 
 
-def _frame(image: Image.Image, crop: Box | None) -> np.ndarray:
-    """The part of a square image that `crop` names, as gray uint8 (48, 48)."""
+def frame(image: Image.Image, crop: Box | None) -> np.ndarray:
+    """The part of an image that `crop` names, all without, as gray uint8 (48, 48)."""
     # Pillow widens the bilinear kernel by the scale when it shrinks, so nothing aliases; the box
     # kernel would average as well, but turns blocky where cropped images are below 48 pixels.
     # Gray first: the numbers of a palette image cannot be averaged.

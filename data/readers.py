@@ -55,7 +55,7 @@ class Arrays(NamedTuple):
     """A whole set: images uint8 (N, 48, 48), labels uint8 (N,) in 0..6, usage uint8 (N,) in 0..2.
 
     The numbers index CLASSES and SPLITS. A table keeps its row order; images from a folder are
-    sorted by split, class and file name.
+    sorted by split and file name, whose numbers do not go by class.
     """
 
     images: np.ndarray
@@ -64,11 +64,11 @@ class Arrays(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where an image belongs; places sort in the order of the folder form."""
+    """Where an image belongs; places sort by split and file name, which mixes the classes."""
 
     usage: int
-    label: int
     file: str
+    label: int
     folder: str
 
 
@@ -261,7 +261,7 @@ def _place(path: PurePosixPath, where: str) -> Place:
             f"{where}: file name {_shown(file)}, expected one that begins with "
             + ", ".join(f"{split}_" for split in SPLITS)
         )
-    return Place(SPLITS.index(split), CLASSES.index(group), file, str(path.parent))
+    return Place(SPLITS.index(split), file, CLASSES.index(group), str(path.parent))
 
 
 def _in_order(images: dict[Place, np.ndarray], where: str) -> Arrays:

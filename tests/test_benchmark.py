@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from fer2013_files import write_small_table
+from runs import run
 
 from data import synthetic
 from data.augment import Augmentation
 from data.synthetic import draw_fer2013
 from tools import benchmark
-from tools.runs import run
 from utils import UserError
 
 TRAIN = "train --init_channels 2 --layers 3 --batch_size 4 --steps 1 --rounds 2 --device cpu"

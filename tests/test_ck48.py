@@ -47,7 +47,7 @@ def test_the_table_and_the_class_order_are_the_known_ones():
     assert sum(COUNTS) == 981 == 3 * 327
 
 
-@pytest.mark.parametrize("inner", [".", "CK+48", "CK+48/CK+48"])
+@pytest.mark.parametrize("inner", [".", "CK+48", "CK+48/CK+48", "ck+", "CKPLUS", "Ck48/CK+48"])
 def test_a_written_set_is_read_back_sorted_by_class_and_name(tmp_path, drawn, inner):
     (tmp_path / inner).parent.mkdir(parents=True, exist_ok=True)
     write_ck48(drawn, tmp_path / inner)
@@ -141,6 +141,12 @@ def test_a_class_without_images_is_refused(small):
     (small / "CK+48" / "fear" / "S002_001_00000009.png").unlink()
     (small / "CK+48" / "fear" / "Thumbs.db").write_bytes(b"")
     assert f"{small / 'CK+48' / 'fear'}: holds no image" in refusal(small)
+
+
+def test_an_image_in_two_classes_is_refused(small):
+    name = "S002_001_00000009.png"
+    shutil.copy(small / "CK+48" / "fear" / name, small / "CK+48" / "happy" / name)
+    assert f"{small / 'CK+48'}: {name} in the folders fear and happy" in refusal(small)
 
 
 @pytest.mark.parametrize(

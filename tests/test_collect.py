@@ -20,7 +20,7 @@ def summary(seed: int = 0, accuracy: float = 60.0, **changes) -> dict:
     figures = {"PublicTest": {"accuracy": accuracy, "images": 7},
                "PrivateTest": {"accuracy": accuracy + 1, "images": 7}}  # fmt: skip
     return {"script": "train_FER2013.py", "protocol": "clean", "seed": seed, "genotype": "g",
-            "parameters": 9, "epochs": 2, "figures": figures, **changes}  # fmt: skip
+            "parameters": 9, "epochs": 2, "figures": figures, "details": {}, **changes}  # fmt: skip
 
 
 def run_folder(folder: Path, found: dict, **args) -> str:
@@ -75,7 +75,7 @@ def test_runs_that_did_not_end_are_named(tmp_path, capsys):
         ({"genotype": "h"}, {}, "genotype h, but"),
         ({"script": "search.py"}, {}, "script search.py"),
         ({"seed": 0}, {}, "seed 0, as"),
-        ({"fold": 2, "folds": 9}, {}, "fold"),
+        ({"details": {"fold": 2, "folds": 9}}, {}, "fold"),
         ({"figures": {"valid": {"accuracy": 1.0, "images": 7}}}, {}, "images|figures of valid"),
     ],
 )

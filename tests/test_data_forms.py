@@ -252,3 +252,22 @@ def test_files_of_other_image_formats_are_left_out(tmp_path):
     Image.fromarray(SMALL.images[0]).save(tmp_path / "image.bmp")
     files["train/angry/Training_100.bmp"] = (tmp_path / "image.bmp").read_bytes()
     assert_same(read_set(write_folder(tmp_path / "set", files), ignore), SMALL)
+
+
+@pytest.mark.parametrize("form", ["folder", "archive"])
+def test_the_numbers_in_the_names_order_a_folder_so_that_classes_mix(form, tmp_path):
+    pixels = image_bytes(np.zeros((48, 48), np.uint8))
+    usages = {"Training": "train", "PublicTest": "test", "PrivateTest": "test"}
+    # Class by class in the folders, class after class by the numbers.
+    files = {
+        f"{part}/{name}/{usage}_{100 * turn + label}.png": pixels
+        for usage, part in usages.items()
+        for label, name in enumerate(CLASSES)
+        for turn in (1, 2)
+    }
+    source = (
+        write_folder(tmp_path / "fer2013", files)
+        if form == "folder"
+        else write_archive(tmp_path / "fer2013.zip", files)
+    )
+    assert read_set(source, print).labels.tolist() == [*range(7), *range(7)] * 3

@@ -76,6 +76,20 @@ def test_frozen_weights_and_an_input_without_gradient_are_left_alone():
                                                      padding=1, groups=4), atol=1e-5)  # fmt: skip
 
 
+@pytest.mark.parametrize("kernel, stride, dilation", KINDS)
+@pytest.mark.parametrize("channels", (4, 36))
+def test_gradients_in_bfloat16_are_those_of_float32_rounded(channels, kernel, stride, dilation):
+    torch.manual_seed(0)
+    conv = DepthwiseConv2d(channels, kernel, stride, dilation)
+    # At this size oneDNN's own gradients of dilated kernels are garbage in bfloat16.
+    x = torch.randn(2, channels, 44, 44).to(memory_format=torch.channels_last).requires_grad_()
+    exact = gradients(conv(x), [x, conv.weight])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = conv(x)
+    for found, wanted in zip(gradients(out, [x, conv.weight]), exact, strict=True):
+        assert close(found, wanted, 0.02)
+
+
 def test_under_autocast_it_runs_in_the_lower_precision():
     conv = DepthwiseConv2d(4, 3)
     x = torch.randn(2, 4, 8, 8, requires_grad=True)

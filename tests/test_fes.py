@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+from runs import ROOT
 
 from data.fes import PUBLISHED_FES, TRAINING_FES, fes_matrix, load_fes, load_votes, save_fes
 from data.readers import CLASSES, SPLITS
@@ -19,6 +20,7 @@ from tools import cli, fes
 from tools.plots_relabel import draw_fes
 from utils import UserError
 
+REAL_VOTES = ROOT.parent / "shared" / "fer2013new.csv"
 COUNTS = {"Training": 40, "PublicTest": 20, "PrivateTest": 10}
 HEADER = ",".join(("Usage", "Image name", *VOTE_COLUMNS))
 ROW = "Training,fer0000000.png,4,0,0,1,3,2,0,0,0,0"
@@ -278,7 +280,7 @@ def test_the_tool_names_what_it_cannot_use(table, tmp_path, capsys):
 
 
 def test_the_diagonal_is_shown_outside_the_scale(tmp_path):
-    figure = draw_fes(PUBLISHED_FES, CLASSES, tmp_path / "fes.png", "all rows")
+    figure = draw_fes(PUBLISHED_FES, CLASSES, tmp_path / "FES.png", "all rows")
     (axes,) = figure.axes
     (image,) = axes.images
     assert image.get_clim() == (0, PUBLISHED_FES[4, 6])
@@ -289,12 +291,20 @@ def test_the_diagonal_is_shown_outside_the_scale(tmp_path):
         assert labels[7 * i + j] == labels[7 * j + i] == f"{PUBLISHED_FES[i, j]:.4f}"
 
 
-def test_as_published_divides_by_the_lines_of_the_file(table, capsys):
-    plain, published = (
-        fes.main(fes.build_parser().parse_args([str(table), *flags]))
-        for flags in ([], ["--as_published"])
-    )
-    count = sum(COUNTS.values())
-    for i, j in PAIRS:
-        expected = plain["matrix"][i, j] * count / (count + 1)
-        assert published["matrix"][i, j] == pytest.approx(expected, abs=1e-15)
+def computed(*words):
+    """The matrix that the tool makes."""
+    return fes.main(fes.build_parser().parse_args([*map(str, words)]))["matrix"]
+
+
+def test_all_rows_are_divided_by_the_lines_of_the_file_unless_per_image(table):
+    votes = load_votes(table)
+    assert (computed(table, "--per_image") == fes_matrix(votes)).all()
+    assert (computed(table) == fes_matrix(votes, len(votes) + 1)).all()
+    training = load_votes(table, "Training")
+    assert (computed(table, "--usage", "Training") == fes_matrix(training)).all()
+
+
+@pytest.mark.skipif(not REAL_VOTES.is_file(), reason="the votes of FER+ are not here")
+def test_the_real_votes_give_the_stored_matrices():
+    assert abs(computed(REAL_VOTES) - PUBLISHED_FES).max() < 1e-6
+    assert abs(computed(REAL_VOTES, "--usage", "Training") - TRAINING_FES).max() < 1e-8

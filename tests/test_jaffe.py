@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data.folds import leave_one_subject_out
 from data.jaffe import BOX, COUNTS, load_jaffe
 from data.readers import CLASSES
 from data.synthetic_cross import draw_jaffe
@@ -161,9 +162,26 @@ def test_cropped_images_in_class_folders_are_read_whole(tmp_path):
     faces = load_jaffe(tmp_path)
     assert [CLASSES[label] for label in faces.labels] == ["angry", "happy", "sad"]
     assert faces.names == ["KA.AN1.39.png", "face 7.jpg", "KL_SA2_160.bmp"]
-    assert faces.subjects == ["KA", "face 7.jpg", "KL"]
+    assert faces.subjects == ["KA", "", "KL"]
     assert faces.sequences == ["KA.AN", "face 7.jpg", "KL.SA"]
     assert (faces.images[0, 0].numpy() == pixels).all()
+
+
+def test_folds_by_subject_are_refused_where_names_do_not_tell_subjects(tmp_path):
+    for name in ("KA.AN1.39.png", "KL.AN1.40.png", "face.png"):
+        write(tmp_path / "anger" / name, encoded(frame(), "PNG"))
+    with pytest.raises(UserError, match=r"--mode finetune: 1 of 3 file names .* KA.AN1.39.tiff"):
+        leave_one_subject_out(load_jaffe(tmp_path).subjects)
+
+
+def test_cropped_images_of_any_shape_are_taken_whole(tmp_path):
+    path = write(tmp_path / "sad" / "one.png", encoded(frame(90)[:200], "PNG"))
+    lines = []
+    assert load_jaffe(tmp_path, report=lines.append).images.unique().tolist() == [90]
+    assert f"{tmp_path}: cropped images in class folders, taken whole" in lines
+    assert f"--crop 1,2,3,4: {tmp_path} holds cropped" in refusal(tmp_path, crop=(1, 2, 3, 4))
+    path.write_bytes(encoded(np.zeros((10, 4097)), "PNG"))
+    assert "image of 4097x10, expected at most 4096 pixels" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("name", CLASSES)

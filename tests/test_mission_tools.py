@@ -12,12 +12,12 @@ import pytest
 import torch
 from fer2013_files import write_small_table
 from PIL import Image
+from runs import ROOT, command, run
 
 from genotypes import Auto_FERNet, format_genotype
 from model import build_network
 from tools import cli, demo, overview, relabel_sweep
 from tools.plots_relabel import draw_sweep
-from tools.runs import ROOT, command, run
 from utils import save_checkpoint
 
 
@@ -70,7 +70,8 @@ def test_a_cell_is_a_job_and_the_last_one_tabulates(start, capsys, monkeypatch):
         folder.mkdir()
         ran.append(cell)
         figures = {name: {"accuracy": 50.0} for name in ("PublicTest", "PrivateTest")}
-        summary = {"figures": figures, "chosen_epoch": 1, "last_epoch": {"changed": 2}}
+        details = {"chosen_epoch": 1, "last_epoch": {"changed": 2}}
+        summary = {"figures": figures, "details": details}
         (folder / "summary.json").write_text(json.dumps(summary))
 
     monkeypatch.setattr(relabel_sweep, "_run", pretend)

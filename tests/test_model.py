@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from genotypes import NAMED, Auto_FERNet, format_genotype
-from model import Network, build_network
+from model import Network, build_network, folded
 from utils import UserError, load_checkpoint, load_state
 
 # Names and shapes of the original code's state dict (C = 36, L = 12, auxiliary head).
@@ -153,3 +153,24 @@ def test_a_description_builds_its_network():
     found = build_network(description).state_dict()
     expected = Network(4, 5, 3, True, NAMED["NASNet"]).state_dict()
     assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in expected.items()}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_folded_copy_gives_the_same_logits_without_a_batch_norm(name):
+    torch.manual_seed(0)
+    network = Network(6, 7, 4, True, NAMED[name])
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as if trained
+            for tensor in (module.weight.data, module.running_var):
+                tensor.uniform_(0.5, 2.0)
+            for tensor in (module.bias.data, module.running_mean):
+                tensor.normal_()
+    before = copy.deepcopy(network.state_dict())
+    evaluated = folded(network)
+    assert not evaluated.training
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in evaluated.cells.modules())
+    images = torch.rand(3, 1, 48, 48)
+    with torch.no_grad():
+        found, expected = evaluated(images)[0], network.eval()(images)[0]
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+    assert all(before[name].equal(tensor) for name, tensor in network.state_dict().items())

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from fer2013_files import write_small_table
-
-from tools.runs import SEARCH, TRAIN, command, difference, kill_when, run, stop_when
+from runs import SEARCH, TRAIN, command, difference, kill_when, run, same, stop_when, weights
 
 SCRIPTS = {"train": TRAIN, "search": SEARCH}
 
@@ -68,6 +67,16 @@ def test_a_signal_saves_the_step_and_resuming_goes_on_from_there(
     done = run([*words[:2], "--resume", str(folder)])
     assert done.returncode == 0, done.stderr
     assert_same_end(folder, whole / name)
+
+
+def test_a_second_order_search_on_the_papers_halves_resumes_with_its_momentum(data, tmp_path):
+    words = command(SEARCH, data, tmp_path, "--unrolled", "--protocol", "paper", "--epochs", "2")
+    done = run([*words, "--save", "whole"])
+    assert done.returncode == 0, done.stderr
+    kill_when([*words, "--save", "search"], "epoch 2 step 2/", tmp_path / "search" / "log.txt")
+    done = run([*words, "--resume", "search"])
+    assert done.returncode == 0, done.stderr
+    assert_same_end(tmp_path / "search", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -141,3 +150,38 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     assert "not finite" in done.stderr
     assert "Traceback" not in done.stderr
     assert path.read_bytes() == before
+
+
+def test_a_run_with_every_part_of_the_recipe_resumes_exactly(data, tmp_path):
+    for seed, name in enumerate(("a", "b")):
+        weights(tmp_path / f"{name}.pt", seed)
+    recipe = (
+        "--recipe strong --ema 0.8 --mixup 0.4 --cutmix 1 --mix_off_epochs 1 --affine 0.2 "
+        "--erasing 0.5 --cutout --cutout_length 5 --teacher a,b --tta flip"
+    ).split()
+    words = [*command(TRAIN, data, tmp_path), *recipe]
+    done = run([*words, "--save", "whole"])
+    assert done.returncode == 0, done.stderr
+    log = tmp_path / "cut" / "log.txt"
+    stopped = stop_when([*words, "--save", "cut"], "epoch 1 step 2/", signal.SIGTERM, log)
+    assert stopped.returncode == 143
+    assert read(tmp_path / "cut")["state"]["step"] > 0
+    log.unlink()
+    kill_when([*words, "--resume", "cut"], "epoch 3 step 1/", log)
+    done = run([*words[:2], "--resume", str(tmp_path / "cut"), "--model_path", str(tmp_path)])
+    assert done.returncode == 0, done.stderr
+    assert_same_end(tmp_path / "cut", tmp_path / "whole")
+    found = read(tmp_path / "whole")
+    shown = torch.load(tmp_path / "whole" / "weights.pt", weights_only=True)["state_dict"]
+    averaged = {
+        name.removeprefix("module."): value
+        for name, value in found["average"].items()
+        if name != "n_averaged"
+    }
+    assert same(shown, averaged)
+    assert not same(shown, found["state_dict"])
+    ends = [
+        torch.load(tmp_path / label / "weights.pt", weights_only=True)["state_dict"]
+        for label in ("whole", "cut")
+    ]
+    assert same(*ends)

@@ -234,6 +234,11 @@ def _training_step(
     )
 
 
+def _plain_predictor(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    model.eval()
+    return lambda images: model(images)[0]
+
+
 def evaluation_step(
     side: str, sizes: Sizes, device: torch.device, precision: torch.autocast
 ) -> Callable[[], Any]:
@@ -241,7 +246,7 @@ def evaluation_step(
     model = _network(side, sizes, False).to(device)
     images = torch.randint(0, 256, (sizes.batch, 1, 48, 48), dtype=torch.uint8)
     split = Split(images, torch.zeros(sizes.batch, dtype=torch.int64)).map(lambda t: t.to(device))
-    predict = network_predictor(model)
+    predict = network_predictor(model) if side != "plain" else _plain_predictor(model)
     return lambda: evaluate(
         predict, split, batch_size=sizes.batch, precision=precision, stop=Stop()
     )

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from tools.checkpoints import parts_of
+from tools.recipe import RECIPES
 from utils import (
     Interrupted,
     UserError,
@@ -75,7 +77,13 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     """
     args, given = parser.parse_args(argv), flags_given(parser, argv)
     if getattr(args, "resume", None) is None:
+        if "recipe" in args:
+            # Defaults, so that flags that are given have the last word.
+            parser.set_defaults(**RECIPES[args.recipe])
+            args = parser.parse_args(argv)
         _check_training(args)
+        if "script" in args:
+            args.started = describe_start(args.script, sys.argv[1:] if argv is None else argv)
         return args
     folder = resolve_run(args.resume, args.model_path)
     path = folder / "checkpoint.pt"
@@ -91,9 +99,10 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
         _check_flags(parser, saved)
     # Either of the two flags of the device replaces both.
     moved = "device" in given or "gpu" in given
-    for name, value in saved.items():
-        if name in _OF_ONE_START or name not in vars(args):
-            continue
+    args.started = None
+    for name in vars(args).keys() - _OF_ONE_START:
+        # What a flag now turns on was off before there was the flag.
+        value = saved.get(name, parser.get_default(name))
         if name not in given:
             if not (moved and name in ("device", "gpu")):
                 setattr(args, name, value)
@@ -103,6 +112,32 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
             )
     args.resume = str(folder)
     return args
+
+
+def describe_start(script: str, argv: Sequence[str]) -> dict[str, str | None]:
+    """The command, the commit of the code and the machine of a run: what its weights hang on.
+
+    The commit is None where the code lies in no git repository, and ends in -dirty where files
+    differ from it.
+    """
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        # No lock of git's own: looking must not stand in anybody's way.
+        environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+        found = subprocess.run(
+            words, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True,
+            check=True,
+        )  # fmt: skip
+        commit = found.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return {
+        "command": shlex.join(["python", script, *argv]),
+        "commit": commit,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores{gpu}, "
+        f"python {platform.python_version()}, torch {torch.__version__}",
+    }
 
 
 def _check_flags(parser: argparse.ArgumentParser, saved: Mapping[str, Any]) -> None:
@@ -118,7 +153,7 @@ def _check_flags(parser: argparse.ArgumentParser, saved: Mapping[str, Any]) -> N
             sound = read == value and type(read) is type(value)
             sound &= action.choices is None or value in action.choices
         else:
-            sound = value is None or isinstance(value, tuple)
+            sound = value is None or isinstance(value, tuple | list)
         if not sound:
             raise ValueError(f"--{action.dest} {value!r}")
 
@@ -135,12 +170,16 @@ def flags_given(
 
 
 def _check_training(args: argparse.Namespace) -> None:
-    """Raise UserError for flags of `training_parser` that cannot go together."""
+    """Raise UserError for flags of training that cannot go together."""
     if "warmup_epochs" not in args:
         return
     if args.warmup_epochs >= args.epochs:
         raise UserError(
             f"--warmup_epochs {args.warmup_epochs}: expected fewer than --epochs {args.epochs}"
+        )
+    if (args.mix_off_epochs or 0) >= args.epochs:
+        raise UserError(
+            f"--mix_off_epochs {args.mix_off_epochs}: expected fewer than --epochs {args.epochs}"
         )
     if args.nesterov and args.momentum == 0:
         raise UserError("--nesterov: needs momentum, found --momentum 0")

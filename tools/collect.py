@@ -31,10 +31,11 @@ MAX_SUMMARY = 1 << 22  # bytes; the largest takes some ten thousand
 # Flags that may differ between runs that are merged: where they ran, what they are called and said.
 FREE = {
     "seed", "fold", "save", "resume", "model_path", "data", "device", "gpu", "report_freq",
-    "time_limit", "checkpoint", "arch", "model_names", "compile",
+    "time_limit", "checkpoint", "arch", "model_names", "compile", "started",
 }  # fmt: skip
 # Of the summary, what must be alike as well; a search's genotype is its result.
-ALIKE = ("script", "protocol", "parameters", "epochs", "mode", "folds")
+ALIKE = ("script", "protocol", "parameters", "epochs")
+DETAILS = ("mode", "folds", "tta")
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,14 @@ def _run(folder: Path, found: Mapping[str, Any]) -> Run:
     accuracy = {name: float(each["accuracy"]) for name, each in found["figures"].items()}
     if not accuracy or not all(map(math.isfinite, accuracy.values())):
         raise ValueError("no accuracies")
-    for name in ("seed", "fold", "folds"):
-        if not isinstance(found.get(name), int | None):
-            raise ValueError(f"{name} {found[name]!r}")
+    details = found["details"]
+    fold, folds = details.get("fold"), details.get("folds")
+    if type(found["seed"]) is not int or not all(isinstance(n, int | None) for n in (fold, folds)):
+        raise ValueError(f"seed {found['seed']!r}, fold {fold!r} of {folds!r}")
     settings = {name: found.get(name) for name in ALIKE}
+    settings |= {name: details.get(name) for name in DETAILS}
     if found["script"] != "search.py":
         settings["genotype"] = found.get("genotype")
-    fold = found.get("fold")
     if fold is None:
         settings["images"] = {name: each["images"] for name, each in found["figures"].items()}
     checkpoint = folder / "checkpoint.pt"
@@ -97,7 +99,7 @@ def _run(folder: Path, found: Mapping[str, Any]) -> Run:
         with parts_of(checkpoint):
             flags = {f"--{name}": v for name, v in args["args"].items() if name not in FREE}
         settings |= flags
-    return Run(folder, int(found["seed"]), fold, found.get("folds"), settings, accuracy)
+    return Run(folder, found["seed"], fold, folds, settings, accuracy)
 
 
 def check_alike(runs: Sequence[Run]) -> None:

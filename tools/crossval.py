@@ -16,11 +16,12 @@ import torch
 from data.augment import spread_rows
 from data.faces import Faces
 from data.folds import Fold, overlap
+from data.views import over_views
 from engine import TrainState, autocast, evaluate, fit, network_predictor
 from model import Network
-from tools import cli, parsers
+from tools import cli, parsers, recipe
 from tools.checkpoints import load_optimizer, parts_of, restore_state
-from tools.fold_figures import summarise_folds, tabulate_folds
+from tools.fold_figures import summarise_folds, tabulate_folds, vote
 from tools.report import format_table, report_split, write_summary
 from tools.weights import finetuning_parsers, load_trained, require_weights
 from utils import (
@@ -56,6 +57,7 @@ def crossval_parser(
             parsers.folder_parser(label=name.lower()),
             parsers.run_parser(script=f"test_{name}.py"),
             *finetuning_parsers(learning_rate=0.01794073, epochs=60, why="trained on FER2013"),
+            parsers.tta_parser(),
         ],
     )
     add = parser.add_argument_group("the test").add_argument
@@ -120,29 +122,35 @@ def finetune_fold(
     device: torch.device,
     precision: torch.autocast,
     sgd: Mapping[str, Any],
+    ema: float,
     under_way: Mapping[str, Any] | None,
     source: Path,
     save: Callable[[dict[str, Any]], None],
     stop: Stop,
     batch_size: int,
+    tta: str,
     **options: Any,
 ) -> dict[str, Any]:
     """Fine-tune `model` on a fold; plain values and tensors of what it then makes of its test part.
 
-    `sgd` is what torch.optim.SGD takes, `options` the other arguments of `engine.fit`; `save` gets
-    what a resumed fold takes as `under_way`, of the file `source`. Returns `logits` (M, K) and
-    `test_index` (M,) after the last epoch, the accuracy then and at the best epoch (an oracle), and
-    how many test images share a subject or a sequence with training.
+    `sgd` is what torch.optim.SGD takes, `ema` the decay of the average, `options` the other
+    arguments of `engine.fit`; `save` gets what a resumed fold takes as `under_way`, of the file
+    `source`. Returns `logits` (M, K), over the views of `tta`, and `test_index` (M,) after the last
+    epoch, the accuracy then and at the best epoch in a single view (an oracle), and how many test
+    images share a subject or a sequence with training.
     """
     train_index, test_index = fold
     model = model.to(device)
     training, test = (faces.split(index).map(lambda t: t.to(device)) for index in fold)
     optimizer, state = torch.optim.SGD(model.parameters(), **sgd), TrainState()
+    average = recipe.averaged(model, ema)
     if under_way is not None:
         with parts_of(source):
             load_state(model, under_way["state_dict"], source)
             load_optimizer(optimizer, under_way, source)
             state = restore_state(TrainState, under_way["state"])
+            if average is not None:
+                load_state(average, under_way["average"], source)
     fit(
         model,
         optimizer,
@@ -154,15 +162,21 @@ def finetune_fold(
         save=lambda state: save(
             {
                 "state_dict": model.state_dict(),
+                "average": None if average is None else average.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "state": state.to_dict(),
             }
         ),
         stop=stop,
+        average=average,
         **options,
     )
     scores = evaluate(
-        network_predictor(model), test, batch_size=batch_size, precision=precision, stop=stop
+        over_views(network_predictor(model if average is None else average.module), tta),
+        test,
+        batch_size=batch_size,
+        precision=precision,
+        stop=stop,
     )
     return {
         "logits": scores.logits,
@@ -240,6 +254,7 @@ def evaluate_faces(
     precision: torch.autocast,
     batch_size: int,
     limit_batches: int | None,
+    tta: str,
     stop: Stop,
     run: Path,
     name: str,
@@ -253,7 +268,7 @@ def evaluate_faces(
     """
     shared = (faces.labels < len(classes)).nonzero().flatten()
     shared = spread_rows(shared, limit_batches and limit_batches * batch_size)
-    predict, started = network_predictor(model.to(device)), time.monotonic()
+    predict, started = over_views(network_predictor(model.to(device)), tta), time.monotonic()
     scores = evaluate(
         lambda images: predict(images)[:, : len(classes)],
         faces.split(shared).map(lambda tensor: tensor.to(device)),
@@ -261,10 +276,15 @@ def evaluate_faces(
         precision=precision,
         stop=stop,
     )
+    sequences = [faces.sequences[row] for row in shared.tolist()]
     figures = report_split(name, scores, classes, run)
+    figures["sequence_accuracy"] = vote(scores.logits, scores.labels, sequences)
     seconds = time.monotonic() - started
-    rows = [[f"{len(classes)} classes, not fine-tuned", figures["images"], figures["accuracy"]]]
-    table = format_table([f"{name}, top-1 accuracy in %", "images", ""], rows)
+    rows = [
+        [f"{len(classes)} classes, not fine-tuned", figures["images"], figures["accuracy"]],
+        ["images of a sequence vote", figures["images"], figures["sequence_accuracy"]],
+    ]
+    table = format_table([name, "images", "top-1 accuracy in %"], rows)
     _log.info("\n%s\n\nreport and picture in %s", table, run)
     return write_summary(run, seconds=seconds, figures={name: figures}, **about)
 
@@ -316,8 +336,10 @@ def main_on(
         "mode": args.mode,
         "fold": args.fold,
         "folds": len(folds) or None,
+        "tta": args.tta,
     }
     common = {
+        "tta": args.tta,
         "run": run,
         "name": name,
         "device": device,
@@ -343,13 +365,13 @@ def main_on(
             {k: (train, spread_rows(test, limit)) for k, (train, test) in chosen.items()},
             FoldsFile(run, vars(args), inputs),
             classes=classes,
-            augmentation=parsers.augmentation(args, jitter=JITTER),
             sgd=parsers.sgd_arguments(args),
+            ema=args.ema,
             drop_path_at=lambda epoch: trained.drop_path_at(
                 epoch, epochs=args.epochs, drop_path_prob=args.drop_path_prob
             ),
             about=about,
             stop=stop,
-            **parsers.fit_arguments(args),
+            **recipe.fit_arguments(args, jitter=JITTER),
             **common,
         )

@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     ]
     columns = ["script", "synthetic split or set", "images", "top-1 %", "seconds of the script"]
     print(f"\n{format_table(columns, rows)}")
-    repairs = summaries["relabel"]["last_epoch"]
+    repairs = summaries["relabel"]["details"]["last_epoch"]
     print(
         f"\nchance is about {100 / 7:.0f} %; the last epoch of relabelling changed "
         f"{repairs['changed']} of {repairs['labels']} labels; the genotype that was found:"

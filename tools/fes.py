@@ -1,9 +1,10 @@
 """Compute the Facial Expression Similarity of every two classes from the FER+ votes.
 
+    python -m tools.fes fer2013new.csv --out images
     python -m tools.fes fer2013new.csv --usage Training
-    python -m tools.fes fer2013new.csv --as_published --out images
 
-Prints the matrix; with --out also writes `fes.csv`, which --fes_matrix reads, and `fes.png`.
+Prints the matrix: the published one, of all rows, or that of the rows of --usage. With --out also
+writes `fes.csv`, which --fes_matrix reads, and `FES.png`.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="rows to use (default: all, as published; the clean protocol uses Training)",
     )
     parser.add_argument(
-        "--as_published",
+        "--per_image",
         action="store_true",
-        help="divide by one more than there are images, the lines of the file with its header, as "
-        "the published figures do (default: by the number of images)",
+        help="of all rows, divide by the number of images, as the formula says (default: by one "
+        "more, the lines of the file with its header, as the published figures do)",
     )
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        help="where fes.csv and fes.png go, made when missing (default: the matrix is only "
+        help="where fes.csv and FES.png go, made when missing (default: the matrix is only "
         "printed)",
     )
     return parser
@@ -49,7 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Print and write the matrix; returns it, the number of images and the files' paths."""
     votes = load_votes(args.votes, args.usage)
-    matrix = fes_matrix(votes, len(votes) + args.as_published)
+    as_published = args.usage is None and not args.per_image
+    matrix = fes_matrix(votes, len(votes) + as_published)
     rows = "all" if args.usage is None else args.usage
     print(f"FES of {len(votes)} images ({rows} rows)")
     table = pd.DataFrame(matrix, index=CLASSES, columns=CLASSES)
@@ -59,8 +61,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         folder = cli.make_folder("--out", args.out)
         save_fes(matrix, folder / "fes.csv")
         title = f"Facial expression similarity, {rows} rows ({len(votes):,} images)"
-        draw_fes(matrix, CLASSES, folder / "fes.png", title)
-        written |= {"table": str(folder / "fes.csv"), "picture": str(folder / "fes.png")}
+        draw_fes(matrix, CLASSES, folder / "FES.png", title)
+        written |= {"table": str(folder / "fes.csv"), "picture": str(folder / "FES.png")}
         print(f"written: {written['table']} {written['picture']}")
     return written
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.faces import Faces
 from engine import Scores
-from tools.report import format_table, report_split
+from tools.report import format_table, headline, report_split
 
 
 def vote(logits: Tensor, labels: Tensor, sequences: Sequence[str]) -> float:
@@ -36,7 +36,8 @@ def summarise_folds(
 ) -> dict[str, Any]:
     """The figures of a cross-validation; writes the report and the confusion over all folds.
 
-    Means and deviations (of the population of folds) in percent, over folds.
+    Means and deviations (of the population of folds) in percent, over folds; "interval95" is the
+    half width that the mean would have as the accuracy of so many single images.
     """
     index = torch.cat([result["test_index"] for result in results])
     logits = torch.cat([result["logits"] for result in results])
@@ -54,8 +55,7 @@ def summarise_folds(
     times = torch.bincount(index, minlength=len(faces.labels))
     pooled = report_split(name, Scores(logits, labels), classes, run)
     return {
-        "images": pooled["images"],
-        "accuracy": statistics.mean(last),
+        **headline(statistics.mean(last), pooled["images"]),
         "deviation": statistics.pstdev(last),
         "sequence_accuracy": statistics.mean(by_sequence),
         "sequence_deviation": statistics.pstdev(by_sequence),
@@ -76,7 +76,7 @@ def tabulate_folds(name: str, figures: Mapping[str, Any]) -> str:
         ["last epoch, per image", figures["accuracy"], figures["deviation"]],
         ["last epoch, images of a sequence vote", figures["sequence_accuracy"],
          figures["sequence_deviation"]],
-        ["oracle: best epoch of each fold", figures["oracle_accuracy"], ""],
+        ["oracle: best epoch of each fold, single view", figures["oracle_accuracy"], ""],
     ]  # fmt: skip
     columns = [f"{name}, top-1 accuracy in %", f"mean of {count} folds", "deviation"]
     return (

@@ -95,7 +95,8 @@ def _search() -> dict[str, Any]:
 
 def _summary() -> dict[str, Any]:
     figures = {"PublicTest": {"accuracy": 60.0, "images": 7}}
-    return {"script": "train_FER2013.py", "seed": 0, "genotype": "g", "figures": figures}
+    return {"script": "train_FER2013.py", "seed": 0, "genotype": "g", "figures": figures,
+            "details": {"fold": 1, "folds": 2}}  # fmt: skip
 
 
 def _stepped(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

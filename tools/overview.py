@@ -17,7 +17,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from tools import cli
 from tools.plots import INK, QUIET, new_figure, save_figure
 
-WIDTH, HEIGHT = 13.4, 4.5
+WIDTH, HEIGHT = 13.4, 5.2
 # What a box is: fill and border.
 KINDS = {
     "data": ("#f6e3a1", "#a98a25"),
@@ -26,30 +26,32 @@ KINDS = {
 }
 # Name: kind, centre, text; places in inches.
 BOXES = {
-    "fer": ("data", (1.0, 2.25), "FER2013"),
-    "search": ("script", (3.0, 3.55), "search.py\nSGAS on a supernet"),
-    "genotype": ("file", (5.6, 3.55), "genotype.txt\nnormal + reduction cell"),
-    "train": ("script", (5.6, 2.25), "train_FER2013.py\nfrom scratch"),
-    "weights": ("file", (8.6, 2.25), "best_val_weights.pt\nchosen on PublicTest"),
-    "fes": ("data", (5.6, 0.85), "FER+ votes: FES"),
-    "relabel": ("script", (8.6, 0.85), "relabel_training.py\nrepairs doubtful labels"),
-    "ensemble": ("script", (12.1, 3.35), "ensemble.py\nmean of logits"),
-    "ck": ("script", (12.1, 2.25), "test_CK48.py\nfolds by subject"),
-    "jaffe": ("script", (12.1, 1.15), "test_JAFFE.py\nas it is"),
+    "fer": ("data", (1.0, 2.95), "FER2013"),
+    "search": ("script", (3.0, 4.25), "search.py\nSGAS on a supernet"),
+    "genotype": ("file", (5.6, 4.25), "genotype.txt\nnormal + reduction cell"),
+    "train": ("script", (5.6, 2.95), "train_FER2013.py\nfrom scratch"),
+    "weights": ("file", (8.8, 2.95), "best_val_weights.pt\nchosen on PublicTest"),
+    "early": ("file", (5.6, 1.65), "85_weights.pt, 90_weights.pt\nbefore it converged"),
+    "relabel": ("script", (8.8, 1.65), "relabel_training.py\nrepairs doubtful labels"),
+    "fes": ("data", (8.8, 0.5), "FER+ votes: FES"),
+    "ensemble": ("script", (12.1, 4.05), "ensemble.py\nmean of logits"),
+    "ck": ("script", (12.1, 2.95), "test_CK48.py\nfolds by subject"),
+    "jaffe": ("script", (12.1, 1.85), "test_JAFFE.py\nas it is"),
 }
-# From, to, bend of the arrow.
+# From, to.
 ARROWS = (
-    ("fer", "search", 0.0),
-    ("fer", "train", 0.0),
-    ("search", "genotype", 0.0),
-    ("genotype", "train", 0.0),
-    ("train", "weights", 0.0),
-    ("weights", "relabel", 0.25),
-    ("relabel", "weights", 0.25),
-    ("fes", "relabel", 0.0),
-    ("weights", "ensemble", 0.0),
-    ("weights", "ck", 0.0),
-    ("weights", "jaffe", 0.0),
+    ("fer", "search"),
+    ("fer", "train"),
+    ("search", "genotype"),
+    ("genotype", "train"),
+    ("train", "weights"),
+    ("train", "early"),
+    ("early", "relabel"),
+    ("fes", "relabel"),
+    ("relabel", "weights"),
+    ("weights", "ensemble"),
+    ("weights", "ck"),
+    ("weights", "jaffe"),
 )
 
 
@@ -71,14 +73,13 @@ def draw_overview(path: Path | str) -> Figure:
     axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
     axes.axis("off")
     patches = {name: _box(axes, *box) for name, box in BOXES.items()}
-    for start, end, bend in ARROWS:
+    for start, end in ARROWS:
         axes.add_patch(
             FancyArrowPatch(
                 BOXES[start][1],
                 BOXES[end][1],
                 patchA=patches[start],
                 patchB=patches[end],
-                connectionstyle=f"arc3,rad={bend}",
                 arrowstyle="-|>,head_length=5,head_width=2.5",
                 color=QUIET,
                 linewidth=1.4,
@@ -89,7 +90,7 @@ def draw_overview(path: Path | str) -> Figure:
         )
     axes.text(WIDTH / 2, HEIGHT - 0.32, "From the search to the tests on other data sets",
               ha="center", fontsize=13, color=INK)  # fmt: skip
-    axes.text(12.1, 0.55, "CK+48, JAFFE: sets of their own", ha="center", fontsize=9, color=QUIET)
+    axes.text(12.1, 1.25, "CK+48, JAFFE: sets of their own", ha="center", fontsize=9, color=QUIET)
     return save_figure(figure, path)
 
 

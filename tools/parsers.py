@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from data.augment import Augmentation
+from data.views import TTA
 
 
 def positive_int(text: str) -> int:
@@ -56,6 +57,43 @@ def non_negative(text: str) -> float:
     return value
 
 
+def names(text: str) -> list[str]:
+    """argparse type: names separated by commas."""
+    found = [name.strip() for name in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} found, names separated by commas expected")
+    return found
+
+
+def box(text: str) -> tuple[int, int, int, int] | None:
+    """argparse type: four integers separated by commas, or none."""
+    if text.lower() == "none":
+        return None
+    try:
+        left, top, right, bottom = map(int, text.split(","))
+    except ValueError:
+        expected = "LEFT,TOP,RIGHT,BOTTOM in whole pixels or none expected"
+        raise argparse.ArgumentTypeError(f"{text} found, {expected}") from None
+    return left, top, right, bottom
+
+
+def add_device(group: argparse._ArgumentGroup) -> None:
+    """Add the flags of where to compute."""
+    add = group.add_argument
+    add(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        help="where to compute (default: auto, which takes CUDA, then MPS, then the CPU)",
+    )
+    add(
+        "--gpu",
+        type=int,
+        metavar="ID",
+        help="number of the CUDA device, short for --device cuda:ID (default: --device decides)",
+    )
+
+
 def common_parser(
     *,
     batch_size: int,
@@ -65,7 +103,8 @@ def common_parser(
 ) -> argparse.ArgumentParser:
     """The flags of every script, as a parent parser; `data` says what --data may name."""
     parser = argparse.ArgumentParser(add_help=False)
-    add = parser.add_argument_group("data and device").add_argument
+    group = parser.add_argument_group("data and device")
+    add = group.add_argument
     add(
         "--data",
         default="data/",
@@ -86,18 +125,7 @@ def common_parser(
         help="at most N batches in any pass over a split, for a short try; figures are then of "
         "that part alone (default: no limit, as figures are of whole splits)",
     )
-    add(
-        "--device",
-        default="auto",
-        metavar="auto|cpu|cuda|cuda:N|mps",
-        help="where to compute (default: auto, which takes CUDA, then MPS, then the CPU)",
-    )
-    add(
-        "--gpu",
-        type=int,
-        metavar="ID",
-        help="number of the CUDA device, short for --device cuda:ID (default: --device decides)",
-    )
+    add_device(group)
     add(
         "--amp",
         choices=["auto", "off", "bf16"],
@@ -120,6 +148,20 @@ def true_or_false(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text} found, True or False expected")
     return text.lower() == "true"
+
+
+def tta_parser() -> argparse.ArgumentParser:
+    """The flag of scripts that report accuracies, as a parent parser."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument_group("the figures").add_argument(
+        "--tta",
+        choices=TTA,
+        default="none",
+        help="views of an image whose logits are averaged for the figures reported at the end: "
+        "the image, with its mirror image, or ten crops of 44x44; epochs of a training are scored, "
+        "and weights chosen, in a single view (default: none, as published)",
+    )
+    return parser
 
 
 def folder_parser(*, label: str) -> argparse.ArgumentParser:

@@ -101,10 +101,11 @@ def _cell(relabel_threshold: float, fes_threshold: float) -> dict[str, float]:
 def _figures(folder: Path) -> dict[str, Any]:
     """What a row of the table has of the run of a cell."""
     summary = json.loads((folder / "summary.json").read_text())
+    details = summary["details"]
     return {
         **{name: each["accuracy"] for name, each in summary["figures"].items()},
-        "chosen_epoch": summary["chosen_epoch"],
-        "changed_in_last_epoch": summary["last_epoch"].get("changed", 0),
+        "chosen_epoch": details["chosen_epoch"],
+        "changed_in_last_epoch": details["last_epoch"].get("changed", 0),
     }
 
 

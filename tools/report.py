@@ -21,6 +21,12 @@ def interval(accuracy: float, count: int) -> float:
     return 196.0 * (p * (1.0 - p) / count) ** 0.5
 
 
+def headline(accuracy: float, count: int) -> dict[str, Any]:
+    """What the figures of every summary begin with: top-1 in percent, of how many images."""
+    half = interval(accuracy, count)
+    return {"accuracy": accuracy, "interval95": half, "images": count}
+
+
 def report_split(name: str, scores: Scores, classes: Sequence[str], folder: Path) -> dict[str, Any]:
     """Write `name`_report.txt, `name`_confusion.csv and .png into `folder`.
 
@@ -43,9 +49,7 @@ def report_split(name: str, scores: Scores, classes: Sequence[str], folder: Path
     title = f"{name}: {scores.accuracy:.2f} % of {len(labels)} images"
     draw_confusion(matrix, classes, folder / f"{name}_confusion.png", title)
     return {
-        "accuracy": scores.accuracy,
-        "interval95": interval(scores.accuracy, len(labels)),
-        "images": len(labels),
+        **headline(scores.accuracy, len(labels)),
         "loss": scores.loss,
         "classes": {
             each: {key: figures[each][key] for key in ("precision", "recall", "f1-score")}
@@ -66,13 +70,13 @@ def write_summary(
     epochs: int,
     seconds: float,
     figures: Mapping[str, Mapping[str, Any]],
-    **more: Any,
+    **details: Any,
 ) -> dict[str, Any]:
     """Write `run`/summary.json and return what it holds: the same keys for every script.
 
     `protocol` is None where nothing hangs on it, `genotype` where there are several;
     `checkpoints` are the weights that were read, `epochs` those trained, in `seconds`. `figures`
-    by split or set have "accuracy" (percent) and "images" at least. `more` is the script's own.
+    by split or set begin with `headline`. What else the script knows is under "details".
     """
     summary = {
         "script": script,
@@ -85,7 +89,7 @@ def write_summary(
         "epochs": epochs,
         "seconds": seconds,
         "figures": dict(figures),
-        **more,
+        "details": details,
     }
     write_text(run / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary

@@ -23,17 +23,6 @@ from tools import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Small enough for a test, with everything a real run has: aux head, drop-path, several steps.
-TRAIN = (
-    "train_FER2013.py --data {data} --arch --init_channels 4 --layers 3 --epochs 3 --batch_size 16 "
-    "--limit_batches 4 --drop_path_prob 0.5 --report_freq 1 --device cpu --model_path {out}"
-).split()
-SEARCH = (
-    "search.py --data {data} --init_channels 2 --layers 3 --epochs 4 --batch_size 8 "
-    "--batch_increase 4 --warmup_dec_epoch 1 --decision_freq 1 --use_history --post_val "
-    "--limit_batches 3 --report_freq 1 --device cpu --model_path {out}"
-).split()
-
 
 def command(template: list[str], data: Path | str, out: Path, *more: str) -> list[str]:
     """The words of a script's command line, its places filled in."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import pandas as pd
 import torch
 
 from architect import EdgeScores
-from genotypes import PRIMITIVES, Genotype
+from genotypes import GENOTYPE_FILE, PRIMITIVES, Genotype, format_genotype, save_genotype
 from model_search import CELLS, EDGES
 from tools.plots import draw_alphas, draw_cell, draw_curves, draw_decisions
-from tools.report import format_table
+from tools.report import format_table, headline, write_summary
+from utils import LOGGER_NAME
+
+_log = logging.getLogger(LOGGER_NAME)
 
 
 def describe_edges(
@@ -67,3 +71,42 @@ def draw_search(
         draw_alphas(strengths, folder / f"alphas_{cell}.png", title, edges["state"].tolist())
     draw_decisions(decisions, len(history), folder / "decisions.png")
     draw_curves(history, folder / "curves.png")
+
+
+def report_search(
+    run: Path,
+    genotype: Genotype,
+    *,
+    history: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    decisions: Sequence[dict[str, Any]],
+    validation_images: int,
+    limit_batches: int | None,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write the genotype, the pictures and summary.json; log the cells. Returns the summary.
+
+    `about` is the script's part of the summary.
+    """
+    save_genotype(genotype, run / GENOTYPE_FILE)
+    draw_search(rows, decisions, history, genotype, run)
+    last = history[-1]
+    if limit_batches is not None:
+        validation_images = min(validation_images, limit_batches * last["batch_size"])
+    summary = write_summary(
+        run,
+        checkpoints=[],
+        genotype=format_genotype(genotype),
+        epochs=len(history),
+        seconds=sum(record["seconds"] for record in history),
+        figures={"valid": headline(last["valid_accuracy"], validation_images)},
+        open_edges=last["open_edges"],
+        last_epoch=last,
+        **about,
+    )
+    _log.info("\n%s\n\n%s", tabulate_cells(genotype, decisions), summary["genotype"])
+    if last["open_edges"]:
+        _log.info("%d edges were never decided: the most important were taken; more --epochs "
+                  "decide them", last["open_edges"])  # fmt: skip
+    _log.info("genotype and pictures in %s; next: python train_FER2013.py --arch %s", run, run)
+    return summary

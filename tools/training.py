@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from data.augment import spread
 from data.fer2013 import CLASSES, Split
@@ -51,16 +52,18 @@ def saver(
     drop_path_prob: float,
     args: Mapping[str, Any],
     start_epoch: int = 0,
+    average: AveragedModel | None = None,
 ) -> Callable[[TrainState], None]:
     """The `save` of `engine.fit`: weights after every epoch, and what --resume goes on from.
 
     `epochs` is what drop-path rises over; of them, `start_epoch` were trained before this run.
+    Where there is an `average` of the model, the weights are its.
     """
 
     def save(state: TrainState) -> None:
         weights = {
             "model": dict(description),
-            "state_dict": model.state_dict(),
+            "state_dict": (model if average is None else average.module).state_dict(),
             "epoch": start_epoch + state.epoch,
             "epochs": epochs,
             "drop_path_prob": drop_path_prob,
@@ -80,7 +83,13 @@ def saver(
                 save_checkpoint(run / name, "weights", {**weights, "metrics": history[-1]})
             write_rows(history, run / "metrics.csv")
         # Last, so that whatever a killed run has not written is written again when it resumes.
-        content = {"optimizer": optimizer.state_dict(), "state": state.to_dict(), "args": args}
+        content = {
+            "state_dict": model.state_dict(),
+            "average": None if average is None else average.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "state": state.to_dict(),
+            "args": args,
+        }
         save_checkpoint(run / "checkpoint.pt", "training", {**weights, **content})
 
     return save
@@ -95,13 +104,15 @@ def train_and_report(
     state: TrainState,
     precision: torch.autocast,
     time_limit: float | None,
+    tta: str,
     save: Callable[[TrainState], None],
     about: Mapping[str, Any],
     **options: Any,
 ) -> dict[str, Any]:
     """Fit `model` on Training, then report the weights chosen on PublicTest; returns the summary.
 
-    `options` are the other arguments of `engine.fit`; `about` is the script's part of the summary.
+    They are chosen in a single view and reported over the views of `tta`. `options` are the other
+    arguments of `engine.fit`; `about` is the script's part of the summary.
     Raises Interrupted after `time_limit` minutes or a signal, with everything saved.
     """
     batch_size, limit = options["batch_size"], options["limit_batches"]
@@ -129,6 +140,7 @@ def train_and_report(
             batch_size=batch_size,
             precision=precision,
             stop=stop,
+            tta=tta,
             about=about,
         )
     _log.info("\n%s\n\nreports and pictures in %s", table, run)
@@ -144,6 +156,7 @@ def report_run(
     batch_size: int,
     precision: torch.autocast,
     stop: Stop,
+    tta: str,
     about: Mapping[str, Any],
 ) -> tuple[dict[str, Any], str]:
     """Score the weights chosen on PublicTest; write reports, pictures and summary.json.
@@ -154,7 +167,7 @@ def report_run(
     chosen = load_checkpoint(run / CHOSEN, ["weights"])
     load_state(model, chosen["state_dict"], run / CHOSEN)
     scores = evaluate_splits(
-        model, evaluations, batch_size=batch_size, precision=precision, stop=stop
+        model, evaluations, batch_size=batch_size, precision=precision, stop=stop, tta=tta
     )
     draw_curves(history, run / "curves.png")
     chosen_epoch, oracle = chosen["metrics"]["epoch"], best_epoch(history, ORACLE)
@@ -165,6 +178,7 @@ def report_run(
         epochs=len(history),
         seconds=sum(record["seconds"] for record in history),
         figures={name: report_split(name, each, CLASSES, run) for name, each in scores.items()},
+        tta=tta,
         chosen_epoch=chosen_epoch,
         last_epoch=history[-1],
         oracle={"epoch": oracle, ORACLE: history[oracle - 1][ORACLE]},
@@ -174,9 +188,12 @@ def report_run(
     def recorded(epoch: int) -> list[float]:
         return [history[epoch - 1][f"{name}_accuracy"] for name in scores]
 
+    chosen_row = f"chosen on PublicTest (epoch {chosen_epoch})"
     rows = [
-        [f"chosen on PublicTest (epoch {chosen_epoch})", *(s.accuracy for s in scores.values())],
+        [chosen_row, *recorded(chosen_epoch)],
         [f"last epoch ({len(history)})", *recorded(len(history))],
         [f"oracle: best on PrivateTest (epoch {oracle})", *recorded(oracle)],
     ]
+    if tta != "none":
+        rows.insert(1, [f"{chosen_row}, --tta {tta}", *(s.accuracy for s in scores.values())])
     return summary, format_table(["top-1 accuracy in %", *scores], rows)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from data.fer2013 import CLASSES
-from engine import rising
+from engine import network_predictor, rising
 from genotypes import format_genotype, resolve_genotype
 from model import Network
 from tools import parsers
 from tools.checkpoints import check_progress, parts_of, rebuild_network
+from tools.manifest import CHECKPOINTS, verify
+from tools.recipe import recipe_parser
 from tools.training import CHOSEN
 from utils import UserError, load_checkpoint
 
@@ -67,6 +73,7 @@ def finetuning_parsers(
             "on rising from the checkpoint's epoch",
         ),
         parsers.training_parser(epochs=epochs),
+        recipe_parser(),
     ]
 
 
@@ -76,7 +83,8 @@ def checkpoint_parser(*, why: str) -> argparse.ArgumentParser:
     parser.add_argument_group("the trained network").add_argument(
         "--checkpoint",
         metavar="X",
-        help="weights: a file, as given or with .pt added or inside --model_path, or a run folder; "
+        help="weights: a file, as given or with .pt added or inside --model_path, a run folder, "
+        "or the name of weights in checkpoints/; "
         f"{why} (needed, unless --resume; no default, as the result hangs on it)",
     )
     return parser
@@ -101,7 +109,8 @@ def network_parser(*, layers: bool = True) -> argparse.ArgumentParser:
 
 
 def find_weights(flag: str, name: str, model_path: str) -> Path:
-    """The file that `name` means: as given, with .pt, inside `model_path`, or a run folder's best.
+    """The file that `name` means: as given, with .pt, inside `model_path`, or a run folder's best;
+    else one that came with the code, in `checkpoints/`.
 
     Raises UserError that names `flag` and the places looked at.
     """
@@ -110,6 +119,7 @@ def find_weights(flag: str, name: str, model_path: str) -> Path:
         Path(f"{name}.pt"),
         Path(model_path) / name,
         Path(model_path) / f"{name}.pt",
+        CHECKPOINTS / f"{name}.pt",
     ]
     for place in places:
         if place.is_file():
@@ -130,23 +140,42 @@ def require_weights(checkpoint: str | None, model_path: str) -> Path:
     return find_weights("--checkpoint", checkpoint, model_path)
 
 
+def load_members(
+    flag: str, names: Sequence[str], model_path: str, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """The checkpoints that `flag` names, which describe themselves, as one: their mean logits.
+
+    From float32 (B, 1, H, W) on `device` to (B, 7), networks in evaluation mode.
+    """
+    paths = [find_weights(flag, name, model_path) for name in names]
+    flags = {"layers": None, "init_channels": None, "arch": None}
+    members = [
+        network_predictor(load_trained(path, **flags).model.to(device).requires_grad_(False))
+        for path in paths
+    ]
+    return lambda images: torch.stack([member(images).float() for member in members]).mean(dim=0)
+
+
 def load_trained(
     path: Path, *, layers: int | None, init_channels: int | None, arch: str | None
 ) -> Trained:
     """Rebuild the network of a checkpoint, or of a bare state dict by the flags given.
 
-    Raises UserError for what is no network of seven classes, and for a flag that contradicts what
-    the checkpoint says of itself.
+    Raises UserError for what is no network of seven classes, for a file that is not what a manifest
+    beside it says, and for a flag that contradicts what the checkpoint says of itself.
     """
+    verify(path)
     found = load_checkpoint(path, ["weights", "training", "state_dict"])
     flags = {"init_channels": init_channels, "layers": layers, "arch": arch}
+    if "state_dict" not in found:
+        raise UserError(f"{path}: holds no state_dict, expected the weights of a network")
     if found["kind"] == "state_dict":
         given = {name: _PUBLISHED[name] if v is None else v for name, v in flags.items()}
         description = {
             "C": given["init_channels"],
             "num_classes": len(CLASSES),
             "layers": given["layers"],
-            "auxiliary": any(name.startswith("auxiliary_head.") for name in found["state_dict"]),
+            "auxiliary": any(str(key).startswith("auxiliary_head.") for key in found["state_dict"]),
             "genotype": format_genotype(resolve_genotype(given["arch"])),
         }
     else:

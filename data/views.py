@@ -1,0 +1,35 @@
+"""Test-time augmentation: several views of an image, and the mean of what is predicted of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import hflip, ten_crop
+
+CROP = 44  # what training sees of an image
+
+TTA = ("none", "flip", "tencrop")
+
+
+def views(images: Tensor, tta: str) -> tuple[Tensor, ...]:
+    """The views of float32 (B, 1, 48, 48): each image "none" as it is, or "flip" mirrored too.
+
+    "tencrop": the four corners and the centre of 44x44, and the mirror images of the five
+    (Krizhevsky et al., 2012).
+    """
+    if tta == "tencrop":
+        return ten_crop(images, CROP)
+    return (images, hflip(images)) if tta == "flip" else (images,)
+
+
+def over_views(predict: Callable[[Tensor], Tensor], tta: str) -> Callable[[Tensor], Tensor]:
+    """`predict`, from images to logits, as the mean of the logits over the views of each image.
+
+    Logits and not probabilities, as the ensemble averages them: one view that is sure does not
+    outvote the rest, and the views of several networks may be averaged in any order.
+    """
+    if tta == "none":
+        return predict
+    return lambda images: torch.stack([predict(v).float() for v in views(images, tta)]).mean(dim=0)

@@ -1,0 +1,150 @@
+"""Tests on other data sets: which images, which answers, which figures; networks by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import relabel_training
+import test_CK48
+import test_JAFFE
+from data.ck48 import load_ck48
+from data.faces import Faces
+from data.jaffe import BOX
+from tools import cli, crossval, training
+from tools.fold_figures import summarise_folds, vote
+from tools.report import interval
+from tools.weights import Trained
+from utils import UserError
+
+
+class Answers(nn.Module):
+    """A network that answers neutral always, and fear if it may not."""
+
+    size = 0
+
+    def forward(self, images):
+        logits = torch.zeros(len(images), 7)
+        logits[:, 6], logits[:, 2] = 2.0, 1.0
+        return logits, None
+
+
+def test_ck48_as_it_is_leaves_contempt_out_and_never_answers_neutral(place, monkeypatch, capsys):
+    stub = Trained(Path(), Answers(), {"genotype": ""}, epoch=0, epochs=0, drop_path_prob=None)
+    monkeypatch.setattr(crossval, "load_trained", lambda *_, **__: stub)
+    monkeypatch.chdir(place)
+    argv = "--checkpoint checkpoint --mode evaluate --save as-it-is".split()
+    assert cli.run(test_CK48.main, test_CK48.build_parser(), argv) == 0
+    faces = load_ck48(place / "data")
+    shared = faces.labels[faces.labels < 6].tolist()
+    assert 0 < shared.count(2) < len(shared) < len(faces.labels)
+    summary = json.loads((place / "saved_models" / "as-it-is" / "summary.json").read_text())
+    found = summary["figures"]["CK48"]
+    assert found["images"] == len(shared)
+    assert found["accuracy"] == pytest.approx(100 * shared.count(2) / len(shared))
+    # Every sequence has three frames here.
+    assert found["sequence_accuracy"] == pytest.approx(found["accuracy"])
+    assert set(found["classes"]) == {"anger", "disgust", "fear", "happy", "sadness", "surprise"}
+    assert "top-1 accuracy in %" in capsys.readouterr().err
+
+
+def test_a_sequence_votes_and_ties_go_to_the_likelier():
+    logits = torch.tensor([[5.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.2, 0.0],
+                           [9.0, 0.0, 0.0]])  # fmt: skip
+    sequences = ["a", "a", "a", "b", "b"]
+    assert vote(logits, torch.tensor([1, 1, 1, 0, 0]), sequences) == 100.0
+    assert vote(logits, torch.tensor([0, 0, 0, 0, 0]), sequences) == 50.0
+
+
+def test_the_figures_of_folds_are_means_over_folds(tmp_path):
+    faces = Faces(
+        images=torch.zeros(8, 1, 48, 48, dtype=torch.uint8),
+        labels=torch.tensor([0, 0, 0, 1, 1, 1, 2, 2]),
+        names=list("abcdefgh"),
+        subjects=list("AAABBBCC"),
+        sequences=list("ssstttuu"),
+    )
+    first = {
+        "test_index": torch.tensor([0, 1, 2, 3]),
+        "logits": torch.eye(3)[[0, 0, 1, 1]],
+        "accuracy": 75.0,
+        "oracle": 80.0,
+        "subjects_shared": 2,
+        "sequences_shared": 1,
+    }
+    second = {
+        "test_index": torch.tensor([3, 4, 6]),
+        "logits": torch.eye(3)[[0, 0, 2]],
+        "accuracy": 100 / 3,
+        "oracle": 60.0,
+        "subjects_shared": 1,
+        "sequences_shared": 0,
+    }
+    found = summarise_folds("set", [first, second], faces, ["x", "y", "z"], tmp_path)
+    pooled = found.pop("pooled")
+    assert (pooled["images"], pooled["accuracy"]) == (7, pytest.approx(400 / 7))
+    mean = (75 + 100 / 3) / 2
+    assert found == {
+        "images": 7,
+        "accuracy": pytest.approx(mean),
+        "interval95": pytest.approx(interval(mean, 7)),
+        "deviation": pytest.approx(75 - mean),
+        "sequence_accuracy": pytest.approx(75.0),  # all of two, then one of two
+        "sequence_deviation": pytest.approx(25.0),
+        "oracle_accuracy": pytest.approx(70.0),
+        "folds": [75.0, 100 / 3],
+        "never_tested": 2,
+        "tested_twice": 1,
+        "subjects_shared": 3,
+        "sequences_shared": 1,
+    }
+
+
+def test_drop_path_goes_on_rising_from_the_epoch_of_the_checkpoint():
+    told = Trained(Path(), Answers(), {}, epoch=2, epochs=10, drop_path_prob=0.2)
+    bare = Trained(Path(), Answers(), {}, epoch=0, epochs=0, drop_path_prob=None)
+
+    def at(trained, epoch, given=None):
+        return pytest.approx(trained.drop_path_at(epoch, epochs=60, drop_path_prob=given))
+
+    assert [at(told, epoch) for epoch in (0, 3, 8, 50)] == [0.04, 0.1, 0.2, 0.2]
+    assert [at(told, epoch, 0.5) for epoch in (0, 3, 8)] == [0.1, 0.25, 0.5]
+    assert [at(bare, epoch) for epoch in (0, 30, 60)] == [0.0, 0.1, 0.2]
+
+
+@pytest.mark.parametrize("module, script", [(training, relabel_training), (crossval, test_CK48)])
+@pytest.mark.parametrize("flags, expected", [([], 0.04), (["--drop_path_prob", "0.5"], 0.1)])
+def test_fine_tuning_takes_drop_path_from_there(
+    module, script, flags, expected, place, tmp_path, monkeypatch
+):
+    taken = []
+
+    def fit(*_, drop_path_at, **__):
+        taken.append(drop_path_at(0))
+        raise UserError("this is enough")
+
+    monkeypatch.setattr(module, "fit", fit)
+    monkeypatch.chdir(place)
+    argv = ["--checkpoint", "checkpoint", "--model_path", str(tmp_path), *flags]
+    assert cli.run(script.main, script.build_parser(), argv) == 2
+    assert taken == [pytest.approx(expected)]
+
+
+@pytest.mark.parametrize("flags, box", [
+    ([], BOX), (["--crop", "none"], None), (["--crop", "1,2,30,40"], (1, 2, 30, 40)),
+])  # fmt: skip
+def test_the_box_reaches_the_reader_of_jaffe(flags, box, place, monkeypatch):
+    taken = []
+
+    def load_jaffe(_, *, crop, report):
+        taken.append(crop)
+        raise UserError("this is enough")
+
+    monkeypatch.setattr(test_JAFFE, "load_jaffe", load_jaffe)
+    argv = ["--checkpoint", str(place / "checkpoint"), *flags]
+    assert cli.run(test_JAFFE.main, test_JAFFE.build_parser(), argv) == 2
+    assert taken == [box]

@@ -1,0 +1,252 @@
+"""Pictures of one's own: every kind that pillow reads, and what is said of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import ROOT, run, weights
+
+from data.fer2013 import CLASSES
+from data.jaffe import BOX, load_jaffe
+from data.pictures import find_pictures, load_picture
+from data.synthetic import draw_fer2013
+from data.synthetic_cross import draw_jaffe
+from data.writers import write_jaffe
+from model import build_network
+from tools import cli, predict
+from tools.plots_faces import draw_faces
+from utils import UserError, load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def face() -> np.ndarray:
+    """A synthetic face, uint8 (48, 48)."""
+    return (
+        draw_fer2013(counts={"Training": 1, "PublicTest": 1, "PrivateTest": 1})["Training"]
+        .images[0, 0]
+        .numpy()
+    )
+
+
+@pytest.fixture
+def place(tmp_path: Path, face: np.ndarray) -> Path:
+    """A folder with two networks, and one of pictures with two that are none."""
+    weights(tmp_path / "a.pt", 0)
+    weights(tmp_path / "b.pt", 1)
+    (tmp_path / "faces").mkdir()
+    for name, picture in (("one.png", face), ("two.webp", face[:, ::-1]), ("three.gif", face.T)):
+        Image.fromarray(np.ascontiguousarray(picture)).save(
+            tmp_path / "faces" / name, lossless=True
+        )
+    (tmp_path / "faces" / "broken.jpg").write_bytes(b"\xff\xd8\xff no more")
+    (tmp_path / "faces" / "notes.txt").write_text("no picture at all")
+    return tmp_path
+
+
+def save(image: Image.Image, path: Path, **options) -> Path:
+    image.save(path, **options)
+    return path
+
+
+# ---------------------------------------------------------------- reading
+
+
+def test_every_mode_gives_the_same_gray(face, tmp_path):
+    gray = Image.fromarray(face)
+    kinds = {
+        "L.png": gray,
+        "RGB.png": gray.convert("RGB"),
+        "RGBA.png": gray.convert("RGBA"),
+        "LA.png": gray.convert("LA"),
+        "P.png": gray.convert("P"),
+        "P.gif": gray.convert("P"),
+        "CMYK.tif": gray.convert("RGB").convert("CMYK"),
+        "L.bmp": gray,
+        "16.png": Image.fromarray(face.astype(np.uint16) * 257),
+        "16.tif": Image.fromarray(face.astype(np.uint16) * 257),
+    }
+    for name, image in kinds.items():
+        found = load_picture(save(image, tmp_path / name))
+        assert (found.dtype, found.shape) == (np.uint8, (48, 48))
+        assert np.abs(found.astype(int) - face).max() <= 1, name
+    found = load_picture(save(gray.convert("YCbCr"), tmp_path / "x.jpg", quality=100))
+    assert np.abs(found.astype(int) - face).max() <= 3
+    lab = Image.merge("LAB", [gray, Image.new("L", (48, 48), 128), Image.new("L", (48, 48), 128)])
+    assert (load_picture(save(lab, tmp_path / "lab.tif")) == face).all()
+    black_or_white = load_picture(save(gray.convert("1"), tmp_path / "1.png"))
+    assert set(np.unique(black_or_white)) == {0, 255}
+
+
+def test_values_without_a_range_are_stretched_over_all_grays(face, tmp_path):
+    low, high = face.min(), face.max()
+    expected = (255.0 * (face.astype(float) - low) / (high - low)).astype(int)
+    for name, values in (
+        ("F.tif", face / np.float32(1000)),
+        ("I.tif", face.astype(np.int32) * 900),
+    ):
+        found = load_picture(save(Image.fromarray(values), tmp_path / name))
+        assert np.abs(found.astype(int) - expected).max() <= 1, name
+    flat = load_picture(save(Image.fromarray(np.ones((9, 9), np.float32)), tmp_path / "flat.tif"))
+    assert (flat == 0).all()
+
+
+def test_what_is_transparent_is_white(face, tmp_path):
+    image = Image.fromarray(face).convert("RGBA")
+    image.putalpha(
+        Image.fromarray(np.where(np.arange(48) < 24, 0, 255).astype(np.uint8)[None]).resize(
+            (48, 48)
+        )
+    )
+    found = load_picture(save(image, tmp_path / "half.png"))
+    assert (found[:, :20] == 255).all()
+    assert (found[:, 30:] == face[:, 30:]).all()
+    palette = Image.fromarray(face).convert("P")
+    found = load_picture(save(palette, tmp_path / "p.png", transparency=int(face[0, 0])))
+    assert (found[face == face[0, 0]] == 255).all()
+
+
+@pytest.mark.parametrize("orientation, undone", [
+    (1, lambda x: x), (2, np.fliplr), (3, lambda x: np.rot90(x, 2)), (4, np.flipud),
+    (5, np.transpose), (6, lambda x: np.rot90(x, 1)), (8, lambda x: np.rot90(x, -1)),
+])  # fmt: skip
+def test_a_picture_is_turned_upright(orientation, undone, face, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(undone(face)))
+    assert (load_picture(save(stored, tmp_path / "x.png", exif=exif)) == face).all()
+
+
+def test_the_largest_centred_square_is_taken_and_any_size_resized(face, tmp_path):
+    wide = np.full((48, 90), 7, np.uint8)
+    wide[:, 21:69] = face
+    for name, picture in (("wide.png", wide), ("high.png", np.ascontiguousarray(wide.T))):
+        expected = face if name == "wide.png" else face.T
+        assert (load_picture(save(Image.fromarray(picture), tmp_path / name)) == expected).all()
+    for size in ((1, 1), (1, 300), (3, 2), (1000, 700)):
+        found = load_picture(save(Image.new("L", size, 90), tmp_path / "any.png"))
+        assert found.shape == (48, 48)
+        assert (found == 90).all()
+
+
+def test_a_box_is_what_test_jaffe_takes_of_a_square_picture(tmp_path):
+    write_jaffe(draw_jaffe(takes=1), tmp_path / "jaffe")
+    faces = load_jaffe(tmp_path / "jaffe")
+    for name, image in list(zip(faces.names, faces.images[:, 0].numpy(), strict=True))[::20]:
+        assert (load_picture(tmp_path / "jaffe" / name, BOX) == image).all()
+
+
+def png_of(width: int, height: int) -> bytes:
+    """The beginning of a PNG that says it is so large."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        rest = kind + content
+        return struct.pack(">I", len(content)) + rest + struct.pack(">I", zlib.crc32(rest))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+
+
+@pytest.mark.parametrize("name, content, said", [
+    ("bomb.png", png_of(12_000, 12_000), "12000x12000, expected at most 134217728 pixels"),
+    ("huge.png", png_of(2**30, 2**30), "DecompressionBomb"),
+    ("cut.png", png_of(40, 40), "unreadable"),
+    ("text.png", b"hello", "unreadable"),
+    ("empty.jpg", b"", "unreadable"),
+    ("program.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unreadable"),
+], ids=lambda value: value if isinstance(value, str) and "." in value else "")  # fmt: skip
+def test_what_is_no_picture_is_refused_before_it_is_decoded(name, content, said, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=said) as raised:
+        load_picture(tmp_path / name)
+    assert name in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_picture_and_a_folder_of_none_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.png"):
+        load_picture(find_pictures(str(tmp_path / "nowhere.png"))[0])
+    with pytest.raises(UserError, match="no pictures in this folder"):
+        find_pictures(str(tmp_path))
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_a_folder_gets_a_line_a_row_and_a_place_on_the_sheet_each(place, face):
+    words = [sys.executable, "-m", "tools.predict", str(place / "faces"), "--checkpoint", "a,b",
+             "--model_path", str(place), "--tta", "flip", "--out", str(place / "out"),
+             "--device", "cpu"]  # fmt: skip
+    done = run(words)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("left out: ") == 1
+    assert "broken.jpg: unreadable" in done.stderr
+    rows = list(csv.DictReader((place / "out" / "predictions.csv").open()))
+    assert [row["picture"] for row in rows] == ["one.png", "three.gif", "two.webp"]
+    # The oracle: every network on every view of every face, one by one.
+    for row, picture in zip(rows, (face, face.T, face[:, ::-1]), strict=True):
+        logits = []
+        for name in ("a", "b"):
+            found = load_checkpoint(place / f"{name}.pt", ["weights"])
+            network = build_network(found["model"]).eval()
+            network.load_state_dict(found["state_dict"])
+            for view in (picture, picture[:, ::-1]):
+                image = torch.tensor(np.ascontiguousarray(view))[None, None] / 255
+                logits.append(network(image)[0][0])
+        p = torch.stack(logits).double().mean(0).softmax(0).tolist()
+        assert [float(row[name]) for name in CLASSES] == pytest.approx(p, abs=1e-5)
+        assert row["expression"] == CLASSES[int(np.argmax(p))]
+        (line,) = (line for line in done.stdout.split("\n") if line.startswith(row["picture"]))
+        assert line.split()[1] == row["expression"]
+        assert all(f"{name} {100 * float(row[name]):.1f}" in line for name in CLASSES)
+    with Image.open(place / "out" / "faces.png") as sheet:
+        assert sheet.width > 1000
+
+
+@pytest.mark.parametrize("pictures, more, named", [
+    ("faces/broken.jpg", [], ["broken.jpg", "unreadable"]),
+    ("faces/none.png", [], ["none.png", "cannot be read"]),
+    ("faces/one.png", ["--checkpoint", "c"], ["--checkpoint c"]),
+    ("faces/one.png", ["--crop", "9,9,3,3"], ["--crop 9,9,3,3"]),
+    ("bad", [], ["none of 2 pictures"]),
+])  # fmt: skip
+def test_an_error_is_one_line_and_status_2(pictures, more, named, place, capsys):
+    (place / "bad").mkdir()
+    for name in ("x.png", "y.png"):
+        (place / "bad" / name).write_bytes(b"")
+    words = [str(place / pictures), "--checkpoint", "a", "--model_path", str(place), "--out",
+             str(place / "out"), *more]  # fmt: skip
+    assert cli.run(predict.main, predict.build_parser(), words) == 2
+    last = capsys.readouterr().err.strip().split("\n")[-1]
+    assert all(part in last for part in named), last
+    assert not (place / "out").exists()
+
+
+def test_a_sheet_shows_what_fits_and_says_so(tmp_path, face):
+    images, p = np.repeat(face[None], 63, axis=0), np.full((63, 7), 1 / 7)
+    names = [f"{k}$_a_very_long_name_of_a_picture.png" for k in range(63)]
+    figure = draw_faces(images, p, names, CLASSES, tmp_path / "sheet.png")
+    assert len(figure.axes) == 2 * 60
+    assert "first 60 of 63" in figure.texts[0].get_text()
+    one = draw_faces(images[:1], np.eye(7)[None, 3], ["x.png"], CLASSES, tmp_path / "one.png")
+    face_axes, bars = one.axes
+    assert face_axes.get_images()[0].get_array().data.tolist() == face.tolist()
+    assert [bar.get_width() for bar in bars.patches] == [0, 0, 0, 1, 0, 0, 0]
+    assert bars.get_title(loc="left") == "happy"
+    assert io.BytesIO((tmp_path / "one.png").read_bytes()).read(4) == b"\x89PNG"
+
+
+def test_help_gives_every_flag_its_default_and_a_reason():
+    done = run([sys.executable, "-m", "tools.predict", "--help"], cwd=ROOT)
+    entries = done.stdout.replace("\n  --", "\x00--").split("\x00")[1:]
+    assert len(entries) >= 7
+    for entry in entries:
+        assert "default" in " ".join(entry.split()), entry

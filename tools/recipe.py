@@ -1,0 +1,92 @@
+"""Recipes of training beyond the paper's: the flags, the sets of them, and what they become."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from data.mix import mixing
+from tools import parsers
+from tools.objective import objective
+
+# Defaults of flags by --recipe. Learning rate, batch and epochs are each script's own.
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "strong": {
+        "nesterov": True,
+        "warmup_epochs": 1,
+        "label_smoothing": 0.1,
+        "affine": 0.1,
+        "erasing": 0.25,
+        "ema": 0.999,
+    },
+}
+
+
+def recipe_parser() -> argparse.ArgumentParser:
+    """The flags that improve on the published training, all off by default, as a parent parser."""
+    parser = argparse.ArgumentParser(add_help=False)
+    # fmt: off
+    add = parser.add_argument_group("the recipe").add_argument
+    strong = " ".join(f"--{name} {value}" for name, value in RECIPES["strong"].items())
+    add("--recipe", choices=RECIPES, default="paper",
+        help=f"other defaults for flags of training; strong is {strong.replace(' True', '')} "
+        "(default: paper, what was published)")
+    add("--label_smoothing", type=parsers.fraction, default=0.0, metavar="E",
+        help="share of each label that is spread over all classes (default: 0, as published)")
+    add("--affine", type=parsers.fraction, default=0.0, metavar="A",
+        help="shift training images by up to A of their side, scale by 1-A to 1+A, rotate by up to "
+        "50 A degrees (default: 0, as published)")
+    add("--erasing", type=parsers.fraction, default=0.0, metavar="P",
+        help="probability of erasing a random rectangle of a training image (default: 0, as "
+        "published)")
+    add("--mixup", type=parsers.non_negative, default=0.0, metavar="ALPHA",
+        help="blend each training image with another by a share drawn from Beta(ALPHA, ALPHA) "
+        "(default: 0, off, as published)")
+    add("--cutmix", type=parsers.non_negative, default=0.0, metavar="ALPHA",
+        help="paste a rectangle of another training image into each; with --mixup a coin decides "
+        "for each batch (default: 0, off, as published)")
+    add("--mix_off_epochs", type=parsers.count, metavar="N",
+        help="last epochs without --mixup and --cutmix, fewer than --epochs; labels are repaired "
+        "only in epochs without (default: a tenth of --epochs, so that training ends on faces)")
+    add("--ema", type=parsers.fraction, default=0.0, metavar="DECAY",
+        help="keep an exponential moving average of weights and batch-norm statistics, step by "
+        "step; it is what is evaluated and saved as weights (default: 0, off, as published)")
+    # fmt: on
+    return parser
+
+
+def fit_arguments(
+    args: argparse.Namespace,
+    *,
+    teaching: Mapping[str, Any] | None = None,
+    jitter: float = 0.0,
+) -> dict[str, Any]:
+    """What `engine.fit` takes from all the flags of training; `jitter` is the script's own.
+
+    `teaching` is what a teacher adds to the loss, see `tools.teacher`.
+    """
+    usual = parsers.augmentation(args, jitter=jitter)
+    mix = mixing(mixup=args.mixup, cutmix=args.cutmix)
+    off = args.epochs // 10 if args.mix_off_epochs is None else args.mix_off_epochs
+    return {
+        **parsers.fit_arguments(args),
+        "augmentation": replace(usual, affine=args.affine, erasing=args.erasing),
+        "criterion_for": objective(label_smoothing=args.label_smoothing, **(teaching or {})),
+        "mix_at": lambda epoch: mix if epoch < args.epochs - off else None,
+    }
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
+    """The average of `model` over the steps to come: e = d e + (1 - d) w; None without a decay.
+
+    It begins as the weights after the first step; batch-norm statistics are averaged alike.
+    """
+    if decay == 0:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
