@@ -66,15 +66,8 @@ def _decode(stream: BinaryIO, size: int, where: str, crop: Box | None) -> np.nda
 def gray(image: Image.Image) -> Image.Image:
     """A picture of any mode in gray, mode L: on white where it is transparent.
 
-    16-bit values are divided by 257; integers and floats without a range of their own are
-    stretched from the lowest to the highest.
+    Deeper grays were brought to 8 bits when the file was opened.
     """
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) / 257.0).round().astype(np.uint8))
-    if image.mode in ("I", "F"):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        low, high = values.min(), values.max()
-        return Image.fromarray((255.0 * (values - low) / max(high - low, 1e-12)).astype(np.uint8))
     if image.mode in TRANSPARENT or "transparency" in image.info:
         drawn = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("L")

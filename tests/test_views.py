@@ -108,7 +108,7 @@ def test_a_training_chooses_in_a_single_view_and_reports_over_the_views(tmp_path
     assert done.returncode == 0, done.stderr
     assert "--tta flip" in done.stderr
     summary = json.loads((tmp_path / "t" / "summary.json").read_text())
-    assert summary["tta"] == "flip"
+    assert summary["details"]["tta"] == "flip"
     trained = load_trained(
         tmp_path / "t" / "best_val_weights.pt", layers=None, init_channels=None, arch=None
     )
@@ -116,7 +116,7 @@ def test_a_training_chooses_in_a_single_view_and_reports_over_the_views(tmp_path
     logits = oracle(trained.model.eval(), split.images / 255.0, "flip")
     loss = F.cross_entropy(logits.double(), split.labels).item()
     assert summary["figures"]["PrivateTest"]["loss"] == pytest.approx(loss, rel=1e-6)
-    recorded = summary["last_epoch"]["PrivateTest_loss"]
+    recorded = summary["details"]["last_epoch"]["PrivateTest_loss"]
     assert recorded != pytest.approx(loss, rel=1e-6)
     words = ["--model_names", str(tmp_path / "t"), "--data", str(data), "--model_path",
              str(tmp_path), "--save", "e", "--tta", "flip"]  # fmt: skip
