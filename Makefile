@@ -2,10 +2,11 @@
 # make test: install the rest, then run every test
 # make lint: check the style
 # make bench: measure everything in a short form, ours beside the plain version
+# make faults: kill runs, send hostile input, fill disks; a table of what held (ten minutes)
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench faults clean
 
 demo: .venv/installed
 	$(BIN)/python -m tools.demo
@@ -18,6 +19,9 @@ lint: .venv/installed-dev
 
 bench: .venv/installed
 	$(BIN)/python -m tools.benchmark --short --out bench/short.json
+
+faults: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.faults
 
 clean:
 	rm -rf .venv demo

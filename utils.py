@@ -16,12 +16,17 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+
+try:
+    import fcntl
+except ImportError:  # not a Unix
+    fcntl = None
 
 CHECKPOINT_FORMAT = "auto-fernet/1"
 LOGGER_NAME = "auto_fernet"
@@ -44,11 +49,15 @@ class UserError(Exception):
         super().__init__(shown if len(shown) <= MAX_LINE else f"{shown[: MAX_LINE - 3]}...")
 
 
+class WriteError(UserError):
+    """A file that could not be written, for the OSError that is its cause."""
+
+
 def atomic_write(path: Path | str, write: Callable[[BinaryIO], Any]) -> None:
     """Call `write` on a temporary file beside `path`, then put it in place of `path`.
 
     The file is flushed and fsynced before it replaces `path`, so that whoever is killed leaves
-    the old file or the new one, never a part. Raises UserError when the folder or the disk
+    the old file or the new one, never a part. Raises WriteError when the folder or the disk
     refuses; the old file then stays as it was.
     """
     path = Path(path)
@@ -62,11 +71,21 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], Any]) -> None:
         # mkstemp makes private files; what a run writes is shared like any other file.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    except (OSError, RuntimeError) as error:
+        # torch.save puts an error of its own in the place of what stopped its writing.
+        cause = error
+        while isinstance(cause, RuntimeError) and cause.__context__ is not None:
+            cause = cause.__context__
+        if isinstance(cause, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        if not isinstance(cause, OSError):
+            raise
+        raise WriteError(f"{path}: cannot be written ({cause.strerror or cause})") from cause
     finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary:
+            # Gone where it took its place, or where somebody removed the folder.
+            with suppress(OSError):
+                os.unlink(temporary)
 
 
 def _umask() -> int:
@@ -290,7 +309,29 @@ def stop_on_signals(minutes: float | None = None, *, resumable: bool = True) -> 
 
 
 class _LogFile(logging.FileHandler):
-    """A log whose full disk is an error of the user's like any other, not a traceback a line."""
+    """The log of the one process that runs in its folder, locked as long as that lives.
+
+    A full disk is an error of the user's like any other, not a traceback a line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            # Names of files may be no UTF-8.
+            super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise UserError(
+                f"{path.parent}: another process runs in it; wait for its end, or start a run of "
+                "its own without --resume, under another --save"
+            ) from None
+        except OSError:
+            return  # a file system that knows no locks
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
@@ -299,13 +340,16 @@ class _LogFile(logging.FileHandler):
             return
         # What could not be written would be tried again at every later line and at the end.
         logging.getLogger(LOGGER_NAME).removeHandler(self)
-        raise UserError(
+        raise WriteError(
             f"{self.baseFilename}: cannot be written ({error.strerror or error})"
         ) from error
 
 
 def open_log(folder: Path | None = None) -> logging.Logger:
-    """The logger of a run: lines on the terminal (stderr) and, dated, in `folder`/log.txt."""
+    """The logger of a run: lines on the terminal (stderr) and, dated, in `folder`/log.txt.
+
+    Raises UserError when another process runs in `folder`, WriteError when it cannot be written.
+    """
     logger = logging.getLogger(LOGGER_NAME)
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
@@ -316,7 +360,7 @@ def open_log(folder: Path | None = None) -> logging.Logger:
     terminal.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(terminal)
     if folder is not None:
-        file = _LogFile(folder / "log.txt", encoding="utf-8")
+        file = _LogFile(folder / "log.txt")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(file)
     return logger

@@ -30,7 +30,7 @@ from tools.hostile_parsers import PARSERS, encoded, image_samples, weights_conte
 from tools.weights import load_trained
 from utils import UserError, load_checkpoint, save_checkpoint
 
-EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "40"))
 SLOWER = {"a training to resume": 3, "a search to resume": 6, "folder": 2}  # each builds a network
 
 

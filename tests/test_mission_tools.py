@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
 import shlex
 from pathlib import Path
 
@@ -60,6 +61,36 @@ def test_a_sweep_runs_each_cell_once_and_tabulates_them(start):
     other = sweep(start, "--seed", "1")
     assert other.returncode == 2
     assert "holds a sweep with" in other.stderr
+
+
+def test_a_cell_is_a_job_and_the_last_one_tabulates(start, capsys, monkeypatch):
+    ran = []
+
+    def pretend(folder: Path, cell: dict, _flags: list) -> None:
+        folder.mkdir()
+        ran.append(cell)
+        figures = {name: {"accuracy": 50.0} for name in ("PublicTest", "PrivateTest")}
+        details = {"chosen_epoch": 1, "last_epoch": {"changed": 2}}
+        summary = {"figures": figures, "details": details}
+        (folder / "summary.json").write_text(json.dumps(summary))
+
+    monkeypatch.setattr(relabel_sweep, "_run", pretend)
+    out = start / "sweep"
+    words = ["--relabel_thresholds", "0.1,0.2", "--fes_thresholds", "0.03", "--out", str(out)]
+    more = ["--", "--checkpoint", str(start / "start.pt")]
+
+    def job(cell: int) -> int:
+        argv = [*words, "--cell", str(cell), *more]
+        return cli.run(relabel_sweep.main, relabel_sweep.build_parser(), argv)
+
+    assert job(2) == 0
+    assert "1 of 2 cells are left: relabel_0.1_fes_0.03" in capsys.readouterr().out
+    assert not (out / "sweep.csv").exists()
+    assert job(1) == 0
+    assert [cell["relabel_threshold"] for cell in ran] == [0.2, 0.1]
+    assert len((out / "sweep.csv").read_text().strip().split("\n")) == 3
+    assert job(3) == 2
+    assert "--cell 3: expected 1 to 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

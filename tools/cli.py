@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import errno
 import os
 import platform
 import shlex
@@ -18,12 +19,26 @@ import torch
 
 from tools.checkpoints import parts_of
 from tools.recipe import RECIPES
-from utils import Interrupted, UserError, load_checkpoint, stop_on_signals
+from utils import (
+    Interrupted,
+    UserError,
+    WriteError,
+    is_out_of_memory,
+    load_checkpoint,
+    stop_on_signals,
+)
 
 # What a resumed run may be given anew; every other flag is part of what the run is.
 _FREE_ON_RESUME = {"data", "device", "gpu", "model_path", "report_freq"}
 # What each start of a run has for itself.
 _OF_ONE_START = {"resume", "save", "time_limit"}
+_WRITE_ADVICE = {
+    errno.ENOSPC: "free some room on the disk",
+    errno.EDQUOT: "free some room in your quota",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.EROFS: "make the folder writable or name another by --model_path",
+    errno.EACCES: "make the folder writable or name another by --model_path",
+}
 # The kinds of flags that take no value.
 _SWITCHES = (argparse.BooleanOptionalAction, argparse._StoreTrueAction)
 _EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143, "time limit": 0}
@@ -220,19 +235,40 @@ def run(
     try:
         main(parse(parser, argv))
     except UserError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{parser.prog}: error: {error}{_advice(error)}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = UserError(str(error).strip().split("\n")[0][:200] or type(error).__name__)
+        print(
+            f"{parser.prog}: error: out of memory ({reason}); start again with a lower "
+            "--batch_size, or go on with --resume where there is more memory",
+            file=sys.stderr,
+        )
         return 2
     except Interrupted as interrupted:
         end = "saved" if interrupted.resumable else "nothing saved"
         print(f"{parser.prog}: stopped ({interrupted.reason}); {end}", file=sys.stderr)
         return _EXIT_STATUS[interrupted.reason]
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        print(f"{parser.prog}: interrupted; what was saved before is kept", file=sys.stderr)
         return _EXIT_STATUS["SIGINT"]
     except BrokenPipeError:
         # The reader of our output went away; nothing is left to tell, and nobody to tell it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _advice(error: UserError) -> str:
+    """What to do about a file that could not be written."""
+    if not isinstance(error, WriteError):
+        return ""
+    number = getattr(error.__cause__, "errno", None)
+    if number == errno.ENOENT:
+        return "; was its folder removed? Bring it back and go on with --resume, or start again"
+    todo = _WRITE_ADVICE.get(number, "see to the folder")
+    return f"; {todo}, then go on with --resume: what was saved before is kept"
 
 
 def keep_freed_memory() -> None:

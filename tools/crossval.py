@@ -60,7 +60,15 @@ def crossval_parser(
             parsers.tta_parser(),
         ],
     )
-    parser.add_argument_group("the test").add_argument(
+    add = parser.add_argument_group("the test").add_argument
+    add(
+        "--fold",
+        type=parsers.positive_int,
+        metavar="K",
+        help="fine-tune on the K-th fold alone, as a job of its own; tools.collect merges them "
+        "(default: all folds, one after the other)",
+    )
+    add(
         "--mode",
         choices=["finetune", "evaluate"],
         default=mode,
@@ -194,7 +202,7 @@ def _check_done(done: Sequence[dict[str, Any]], folds: Sequence[Fold], classes: 
 def cross_validate(
     model: Network,
     faces: Faces,
-    folds: Sequence[Fold],
+    folds: Mapping[int, Fold],
     file: FoldsFile,
     *,
     run: Path,
@@ -204,15 +212,15 @@ def cross_validate(
     about: Mapping[str, Any],
     **options: Any,
 ) -> dict[str, Any]:
-    """Fine-tune a copy of `model` on each fold that `file` lacks, and report them all.
+    """Fine-tune a copy of `model` on each of `folds`, by number, that `file` lacks; report all.
 
     `options` are those of `finetune_fold`. Returns the summary, of which `about` is a part.
     """
     with parts_of(file.path):
-        _check_done(file.done, folds, len(classes))
-    for number, fold in enumerate(folds[len(file.done) :], len(file.done) + 1):
+        _check_done(file.done, list(folds.values()), len(classes))
+    for number, fold in list(folds.items())[len(file.done) :]:
         _log.info("fold %d of %d: %d to train on, %d to test",
-                  number, len(folds), len(fold[0]), len(fold[1]))  # fmt: skip
+                  number, about["folds"], len(fold[0]), len(fold[1]))  # fmt: skip
         # Numbers of its own for each fold, the same when it is run again.
         fold_seed = derive_seed(seed, number)
         torch.manual_seed(fold_seed)
@@ -301,7 +309,12 @@ def main_on(
         path, layers=args.layers, init_channels=args.init_channels, arch=args.arch
     )
     faces = load(log.info)
-    folds = choose_folds(faces) if args.mode == "finetune" else []
+    finetune = args.mode == "finetune"
+    folds = dict(enumerate(choose_folds(faces), 1)) if finetune else {}
+    if args.fold is not None and args.fold not in folds:
+        expected = f"1 to {len(folds)}" if finetune else "none with --mode evaluate"
+        raise UserError(f"--fold {args.fold}: expected {expected}")
+    chosen = folds if args.fold is None else {args.fold: folds[args.fold]}
     seed_everything(args.seed)
     if args.resume is None:
         run = create_run_folder(args.model_path, args.save, name.lower())
@@ -310,7 +323,6 @@ def main_on(
     log = open_log(run)
     log.info("%s", describe_machine(device))
     log.info("run folder %s; from %s, epoch %d", run, path, trained.epoch)
-    finetune = args.mode == "finetune"
     about = {
         "script": args.script,
         "protocol": args.protocol if finetune and follows_protocol else None,
@@ -320,6 +332,8 @@ def main_on(
         "parameters": trained.model.size,
         "epochs": args.epochs if finetune else 0,
         "mode": args.mode,
+        "fold": args.fold,
+        "folds": len(folds) or None,
         "tta": args.tta,
     }
     common = {
@@ -346,7 +360,7 @@ def main_on(
         return cross_validate(
             trained.model,
             faces,
-            [(train, spread_rows(test, limit)) for train, test in folds],
+            {k: (train, spread_rows(test, limit)) for k, (train, test) in chosen.items()},
             FoldsFile(run, vars(args), inputs),
             classes=classes,
             sgd=parsers.sgd_arguments(args),

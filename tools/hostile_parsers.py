@@ -39,6 +39,7 @@ from tools.checkpoints import (
     restore_state,
     resume_training,
 )
+from tools.collect import read_run
 from tools.hostile import Parser, unwatched
 from tools.weights import load_trained
 from utils import CHECKPOINT_FORMAT, UserError, load_checkpoint
@@ -90,6 +91,12 @@ def _search() -> dict[str, Any]:
         "state": SearchState(1, 0, history=[record], past=past, decisions=decisions).to_dict(),
         "args": vars(search.build_parser().parse_args([])),
     }  # fmt: skip
+
+
+def _summary() -> dict[str, Any]:
+    figures = {"PublicTest": {"accuracy": 60.0, "images": 7}}
+    return {"script": "train_FER2013.py", "seed": 0, "genotype": "g", "figures": figures,
+            "details": {"fold": 1, "folds": 2}}  # fmt: skip
 
 
 def _stepped(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -306,5 +313,8 @@ PARSERS = {
         "g.txt", lambda: inputs.genotype_texts([format_genotype(Auto_FERNet)]), load_genotype
     ),
     "genotype as JSON": Parser("g.json", lambda: inputs.json_texts([Auto_FERNet]), _read_json),
+    "summary": Parser(
+        "summary.json", lambda: inputs.json_texts([_summary()]), lambda path: read_run(path.parent)
+    ),
     "cache": Parser("fer2013.csv", _caches, _read_cache, _write_cached),
 }

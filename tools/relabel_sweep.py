@@ -4,7 +4,8 @@ python -m tools.relabel_sweep --out saved_models/sweep -- --checkpoint saved_mod
 
 What follows `--` goes to relabel_training.py as it is. Every cell of the grid is a run of that
 script in a folder of its own below --out; started again, the command goes on where it was stopped.
-Writes `sweep.csv` (a row a cell) and `sweep.png`.
+With `--cell K` it runs one cell, as a job of its own. Writes `sweep.csv` (a row a cell) and
+`sweep.png` once all cells are done.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import shlex
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--fes_thresholds", type=thresholds, default=[0.02, 0.03, 0.05],
         metavar="T,T,...", help="values of --fes_threshold (default: 0.02,0.03,0.05, around the "
         "published 0.03)")
+    parser.add_argument("--cell", type=parsers.positive_int, metavar="K",
+        help="run the K-th cell of the grid alone, --fes_thresholds varying first (default: all "
+        "cells, one after the other)")
     parser.add_argument("--out", default="saved_models/sweep", metavar="FOLDER",
         help="where the run folders, the table and the picture go (default: saved_models/sweep, "
         "which git ignores)")
@@ -54,7 +59,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the cells that are not done, then tabulate and draw them all; returns the rows."""
+    """Run the cells that are not done, then tabulate and draw them all; returns the rows.
+
+    Where cells are left, as they are after --cell, says which and returns their names.
+    """
     flags = _checked(args.flags)
     out = cli.make_folder("--out", args.out)
     record, given = out / "flags.txt", shlex.join(args.flags)
@@ -64,31 +72,41 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             f"--out {out}: holds a sweep with `{before}`, expected the same flags after --, or "
             "another folder"
         )
-    rows = []
-    for relabel_threshold in args.relabel_thresholds:
-        for fes_threshold in args.fes_thresholds:
-            cell = {"relabel_threshold": relabel_threshold, "fes_threshold": fes_threshold}
-            folder = out / f"relabel_{relabel_threshold!r}_fes_{fes_threshold!r}"
-            if not (folder / "summary.json").is_file():
-                # The checkpoint is asked for only where something is left to run.
-                require_weights(flags["checkpoint"], flags.get("model_path", "saved_models"))
-                write_text(record, given + "\n")
-                _run(folder, cell, args.flags)
-            summary = json.loads((folder / "summary.json").read_text())
-            figures = {name: each["accuracy"] for name, each in summary["figures"].items()}
-            rows.append(
-                {
-                    **cell,
-                    **figures,
-                    "chosen_epoch": summary["details"]["chosen_epoch"],
-                    "changed_in_last_epoch": summary["details"]["last_epoch"].get("changed", 0),
-                }
-            )
+    grid = product(args.relabel_thresholds, args.fes_thresholds)
+    cells = {out / f"relabel_{r!r}_fes_{f!r}": _cell(r, f) for r, f in grid}
+    if args.cell is not None and args.cell > len(cells):
+        raise UserError(f"--cell {args.cell}: expected 1 to {len(cells)}, the cells of the grid")
+    for folder in list(cells)[slice(args.cell and args.cell - 1, args.cell)]:
+        if not (folder / "summary.json").is_file():
+            # The checkpoint is asked for only where something is left to run.
+            require_weights(flags["checkpoint"], flags.get("model_path", "saved_models"))
+            write_text(record, given + "\n")
+            _run(folder, cells[folder], args.flags)
+    left = [folder.name for folder in cells if not (folder / "summary.json").is_file()]
+    if left:
+        print(f"{len(left)} of {len(cells)} cells are left: {' '.join(left)}")
+        return {"left": left}
+    rows = [{**cell, **_figures(folder)} for folder, cell in cells.items()]
     write_rows(rows, out / "sweep.csv")
     draw_sweep(rows, out / "sweep.png")
     print(format_table(list(rows[0]), [list(row.values()) for row in rows]))
     print(f"\nweights chosen on PublicTest; written: {out / 'sweep.csv'} {out / 'sweep.png'}")
     return {"rows": rows}
+
+
+def _cell(relabel_threshold: float, fes_threshold: float) -> dict[str, float]:
+    return {"relabel_threshold": relabel_threshold, "fes_threshold": fes_threshold}
+
+
+def _figures(folder: Path) -> dict[str, Any]:
+    """What a row of the table has of the run of a cell."""
+    summary = json.loads((folder / "summary.json").read_text())
+    details = summary["details"]
+    return {
+        **{name: each["accuracy"] for name, each in summary["figures"].items()},
+        "chosen_epoch": details["chosen_epoch"],
+        "changed_in_last_epoch": details["last_epoch"].get("changed", 0),
+    }
 
 
 def _checked(words: list[str]) -> dict[str, Any]:

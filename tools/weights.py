@@ -189,7 +189,7 @@ def load_trained(
             says = says_all[name]
             if wanted != says:
                 raise UserError(f"--{name} {value}: contradicts {path}, which says {says}")
-    model = rebuild_network(description, found["state_dict"], path)
+    model = rebuild_network(description, found.get("state_dict"), path)
     if description["num_classes"] != len(CLASSES):
         raise UserError(
             f"{path}: a network of {description['num_classes']} classes, expected {len(CLASSES)}"
