@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from data.fer2013 import Split
 from data.mix import Mix
 from data.views import over_views
 from model import Network, folded
+from tools import ranks
 from utils import LOGGER_NAME, Interrupted, Meter, Stop, UserError, derive_seed
 
 _log = logging.getLogger(LOGGER_NAME)
@@ -150,17 +152,23 @@ def evaluate(
     """Logits of every image of `split`, whole and unaugmented, in order.
 
     `predict` maps float32 (B, 1, 48, 48) in [0, 1] to logits (B, K) and is in evaluation mode.
-    Raises Interrupted when `stop` says so.
+    Each rank predicts its share of the images, and all get the logits of all. Raises Interrupted
+    when `stop` says so.
     """
     logits = []
-    batches = evaluation_batches(split, batch_size=batch_size)
-    total = count_batches(len(split.images), batch_size)
-    for images in tqdm(batches, title, total, leave=False, disable=None):
-        with precision:
-            logits.append(predict(images).float())
+    share = ranks.own_share(len(split.images))
+    batches = evaluation_batches(split.map(lambda t: t[share.rows]), batch_size=batch_size)
+    total = count_batches(share.largest, batch_size)
+    # As many rounds on every rank, as all ask `stop` together.
+    rounds = islice(chain(batches, repeat(None)), total)
+    for images in tqdm(rounds, title, total, leave=False, disable=ranks.hidden()):
+        if images is not None:
+            with precision:
+                logits.append(predict(images).float())
         if stop.reason:
             raise Interrupted(stop)
-    return Scores(torch.cat(logits).cpu(), split.labels.cpu())
+    own = torch.cat(logits)[: share.count].cpu()
+    return Scores(ranks.gather(own), split.labels.cpu())
 
 
 def network_predictor(model: Network) -> Callable[[Tensor], Tensor]:
@@ -252,7 +260,8 @@ def train_one_epoch(
     `batches` yields images (B, 1, H, W) and labels (B,); `forward` is `model`, or that compiled;
     `learning_rate_at` maps a step to its rate. `criterion_for(images)` maps logits and targets to
     the loss; `relabel(logits, labels)` may replace a step's labels, or `mix(images, labels)` both
-    images and labels, by targets (B, K); `average` follows the weights. Advances `state.step` and
+    images and labels, by targets (B, K); `average` follows the weights. Each rank takes its share
+    of every batch, and all step along the mean gradient of the batch. Advances `state.step` and
     `state.sums`, and returns the meter of the epoch, counted against the labels as given, of mixed
     images the class with the larger share.
     """
@@ -261,7 +270,8 @@ def train_one_epoch(
     meter = Meter(device, state.sums)
     title = f"epoch {state.epoch + 1}"
     first = state.step
-    bar = tqdm(batches, title, steps, initial=first, leave=False, disable=None, unit="step")
+    hidden = ranks.hidden()
+    bar = tqdm(batches, title, steps, initial=first, leave=False, disable=hidden, unit="step")
     for step, (images, labels) in enumerate(bar, first):
         # Everything random inside a step hangs on its number, so that a run can resume anywhere.
         torch.manual_seed(derive_seed(seed, STEP_STREAM, state.epoch, step))
@@ -271,27 +281,34 @@ def train_one_epoch(
         if mix is not None:
             images, targets = mix(images, labels)
             labels = targets.argmax(dim=1)
+        # Only now: what an image is mixed with does not hang on the number of ranks.
+        share = ranks.own_share(len(images))
+        images, labels, targets = (each[share.rows] for each in (images, labels, targets))
+        if ranks.rank() > 0:
+            torch.manual_seed(derive_seed(seed, STEP_STREAM, state.epoch, step, ranks.rank()))
         with precision:
             criterion = criterion_for(images)
             logits, auxiliary_logits = forward(images)
-        if relabel is not None:
+        if relabel is not None and share.count:
             targets = relabel(logits.detach().float(), labels)
         loss = total = criterion(logits.float(), targets)
         if auxiliary_logits is not None:
             total = loss + auxiliary_weight * criterion(auxiliary_logits.float(), targets)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
+        ranks.average_step(model, share.weight)
         nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
         optimizer.step()
         if average is not None:
             average.update_parameters(model)
-        meter.update(loss, logits, labels)
+        if share.count:
+            meter.update(loss, logits, labels)
         state.step = step + 1
         if state.step % report_freq == 0:
             report_step(model, meter, state, steps)
         if stop.reason:
             break
-    state.sums = meter.sums.tolist()
+    state.sums = meter.totals()
     return meter
 
 
@@ -332,7 +349,8 @@ def fit(
     the last epoch, UserError when the loss is not finite.
     """
     steps = count_batches(len(training.images), batch_size, limit_batches)
-    forward = compiled(model, batch_size) if compile_forward else model
+    ranks.align(model)
+    forward = compiled(model, ranks.own_share(batch_size).count) if compile_forward else model
 
     def learning_rate_at(epoch: float) -> float:
         return one_cycle(epoch, epochs=epochs, highest=learning_rate, warmup_epochs=warmup_epochs)

@@ -149,7 +149,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     def save(state: TrainState) -> None:
         nonlocal changes
         if changes is not None and state.step > 0:
-            state.extra["counts"] = changes.counts.tolist()
+            state.extra["counts"] = changes.totals()
         elif changes is not None:
             repairs, changes = changes.read(), None
             state.history[-1] |= repairs.record()

@@ -42,7 +42,7 @@ from engine import (
 )
 from genotypes import PRIMITIVES, format_genotype
 from model_search import CELLS, EDGES, OPEN, Network
-from tools import cli, parsers
+from tools import cli, parsers, ranks
 from tools.checkpoints import (
     check_edges,
     load_optimizer,
@@ -161,32 +161,41 @@ def search_one_epoch(
 ) -> Meter:
     """Step the alphas, then the weights, on each pair (batch for the weights, for the alphas).
 
-    The second is None where no edge is open, so that no alpha has anything to learn.
+    The second is None where no edge is open, so that no alpha has anything to learn. Each rank
+    takes its share of both, and all step along the mean gradients.
     """
     model.train()
     weights = model.weight_parameters()
     meter = Meter(weights[0].device, state.sums)
     title = f"epoch {state.epoch + 1}"
-    bar = tqdm(batches, title, steps, initial=state.step, leave=False, disable=None, unit="step")
+    first, hidden = state.step, ranks.hidden()
+    bar = tqdm(batches, title, steps, initial=first, leave=False, disable=hidden, unit="step")
     for train, valid in bar:
+        share = ranks.own_share(len(train[1]))
+        images, labels = (each[share.rows] for each in train)
         if valid is not None:
-            architect.step_alphas(model, alphas_optimizer, alphas_gradient(train, valid))
-        images, labels = train
+            valid_share = ranks.own_share(len(valid[1]))
+            others, answers = (each[valid_share.rows] for each in valid)
+            gradients = alphas_gradient((images, labels), (others, answers))
+            ranks.average(gradients, valid_share.weight)
+            architect.step_alphas(model, alphas_optimizer, gradients)
         optimizer.zero_grad(set_to_none=True)
         with architect.held(model.arch_parameters()):
             with precision:
                 logits = model(images)
             loss = F.cross_entropy(logits.float(), labels)
             loss.backward()
+        ranks.average_step(model, share.weight)
         nn.utils.clip_grad_norm_(weights, grad_clip)
         optimizer.step()
-        meter.update(loss, logits, labels)
+        if share.count:
+            meter.update(loss, logits, labels)
         state.step += 1
         if state.step % report_freq == 0:
             report_step(model, meter, state, steps)
         if stop.reason:
             break
-    state.sums = meter.sums.tolist()
+    state.sums = meter.totals()
     return meter
 
 
@@ -221,6 +230,7 @@ def search(
     `save()` is called at the start, after every epoch and when `stop` interrupts one. Raises
     Interrupted and UserError as `engine.fit`.
     """
+    ranks.align(model)
     if state.epoch == state.step == 0:
         save()
     while state.epoch < epochs:

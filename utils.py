@@ -23,6 +23,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from tools import ranks
+
 try:
     import fcntl
 except ImportError:  # not a Unix
@@ -57,9 +59,11 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], Any]) -> None:
     """Call `write` on a temporary file beside `path`, then put it in place of `path`.
 
     The file is flushed and fsynced before it replaces `path`, so that whoever is killed leaves
-    the old file or the new one, never a part. Raises WriteError when the folder or the disk
-    refuses; the old file then stays as it was.
+    the old file or the new one, never a part. Of several ranks the first alone writes. Raises
+    WriteError when the folder or the disk refuses; the old file then stays as it was.
     """
+    if ranks.rank() > 0:
+        return
     path = Path(path)
     temporary = None
     try:
@@ -225,9 +229,13 @@ def seed_everything(seed: int) -> None:
 def create_run_folder(model_path: Path | str, label: str | None, default: str) -> Path:
     """Make and return `model_path`/`label`, or a dated folder of its own without a label.
 
-    Raises UserError when the labelled folder holds something already.
+    All ranks get the folder that the first makes. Raises UserError when the labelled folder holds
+    something already.
     """
-    parent = Path(model_path)
+    return ranks.from_first(lambda: _make_run_folder(Path(model_path), label, default))
+
+
+def _make_run_folder(parent: Path, label: str | None, default: str) -> Path:
     try:
         parent.mkdir(parents=True, exist_ok=True)
         if label is not None:
@@ -254,9 +262,14 @@ def create_run_folder(model_path: Path | str, label: str | None, default: str) -
         raise UserError(f"{parent}: cannot make a run folder ({error.strerror or error})") from None
 
 
+# Of several the last has the last word.
+_REASONS = (None, "time limit", "SIGTERM", "SIGINT")
+
+
 class Stop:
     """Why a run should end early: None, "SIGINT", "SIGTERM" or "time limit".
 
+    All ranks ask for the `reason` together and get the same one, so that they end at the same step.
     `resumable` says whether the run then leaves something that --resume goes on from.
     """
 
@@ -267,11 +280,10 @@ class Stop:
 
     @property
     def reason(self) -> str | None:
-        if self._signal is not None:
-            return self._signal
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            return "time limit"
-        return None
+        own = self._signal
+        if own is None and self._deadline is not None and time.monotonic() >= self._deadline:
+            own = "time limit"
+        return _REASONS[ranks.highest(_REASONS.index(own))]
 
     def notice(self, number: int) -> None:
         """Remember a signal; the loops look at `reason` after each step."""
@@ -282,22 +294,27 @@ class Interrupted(Exception):
     """A run that ends early, for the `reason` of its `stop`, `resumable` or not."""
 
     def __init__(self, stop: Stop) -> None:
-        super().__init__(stop.reason)
         self.reason = stop.reason
+        super().__init__(self.reason)
         self.resumable = stop.resumable
 
 
 @contextmanager
 def stop_on_signals(minutes: float | None = None, *, resumable: bool = True) -> Iterator[Stop]:
-    """A `Stop` that notices SIGINT and SIGTERM; a second signal ends the process at once."""
+    """A `Stop` that notices SIGINT and SIGTERM; a second signal ends the process at once.
+
+    Not so under torchrun, which passes one Ctrl-C on as several signals, and itself ends what does
+    not end in time.
+    """
     stop = Stop(minutes, resumable=resumable)
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
 
     def notice(number: int, _frame: object) -> None:
         stop.notice(number)
-        for each in numbers:
-            signal.signal(each, before[each])
+        if not ranks.several():
+            for each in numbers:
+                signal.signal(each, before[each])
 
     for number in numbers:
         signal.signal(number, notice)
@@ -348,7 +365,8 @@ class _LogFile(logging.FileHandler):
 def open_log(folder: Path | None = None) -> logging.Logger:
     """The logger of a run: lines on the terminal (stderr) and, dated, in `folder`/log.txt.
 
-    Raises UserError when another process runs in `folder`, WriteError when it cannot be written.
+    Of several ranks the first alone has something to say. Raises UserError when another process
+    runs in `folder`, WriteError when it cannot be written.
     """
     logger = logging.getLogger(LOGGER_NAME)
     for handler in list(logger.handlers):
@@ -356,6 +374,9 @@ def open_log(folder: Path | None = None) -> logging.Logger:
         handler.close()
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    if ranks.rank() > 0:
+        logger.addHandler(logging.NullHandler())
+        return logger
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(terminal)
@@ -368,10 +389,11 @@ def open_log(folder: Path | None = None) -> logging.Logger:
 
 def describe_machine(device: torch.device) -> str:
     """One line for the log: device, threads and the versions that figures depend on."""
+    processes = f", {ranks.world_size()} processes" if ranks.several() else ""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return (
         f"device {device} ({name}), {torch.get_num_threads()} CPU threads, "
-        f"python {platform.python_version()}, torch {torch.__version__}"
+        f"python {platform.python_version()}, torch {torch.__version__}{processes}"
     )
 
 
@@ -387,22 +409,31 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> None:
 
 
 class Meter:
-    """Mean loss and top-1 accuracy over many batches, summed on the device without a host sync."""
+    """Mean loss and top-1 accuracy over many batches, summed on the device without a host sync.
+
+    Each rank counts its share of the images; what is read is of all.
+    """
 
     def __init__(self, device: torch.device, sums: Iterable[float] = (0.0, 0.0, 0.0)) -> None:
         """`sums`: those of a meter to go on from: loss, correct answers, images."""
         # float32 where the device has no float64 (mps); exact far beyond any epoch's counts.
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.sums = torch.tensor(list(sums), dtype=dtype, device=device)
+        self._sums = torch.tensor(list(sums), dtype=dtype, device=device)
+        if ranks.rank() > 0:
+            self._sums.zero_()
 
     def update(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Add a batch: its mean loss (scalar), logits (N, K) and labels (N,)."""
         correct = (logits.argmax(dim=1) == labels).sum()
         count = torch.full_like(correct, len(labels))
         batch = torch.stack([loss.detach() * len(labels), correct, count])
-        self.sums += batch.to(self.sums.dtype)
+        self._sums += batch.to(self._sums.dtype)
+
+    def totals(self) -> list[float]:
+        """The sums so far, which a meter can go on from; waits for the device."""
+        return ranks.total(self._sums).tolist()
 
     def read(self) -> tuple[float, float]:
         """(mean loss, accuracy in percent) so far; waits for the device."""
-        loss, correct, count = self.sums.tolist()
+        loss, correct, count = self.totals()
         return loss / max(count, 1), 100.0 * correct / max(count, 1)

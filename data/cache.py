@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data.readers import CLASSES, SIDE, SPLITS, Arrays, folder_files, read_set
+from tools import ranks
 from utils import UserError, atomic_write
 
 FORMAT = "fer2013-cache/2"
@@ -27,9 +28,15 @@ def read_cached(source: Path, report: Callable[[str], None]) -> Arrays:
     """Read the set at `source` from its cache, or from the source, writing the cache.
 
     A cache that is missing, unreadable or made from another state of the source is rebuilt. A
-    folder that cannot be written costs the cache only: `report` says so. Raises UserError as
+    folder that cannot be written costs the cache only: `report` says so. The first of several
+    ranks reads before the others, for whom it leaves the cache. Raises UserError as
     `data.readers.read_set` does.
     """
+    with ranks.first_alone():
+        return _read_cached(source, report)
+
+
+def _read_cached(source: Path, report: Callable[[str], None]) -> Arrays:
     path = cache_path(source)
     # Taken before the read: a source that changes meanwhile does not match at the next start.
     mark = fingerprint(source)

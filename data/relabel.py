@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data.augment import Augmentation, training_batches
 from data.fer2013 import CLASSES, Split
+from tools import ranks
 
 
 def relabel(
@@ -105,6 +106,7 @@ class Changes:
     `rule` maps logits (B, K) and labels (B,) to new labels (B,). `truth`, where it is known, yields
     the true labels of the same batches (see `truth_batches`). `counts`, int32, holds labels by
     given, new and (with `truth`) true class; a resumed epoch goes on from `counts`, as lists.
+    Each rank counts its own share; what is read is of all.
     """
 
     def __init__(
@@ -118,9 +120,9 @@ class Changes:
         self._truth = truth
         axes = 2 if truth is None else 3
         # int32 is exact beyond any epoch, and every device adds it up.
-        self.counts = torch.zeros((len(CLASSES),) * axes, dtype=torch.int32, device=device)
-        if counts is not None:
-            self.counts.copy_(torch.tensor(counts))
+        self._counts = torch.zeros((len(CLASSES),) * axes, dtype=torch.int32, device=device)
+        if counts is not None and ranks.rank() == 0:
+            self._counts.copy_(torch.tensor(counts))
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The rule's labels, counted."""
@@ -129,12 +131,16 @@ class Changes:
         if self._truth is not None:
             cell = cell * len(CLASSES) + next(self._truth)
         # Unlike bincount, this never asks the device how large the numbers are.
-        self.counts.view(-1).scatter_add_(0, cell, torch.ones_like(cell, dtype=torch.int32))
+        self._counts.view(-1).scatter_add_(0, cell, torch.ones_like(cell, dtype=torch.int32))
         return new
+
+    def totals(self) -> list:
+        """The counts so far, which a resumed epoch can go on from; waits for the device."""
+        return ranks.total(self._counts).tolist()
 
     def read(self) -> Repairs:
         """What the labels so far became; waits for the device."""
-        counts = self.counts.cpu().long()
+        counts = torch.tensor(self.totals())
         if self._truth is None:
             return Repairs(counts)
         given, new, true = torch.meshgrid(3 * [torch.arange(len(CLASSES))], indexing="ij")
@@ -147,7 +153,7 @@ class Changes:
 def truth_batches(
     split: Split, *, batch_size: int, seed: int, epoch: int, first_step: int = 0
 ) -> Iterator[Tensor]:
-    """The true labels, int64 (B,), of the batches that `training_batches` makes of `split`.
+    """The true labels, int64 (B,), of this rank's share of the batches of `training_batches`.
 
     They come in the same order for the same arguments, whatever the augmentation.
     """
@@ -161,4 +167,4 @@ def truth_batches(
         epoch=epoch,
         first_step=first_step,
     )
-    return (labels for _, labels in batches)
+    return (labels[ranks.own_share(len(labels)).rows] for _, labels in batches)

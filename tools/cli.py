@@ -11,12 +11,14 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tools import ranks
 from tools.checkpoints import parts_of
 from tools.recipe import RECIPES
 from utils import (
@@ -45,7 +47,10 @@ _EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143, "time limit": 0}
 
 
 def resolve_device(device: str, gpu: int | None) -> torch.device:
-    """The device that --device and --gpu ask for; UserError when it is not there."""
+    """The device that --device and --gpu ask for; UserError when it is not there.
+
+    Under torchrun "auto" and "cuda" are a GPU for each process of the machine.
+    """
     if gpu is not None:
         if device not in ("auto", "cuda", f"cuda:{gpu}"):
             raise UserError(f"--gpu {gpu}: contradicts --device {device}; give one of them")
@@ -55,8 +60,17 @@ def resolve_device(device: str, gpu: int | None) -> torch.device:
     if device == "auto":
         if torch.cuda.is_available():
             device = "cuda"
+        elif torch.backends.mps.is_available() and not ranks.several():
+            device = "mps"
         else:
-            device = "mps" if torch.backends.mps.is_available() else "cpu"
+            device = "cpu"
+    if device == "cuda" and ranks.several():
+        device = f"cuda:{ranks.local('LOCAL_RANK')}"
+    elif ranks.several() and device != "cpu" and ranks.local("LOCAL_WORLD_SIZE") > 1:
+        raise UserError(
+            f"{flag}: one device for {ranks.local('LOCAL_WORLD_SIZE')} processes; expected auto, "
+            "which gives each a GPU of its own, or cpu"
+        )
     try:
         resolved = torch.device(device)
     except RuntimeError:
@@ -67,6 +81,8 @@ def resolve_device(device: str, gpu: int | None) -> torch.device:
             f"{flag}: no such device here ({torch.cuda.device_count()} CUDA devices found); "
             "expected auto, cpu, or one that is there"
         )
+    if resolved.type == "cuda" and ranks.several():
+        torch.cuda.set_device(resolved)
     return resolved
 
 
@@ -230,34 +246,67 @@ def run(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Run a script: exit status 0, 2 for an error of the user's, 130 or 143 when interrupted."""
+    """Run a script: exit status 0, 2 for an error of the user's, 130 or 143 when interrupted.
+
+    Under torchrun it is the same for each process, and what there is to say is said by one.
+    """
     keep_freed_memory()
     try:
-        main(parse(parser, argv))
-    except UserError as error:
-        print(f"{parser.prog}: error: {error}{_advice(error)}", file=sys.stderr)
+        with ranks.group() as speaks:
+            status, line = _run(main, parser, argv)
+            if line is not None and speaks():
+                print(f"{parser.prog}: {line}", file=sys.stderr)
+            return status
+    except ranks.PeerLost as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
+
+
+def _run(
+    main: Callable[[argparse.Namespace], dict[str, Any]],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+) -> tuple[int, str | None]:
+    """The exit status of a script, and the last line that it has to say, if any."""
+    try:
+        with _said_once():
+            args = parse(parser, argv)
+        if ranks.world_size() > 1 and "save" not in args:
+            raise UserError("torchrun: this program is of one process; start it with python")
+        main(args)
+    except UserError as error:
+        return 2, f"error: {error}{_advice(error)}"
+    except ranks.PeerLost as error:
+        return 2, f"error: {error}; what was saved before is kept: go on with --resume"
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         reason = UserError(str(error).strip().split("\n")[0][:200] or type(error).__name__)
-        print(
-            f"{parser.prog}: error: out of memory ({reason}); start again with a lower "
-            "--batch_size, or go on with --resume where there is more memory",
-            file=sys.stderr,
+        return 2, (
+            f"error: out of memory ({reason}); start again with a lower "
+            "--batch_size, or go on with --resume where there is more memory"
         )
-        return 2
     except Interrupted as interrupted:
         end = "saved" if interrupted.resumable else "nothing saved"
-        print(f"{parser.prog}: stopped ({interrupted.reason}); {end}", file=sys.stderr)
-        return _EXIT_STATUS[interrupted.reason]
+        # Rank 0 alone knows when all is saved.
+        line = f"stopped ({interrupted.reason}); {end}" if ranks.rank() == 0 else None
+        return _EXIT_STATUS[interrupted.reason], line
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; what was saved before is kept", file=sys.stderr)
-        return _EXIT_STATUS["SIGINT"]
+        return _EXIT_STATUS["SIGINT"], "interrupted; what was saved before is kept"
     except BrokenPipeError:
         # The reader of our output went away; nothing is left to tell, and nobody to tell it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return 0, None
+
+
+@contextmanager
+def _said_once() -> Iterator[None]:
+    """What argparse prints, usage or help, rank 0 alone prints."""
+    if ranks.rank() == 0:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def _advice(error: UserError) -> str:

@@ -21,6 +21,7 @@ from engine import (
     fit,
 )
 from model import Network
+from tools import ranks
 from tools.plots import draw_curves
 from tools.report import format_table, report_split, write_summary
 from utils import (
@@ -171,7 +172,8 @@ def report_run(
     Returns the summary, of which `about` is what the script knows, and a table for the log.
     Leaves the chosen weights in `model`.
     """
-    chosen = load_checkpoint(run / CHOSEN, ["weights"])
+    # Read by the rank that wrote it, the only one that surely sees it.
+    chosen = ranks.from_first(lambda: load_checkpoint(run / CHOSEN, ["weights"]))
     load_state(model, chosen["state_dict"], run / CHOSEN)
     scores = evaluate_splits(
         model, evaluations, batch_size=batch_size, precision=precision, stop=stop, tta=tta
