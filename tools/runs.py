@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -104,12 +104,20 @@ class Child:
 
     Starts in a fraction of the time of a real command line, takes the same words, and ends with
     the same status. What it prints goes to `log`. `before`, a function of a module by name, is
-    called in the process before the script's main, to break something there.
+    called in the process before the script's main, to break something there; `environment` is
+    added to its own.
     """
 
-    def __init__(self, words: list[str], log: Path, before: Callable[[], None] | None = None):
+    def __init__(
+        self,
+        words: list[str],
+        log: Path,
+        before: Callable[[], None] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ):
         self.log = log
-        self._process = _forking().Process(target=_run_here, args=(words, str(log), before))
+        place = (words, str(log), before, dict(environment or {}))
+        self._process = _forking().Process(target=_run_here, args=place)
         self._process.start()
         self.pid: int = self._process.pid
 
@@ -160,7 +168,13 @@ def _forking() -> Any:
     return context
 
 
-def _run_here(words: list[str], log: str, before: Callable[[], None] | None) -> None:
+def _run_here(
+    words: list[str],
+    log: str,
+    before: Callable[[], None] | None,
+    environment: dict[str, str],
+) -> None:
+    os.environ |= environment
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
