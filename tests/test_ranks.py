@@ -7,8 +7,9 @@ import json
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import architect
+from data import augment
 from data.augment import Augmentation, training_batches
 from data.fer2013 import Split, load_fer2013
 from data.halves import alphas_batches, search_halves
@@ -47,7 +49,30 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_small_table(tmp_path_factory.mktemp("data"), each=EACH)
 
 
-def start(words: list[str], count: int, folder: Path, *, name: str = "rank") -> list[Child]:
+def in_double() -> None:
+    """Compute in float64 from here on: in float32 the order of three summands grows to 1e-3."""
+    torch.set_default_dtype(torch.float64)
+    augment.to_float = lambda images: images.double() / 255
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """`in_double` for the oracle."""
+    before = augment.to_float
+    in_double()
+    yield
+    torch.set_default_dtype(torch.float32)
+    augment.to_float = before
+
+
+def start(
+    words: list[str],
+    count: int,
+    folder: Path,
+    *,
+    name: str = "rank",
+    before: Callable[[], None] | None = None,
+) -> list[Child]:
     """`count` processes as torchrun would start them, `name`K.log of each in `folder`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -56,6 +81,7 @@ def start(words: list[str], count: int, folder: Path, *, name: str = "rank") -> 
         Child(
             words,
             folder / f"{name}{k}.log",
+            before,
             environment={
                 "RANK": str(k), "LOCAL_RANK": str(k), "WORLD_SIZE": str(count),
                 "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
@@ -66,9 +92,9 @@ def start(words: list[str], count: int, folder: Path, *, name: str = "rank") -> 
     ]  # fmt: skip
 
 
-def finish(words: list[str], count: int, folder: Path, *, name: str = "rank") -> list[Child]:
+def finish(words: list[str], count: int, folder: Path, **options: Any) -> list[Child]:
     """Run to the end; every rank with status 0."""
-    children = start(words, count, folder, name=name)
+    children = start(words, count, folder, **options)
     assert [child.wait() for child in children] == [0] * count, [c.printed() for c in children]
     return children
 
@@ -126,7 +152,7 @@ def evaluate_plainly(model: torch.nn.Module, split: Split) -> float:
     """Percent of the split's images that are right."""
     model = copy.deepcopy(model).eval()
     with torch.no_grad():
-        right = model(split.images.float() / 255)[0].argmax(1) == split.labels
+        right = model(augment.to_float(split.images))[0].argmax(1) == split.labels
     return 100 * right.double().mean().item()
 
 
@@ -163,7 +189,7 @@ def train_oracle(data: Path, ranks_at: Callable[[int], int]) -> tuple[dict, dict
                 nonlocal right
                 if rank > 0:
                     torch.manual_seed(derive_seed(0, STEP_STREAM, *place, rank))
-                logits, auxiliary = model(images[rows])
+                logits, auxiliary = (each.float() for each in model(images[rows]))
                 right += int((logits.argmax(1) == labels[rows]).sum())
                 main = F.cross_entropy(logits, targets[rows])
                 return main + 0.4 * F.cross_entropy(auxiliary, targets[rows])
@@ -241,7 +267,7 @@ def search_oracle(data: Path, count: int, *, unrolled: bool) -> tuple[dict, list
                     [
                         ((end - begin) / len(images),
                          lambda r=slice(begin, end), x=images, y=labels:
-                             F.cross_entropy(model(x[r]), y[r]))
+                             F.cross_entropy(model(x[r]).float(), y[r]))
                         for begin, end in on_parts
                     ],
                 )  # fmt: skip
@@ -311,12 +337,12 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, P
     out = tmp_path_factory.mktemp("trained")
     for count in (1, 2, 3):
         words = words_of(TRAIN, data, out, "--save", str(count))
-        finish(words, count, out, name=f"{count}-")
+        finish(words, count, out, name=f"{count}-", before=in_double)
     return {count: out / str(count) for count in (1, 2, 3)}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_ranks_train_and_evaluate_as_the_oracle_does(count, data, trained):
+def test_ranks_train_and_evaluate_as_the_oracle_does(count, data, trained, double):
     state, average, records = train_oracle(data, lambda _: count)
     found = read(trained[count])
     assert_close(found["state_dict"], state)
@@ -336,9 +362,9 @@ def test_one_process_writes_what_one_process_alone_writes(trained):
     assert [(out / f"3-{k}.log").read_text() for k in (1, 2)] == ["", ""]
 
 
-def test_a_run_of_two_processes_stops_at_one_step_and_goes_on_as_one(data, tmp_path):
+def test_a_run_of_two_processes_stops_at_one_step_and_goes_on_as_one(data, double, tmp_path):
     words = words_of(TRAIN, data, tmp_path)
-    children = start([*words, "--save", "run"], 2, tmp_path)
+    children = start([*words, "--save", "run"], 2, tmp_path, before=in_double)
     children[0].wait_for("epoch 2 step 2/")
     children[1].signal(signal.SIGTERM)
     assert [child.wait() for child in children] == [143, 143]
@@ -348,7 +374,7 @@ def test_a_run_of_two_processes_stops_at_one_step_and_goes_on_as_one(data, tmp_p
     assert state["sums"][2] == min(12 * state["step"], 77)
     done = 7 * state["epoch"] + state["step"]
     assert 8 < done < 21
-    alone = Child([*words, "--resume", "run"], tmp_path / "alone.log")
+    alone = Child([*words, "--resume", "run"], tmp_path / "alone.log", in_double)
     assert alone.wait() == 0, alone.printed()
     expected, average, records = train_oracle(data, lambda step: 2 if step < done else 1)
     found = read(tmp_path / "run")
@@ -362,9 +388,11 @@ def test_a_run_of_two_processes_stops_at_one_step_and_goes_on_as_one(data, tmp_p
 
 
 @pytest.mark.parametrize("count, more", [(2, []), (3, []), (2, ["--unrolled"])])
-def test_ranks_search_as_the_oracle_does_and_decide_the_same_edges(count, more, data, tmp_path):
+def test_ranks_search_as_the_oracle_does_and_decide_the_same_edges(
+    count, more, data, double, tmp_path
+):
     words = words_of(SEARCH, data, tmp_path, "--save", "run", *more)
-    finish(words, count, tmp_path)
+    finish(words, count, tmp_path, before=in_double)
     state, decided = search_oracle(data, count, unrolled=bool(more))
     found = read(tmp_path / "run")
     assert found["state"]["decisions"] == decided
