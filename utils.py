@@ -389,11 +389,10 @@ def open_log(folder: Path | None = None) -> logging.Logger:
 
 def describe_machine(device: torch.device) -> str:
     """One line for the log: device, threads and the versions that figures depend on."""
-    processes = f", {ranks.world_size()} processes" if ranks.several() else ""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return (
         f"device {device} ({name}), {torch.get_num_threads()} CPU threads, "
-        f"python {platform.python_version()}, torch {torch.__version__}{processes}"
+        f"python {platform.python_version()}, torch {torch.__version__}{ranks.note()}"
     )
 
 

@@ -6,10 +6,11 @@ import signal
 import time
 
 import pytest
+import torch
 
 import test_JAFFE
 import train_FER2013
-from tools import cli, parsers
+from tools import cli, parsers, ranks
 from utils import Interrupted, UserError, save_checkpoint
 
 
@@ -95,3 +96,22 @@ def test_a_script_that_is_told_to_stop_ends_before_the_one_that_ran_it(tmp_path)
     assert note.read_text() == "saved"
     assert time.monotonic() - started < 30
     assert cli.run_script(["-c", "import sys; sys.exit(3)"]) == 3
+
+
+def test_under_torchrun_each_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(ranks, "several", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    for device in ("auto", "cuda"):
+        assert cli.resolve_device(device, None) == torch.device("cuda:3")
+    assert chosen == [torch.device("cuda:3")] * 2
+    assert cli.resolve_device("cpu", None) == torch.device("cpu")
+    for device, gpu in (("cuda:1", None), ("auto", 1)):
+        with pytest.raises(UserError, match="one device for 4 processes"):
+            cli.resolve_device(device, gpu)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert cli.resolve_device("auto", 1) == torch.device("cuda:1")

@@ -152,7 +152,7 @@ def describe_start(script: str, argv: Sequence[str]) -> dict[str, str | None]:
         "command": shlex.join(["python", script, *argv]),
         "commit": describe_commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores{gpu}, "
-        f"python {platform.python_version()}, torch {torch.__version__}",
+        f"python {platform.python_version()}, torch {torch.__version__}{ranks.note()}",
     }
 
 

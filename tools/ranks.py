@@ -87,6 +87,11 @@ def local(name: str) -> int:
     return int(os.environ[name])
 
 
+def note() -> str:
+    """How many processes there are, for lines that say what a run's figures hang on."""
+    return f", {world_size()} processes" if several() else ""
+
+
 @contextmanager
 def group() -> Iterator[Callable[[], bool]]:
     """The group that torchrun started this process in, if it did, for as long as the block lasts.
@@ -102,7 +107,7 @@ def group() -> Iterator[Callable[[], bool]]:
         store, number, count = next(dist.rendezvous("env://"))
         dist.init_process_group(backend, store=store, rank=number, world_size=count)
     except (RuntimeError, ValueError) as error:
-        raise PeerLost(f"the processes cannot meet ({str(error).splitlines()[0]})") from error
+        raise PeerLost(f"the processes cannot meet ({_first_line(error)})") from error
 
     def first() -> bool:
         try:
@@ -123,7 +128,11 @@ def _exchange() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise PeerLost("another process of this run has ended") from error
+        raise PeerLost(f"another process of this run has ended ({_first_line(error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 @torch.no_grad()
