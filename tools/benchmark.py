@@ -6,6 +6,7 @@
     python -m tools.benchmark data --data PATH
     python -m tools.benchmark train
     python -m tools.benchmark relabel
+    python -m tools.benchmark start --data PATH
 
 The first two are one: search, training, evaluation, data and relabelling, the plain version of
 tools.plain beside ours; they print a table and write `bench/benchmark.json`. `leads` undoes what
@@ -26,6 +27,7 @@ import torch
 
 from tools import benchmark_leads, benchmark_pairs, cli, parsers
 from tools.benchmark_parts import measure_data, measure_relabel, measure_train
+from tools.benchmark_start import measure_start
 from tools.report import format_table
 from utils import describe_machine, write_text
 
@@ -43,13 +45,14 @@ def build_parser() -> argparse.ArgumentParser:
         "leads", help=measure_leads.__doc__, description=measure_leads.__doc__
     )
     _add_common(leads, out="bench/leads.json")
-    data, train, relabelling = (
+    data, train, relabelling, start = (
         commands.add_parser(name, help=measure.__doc__, description=measure.__doc__)
         for name, measure in COMMANDS.items()
     )
     # fmt: off
     for command, size, why in ((data, 64, "the published value"), (train, 64, "likewise"),
-                               (relabelling, 512, "enough to time one")):
+                               (relabelling, 512, "enough to time one"),
+                               (start, 24, "the published value")):
         add = command.add_argument
         add("--batch_size", type=parsers.positive_int, default=size, metavar="N",
             help=f"images a batch (default: {size}, {why})")
@@ -58,10 +61,12 @@ def build_parser() -> argparse.ArgumentParser:
         add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps",
             help="where to compute (default: auto, which takes CUDA, then MPS, then the CPU)")
 
+    for command in (data, start):
+        command.add_argument("--data", default="data/", metavar="PATH",
+            help="FER2013 as a CSV, folder or archive, a folder that holds one, or 'synthetic' "
+            "(default: data/, where git ignores it)")
+
     add = data.add_argument
-    add("--data", default="data/", metavar="PATH",
-        help="FER2013 as a CSV, folder or archive, a folder that holds one, or 'synthetic' "
-        "(default: data/, where git ignores it)")
     add("--sample", type=parsers.positive_int, default=4000, metavar="N",
         help="images that go through PIL in a round (default: 4000, seconds; scaled to an epoch)")
     add("--limit_images", type=parsers.positive_int, metavar="N",
@@ -207,7 +212,12 @@ def _devices(device: str) -> list[torch.device]:
     return [cli.resolve_device(name, None) for name in (names if device == "auto" else [device])]
 
 
-COMMANDS = {"data": measure_data, "train": measure_train, "relabel": measure_relabel}
+COMMANDS = {
+    "data": measure_data,
+    "train": measure_train,
+    "relabel": measure_relabel,
+    "start": measure_start,
+}
 
 
 if __name__ == "__main__":
