@@ -9,10 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 import train_FER2013
+from data.cache import cache_path
+from data.fer2013 import load_fer2013
+from data.fes import load_votes
 from tools import cli, faults
 from tools.fault_cases import FAULTS, Bench, kill_and_resume
 from tools.runs import ROOT, difference
@@ -91,6 +95,17 @@ def test_exhausted_memory_says_what_to_lower(error, capsys):
     assert "out of memory" in text
     assert "--batch_size" in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize("load", [load_fer2013, load_votes])
+def test_memory_that_ends_while_a_table_is_read_is_no_fault_of_the_table(load, bench, monkeypatch):
+    def exhausted(*_args, **_kwargs):
+        raise pd.errors.ParserError("Error tokenizing data. C error: out of memory")
+
+    monkeypatch.setattr(pd, "read_csv", exhausted)
+    cache_path(bench.data).unlink(missing_ok=True)
+    with pytest.raises(MemoryError):
+        load(bench.data)
 
 
 def test_other_errors_keep_their_traceback(capsys):
