@@ -39,6 +39,7 @@ _WRITE_ADVICE = {
     errno.EROFS: "make the folder writable or name another by --model_path",
     errno.EACCES: "make the folder writable or name another by --model_path",
 }
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # The kinds of flags that take no value.
 _SWITCHES = (argparse.BooleanOptionalAction, argparse._StoreTrueAction)
 _EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143, "time limit": 0}
@@ -234,6 +235,7 @@ def run(
     keep_freed_memory()
     try:
         main(parse(parser, argv))
+        sys.stdout.flush()
     except UserError as error:
         print(f"{parser.prog}: error: {error}{_advice(error)}", file=sys.stderr)
         return 2
@@ -256,8 +258,24 @@ def run(
         return _EXIT_STATUS["SIGINT"]
     except BrokenPipeError:
         # The reader of our output went away; nothing is left to tell, and nobody to tell it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _mute()
+    except OSError as error:
+        # Of all files but the one that our output goes to it would be a WriteError.
+        if error.errno not in _FULL:
+            raise
+        _mute()
+        print(
+            f"{parser.prog}: error: the output cannot be written ({error.strerror}); "
+            f"{_WRITE_ADVICE[error.errno]}: files that were written before are kept",
+            file=sys.stderr,
+        )
+        return 2
     return 0
+
+
+def _mute() -> None:
+    """What is printed, and still held back, goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _advice(error: UserError) -> str:
@@ -268,7 +286,7 @@ def _advice(error: UserError) -> str:
     if number == errno.ENOENT:
         return "; was its folder removed? Bring it back and go on with --resume, or start again"
     todo = _WRITE_ADVICE.get(number, "see to the folder")
-    return f"; {todo}, then go on with --resume: what was saved before is kept"
+    return f"; {todo}, then go on with --resume, or start again where nothing was saved before"
 
 
 def keep_freed_memory() -> None:
