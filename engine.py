@@ -80,8 +80,8 @@ def require_finite(model: nn.Module, loss: float, where: str) -> None:
     if math.isfinite(loss) and bool(finite):
         return
     raise UserError(
-        f"{where}: the loss is {loss:.4g} or a weight is not finite; the last checkpoint is kept: "
-        "resume it, or start again with a lower --learning_rate"
+        f"{where}: the loss is {loss:.4g} or a weight is not finite; the last checkpoint is kept, "
+        "but would end alike: start again with a lower --learning_rate"
     )
 
 
