@@ -72,14 +72,18 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
 
 
 def require_finite(model: nn.Module, loss: float, where: str) -> None:
-    """Raise UserError when the loss or a weight is not finite: what is saved must be usable."""
-    # One question to the device, not one a parameter.
-    finite = torch.stack([p.isfinite().all() for p in model.parameters()]).all()
+    """Raise UserError when the loss or a weight is not finite: what is saved must be usable.
+
+    Weights with what batch norms keep of activations, which overflows first.
+    """
+    # One question to the device, not one a tensor.
+    tensors = (*model.parameters(), *model.buffers())
+    finite = torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
     if math.isfinite(loss) and bool(finite):
         return
     raise UserError(
-        f"{where}: the loss is {loss:.4g} or a weight is not finite; the last checkpoint is kept: "
-        "resume it, or start again with a lower --learning_rate"
+        f"{where}: the loss is {loss:.4g} or a weight is not finite; the last checkpoint is kept, "
+        "but would end alike: start again with a lower --learning_rate"
     )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import json
 import lzma
 import re
-from typing import BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from utils import UserError
 
@@ -15,6 +17,7 @@ MAX_HEADER = 1024  # bytes of a table's first line; a hundred columns take less
 MAX_LINE = 1 << 16  # bytes; a row of FER2013 takes up to 9,300
 MAX_READ = 1 << 26  # bytes at once; only a forged header of a member asks for as much
 MAX_UNPACKED = 1 << 31  # bytes; FER2013's table takes a seventh
+MAX_JSON = 1 << 22  # bytes; the largest summary takes some ten thousand
 
 _COMPRESSIONS = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
@@ -114,3 +117,15 @@ class Lines(io.RawIOBase):
 def table_lines(stream: BinaryIO, where: str) -> BinaryIO:
     """`stream` from its start as a table that pandas may read; UserError as `Lines`."""
     return io.BufferedReader(Lines(stream, where), MAX_LINE)
+
+
+def read_json(path: Path, expected: str) -> Any:
+    """What the JSON of a file says; UserError, saying what was `expected`, where it is none."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_JSON + 1)
+        if len(text) > MAX_JSON:
+            raise ValueError(f"more than {MAX_JSON} bytes")
+        return json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({error}), expected {expected}") from error

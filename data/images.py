@@ -64,6 +64,8 @@ def open_image(
             width, height = image.size
             if fits(width, height):
                 return convert(_upright(_eight_bits(image)))
+    except MemoryError:
+        raise
     except Exception as error:  # pillow raises many kinds for broken files
         raise UserError(
             f"{where}: unreadable image ({type(error).__name__}), expected {expected}"

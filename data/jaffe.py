@@ -163,8 +163,9 @@ def _read_class_folders(folders: list[Path]) -> list[Row]:
                     f"{CODES[label]}, expected both alike"
                 )
             image = read_image(path, partial(_decode, crop=None))
-            # A name that says nothing: nobody known, in a sequence of its own.
-            row = Row(label, path.name, "", path.name, image)
+            # A name that says nothing: nobody known, in a sequence of its own. The same name may
+            # stand in several folders.
+            row = Row(label, path.name, "", f"{folder.name}/{path.name}", image)
             rows.append(row if name is None else _row(path.name, name, image))
     if not rows:
         raise UserError(

@@ -157,7 +157,12 @@ def check_fields(table: pd.DataFrame, where: str) -> None:
 
 
 def describe_table_error(error: Exception) -> str:
-    """What pandas says of a table that it cannot read, on one line, lines counted from 1."""
+    """What pandas says of a table that it cannot read, on one line, lines counted from 1.
+
+    Raises MemoryError where that was exhausted, of which pandas makes an error of the table.
+    """
+    if "out of memory" in str(error):
+        raise MemoryError("reading a table") from error
     found = str(error).strip().replace("Error tokenizing data. C error: ", "")
     # pandas counts lines from 1, but the row where an open quote starts from 0.
     return re.sub(r"row (\d+)", lambda row: f"line {int(row[1]) + 1}", found)

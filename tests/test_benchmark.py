@@ -19,7 +19,15 @@ from data import synthetic
 from data.augment import Augmentation
 from data.synthetic import draw_fer2013
 from model_search import OPEN
-from tools import benchmark, benchmark_pairs, benchmark_parts, benchmark_step, benchmark_works, cli
+from tools import (
+    benchmark,
+    benchmark_pairs,
+    benchmark_parts,
+    benchmark_start,
+    benchmark_step,
+    benchmark_works,
+    cli,
+)
 from tools.benchmark_pairs import Measurement, Side
 from tools.benchmark_works import WORKS
 from utils import UserError
@@ -97,6 +105,18 @@ def test_relabel_finds_the_same_labels_both_ways() -> None:
     assert list(found) == ["a batch at once", "a batch label by label"]
     assert "both ways give the same labels" in output
     assert int(re.search(r"of which (\d+) change", output)[1]) > 0
+
+
+def test_a_start_is_timed_up_to_the_first_step_and_a_training_without_one_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "train_FER2013.py"
+    program.write_text("import sys, time; print(sys.argv[1], file=sys.stderr); time.sleep(60)")
+    words = [sys.executable, "-u", str(program)]
+    benchmark_start.to_first_step([*words, "epoch 1 step 1/9 loss 2"])
+    program.write_text("import sys; sys.exit('no data')")
+    with pytest.raises(UserError, match="ended before its first step; it said: no data"):
+        benchmark_start.to_first_step(words)
 
 
 def test_sides_take_turns_and_the_first_turn_does_not_count() -> None:
@@ -188,8 +208,8 @@ def test_sides_of_a_measurement_take_turns_and_ratios_are_of_one_round(
     rows = benchmark_pairs.measure(
         Measurement("a step", sides), device="cpu", amp="bf16", rounds=3, report=told.append
     )
-    assert started == ["train --side plain --device cpu --amp bf16",
-                       "train --device cpu --amp bf16"] * 3  # fmt: skip
+    assert started == ["--device cpu --amp bf16 train --side plain",
+                       "--device cpu --amp bf16 train"] * 3  # fmt: skip
     assert told[3] == "cpu: a step, ours, round 2 of 3"
     plain, ours = rows
     assert plain["times"] is plain["memory"] is None

@@ -98,13 +98,17 @@ def test_searches_of_other_genotypes_are_merged(tmp_path, capsys):
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{", '{"figures": 3}', "[" * 100_000, '{"figures": {"a": {"accuracy": NaN}}}',
-     json.dumps(summary() | {"seed": "x"}), json.dumps(summary() | {"figures": {}})],
+     json.dumps(summary() | {"seed": "x"}), json.dumps(summary() | {"figures": {}}),
+     json.dumps(summary(accuracy=10**400)), json.dumps(summary(details={"fold": 3, "folds": 2})),
+     json.dumps(summary(details={"fold": 1, "folds": 10**8})),
+     json.dumps(summary() | {"figures": {"\ud800": {"accuracy": 1, "images": 7}}})],
 )  # fmt: skip
 def test_what_is_no_summary_is_one_line(text, tmp_path, capsys):
     (tmp_path / "summary.json").write_text(text)
     assert cli.run(collect.main, collect.build_parser(), [str(tmp_path)]) == 2
     line = capsys.readouterr().err.strip()
-    assert "summary.json: not the summary of a run" in line
+    assert "summary.json: " in line
+    assert "expected the summary of a run" in line
     assert line.isprintable()
 
 
@@ -132,6 +136,12 @@ def test_folds_as_jobs_are_the_folds_of_a_whole_run(tmp_path, capsys):
     for one, other in zip(results[0], results[1] + results[2], strict=True):
         assert one["logits"].equal(other["logits"])
     assert collected(jobs[1])["missing"] == ["seed 0: fold 1 of 2"]
+    weights = weights_content()
+    weights["state_dict"]["classifier.bias"] += 1
+    save_checkpoint(tmp_path / "w.pt", "weights", weights)
+    assert test_ck48("--fold", "2", "--save", "other") == 0
+    with pytest.raises(UserError, match=r"other: from other weights than .*fold-1"):
+        collected(jobs[0], str(tmp_path / "other"))
     for wrong in (["--fold", "3"], ["--fold", "1", "--mode", "evaluate"]):
         assert test_ck48(*wrong) == 2
         assert wrong[1] in capsys.readouterr().err

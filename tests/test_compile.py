@@ -1,4 +1,4 @@
-"""--compile: the same logits and gradients, and no new compilation as drop-path rises."""
+"""--compile: the same logits and gradients, no new compilation as drop-path rises, exact resume."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import shutil
 
 import pytest
 import torch
+from fer2013_files import write_small_table
+from runs import TRAIN, command, difference, kill_when, run
 from torch.nn import functional as F
 
 from engine import compiled
@@ -57,3 +59,18 @@ def test_a_compiled_network_computes_the_same_and_compiles_once_for_all_drop_pat
     assert not drawn[0].allclose(drawn[2])
     warnings = [record.message for record in caplog.records if record.name == LOGGER_NAME]
     assert warnings == [], "nothing may have been left uncompiled"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_training_killed_and_resumed_ends_with_the_same_weights(tmp_path, monkeypatch):
+    # Compiled once for the three runs.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    data = write_small_table(tmp_path, each=12)
+    words = command(TRAIN, data, tmp_path, "--compile", "--epochs", "2", "--limit_batches", "2")
+    done = run([*words, "--save", "whole"])
+    assert done.returncode == 0, done.stderr
+    assert "--compile: not possible" not in done.stderr
+    kill_when([*words, "--save", "killed"], "epoch 2 step 1/", tmp_path / "killed" / "log.txt")
+    done = run([*words, "--resume", "killed"])
+    assert done.returncode == 0, done.stderr
+    assert difference(tmp_path / "killed", tmp_path / "whole") is None

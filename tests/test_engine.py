@@ -298,6 +298,12 @@ def test_a_loss_that_is_not_finite_ends_the_fit_before_anything_more_is_saved():
         fine.head.bias[2] = float("nan")
     with pytest.raises(UserError, match="here"):
         require_finite(fine, 1.0, "here")
+    # A checkpoint with statistics that overflowed could not be resumed.
+    norm = torch.nn.BatchNorm2d(2)
+    require_finite(norm, 1.0, "here")
+    norm.running_var[1] = float("inf")
+    with pytest.raises(UserError, match="here"):
+        require_finite(norm, 1.0, "here")
 
 
 def test_signals_are_noticed_and_handlers_put_back():

@@ -5,15 +5,21 @@ from __future__ import annotations
 import errno
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 import train_FER2013
+from data.cache import cache_path
+from data.fer2013 import load_fer2013
+from data.fes import load_votes
 from tools import cli, faults
 from tools.fault_cases import FAULTS, Bench, kill_and_resume
-from tools.runs import difference
+from tools.runs import ROOT, difference
 from utils import UserError, WriteError, atomic_write, is_out_of_memory, open_log
 
 # What others do not do alike: disk full and read-only are as the limit of sizes, for instance.
@@ -91,6 +97,17 @@ def test_exhausted_memory_says_what_to_lower(error, capsys):
     assert "\n" not in text
 
 
+@pytest.mark.parametrize("load", [load_fer2013, load_votes])
+def test_memory_that_ends_while_a_table_is_read_is_no_fault_of_the_table(load, bench, monkeypatch):
+    def exhausted(*_args, **_kwargs):
+        raise pd.errors.ParserError("Error tokenizing data. C error: out of memory")
+
+    monkeypatch.setattr(pd, "read_csv", exhausted)
+    cache_path(bench.data).unlink(missing_ok=True)
+    with pytest.raises(MemoryError):
+        load(bench.data)
+
+
 def test_other_errors_keep_their_traceback(capsys):
     with pytest.raises(RuntimeError, match="of ours"):
         status_of(RuntimeError("a fault of ours"), capsys)
@@ -110,8 +127,31 @@ def test_a_file_that_cannot_be_written_says_what_to_do(number, todo, tmp_path, c
     status, text = status_of(raised.value, capsys)
     assert status == 2
     assert todo in text
-    assert "--resume" in text
+    assert "--resume, or start again" in text
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_output_to_a_full_disk_is_one_line(bench):
+    words = [str(bench.whole("train")), "--out", str(bench.folder / "merged.json")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tools.collect", *words], cwd=ROOT, stdout=full,
+            stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "the output cannot be written (No space left on device); free some room" in done.stderr
+
+
+def test_a_log_on_a_full_disk_is_one_line(tmp_path, capsys):
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    log = open_log(tmp_path)
+    with pytest.raises(WriteError, match=r"log\.txt: cannot be written \(No space left"):
+        log.info("a line")
+    log.info("the terminal alone")
+    open_log()
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_ctrl_c_while_torch_writes_is_ctrl_c_and_keeps_the_old_file(tmp_path):

@@ -31,7 +31,8 @@ from tools.weights import load_trained
 from utils import UserError, load_checkpoint, save_checkpoint
 
 EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "40"))
-SLOWER = {"a training to resume": 3, "a search to resume": 6, "folder": 2}  # each builds a network
+# Most of these build a network.
+SLOWER = {"a training to resume": 3, "a search to resume": 6, "folds to resume": 6, "folder": 2}
 
 
 @pytest.mark.parametrize("name", PARSERS)

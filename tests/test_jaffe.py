@@ -163,8 +163,14 @@ def test_cropped_images_in_class_folders_are_read_whole(tmp_path):
     assert [CLASSES[label] for label in faces.labels] == ["angry", "happy", "sad"]
     assert faces.names == ["KA.AN1.39.png", "face 7.jpg", "KL_SA2_160.bmp"]
     assert faces.subjects == ["KA", "", "KL"]
-    assert faces.sequences == ["KA.AN", "face 7.jpg", "KL.SA"]
+    assert faces.sequences == ["KA.AN", "Happiness/face 7.jpg", "KL.SA"]
     assert (faces.images[0, 0].numpy() == pixels).all()
+
+
+def test_images_of_one_name_in_several_class_folders_are_no_sequence(tmp_path):
+    for group in ("angry", "happy", "sad"):
+        write(tmp_path / "faces" / group / "1.png", encoded(frame(60, 60), "PNG"))
+    assert len(set(load_jaffe(tmp_path / "faces").sequences)) == 3
 
 
 def test_folds_by_subject_are_refused_where_names_do_not_tell_subjects(tmp_path):

@@ -91,6 +91,10 @@ def test_a_cell_is_a_job_and_the_last_one_tabulates(start, capsys, monkeypatch):
     assert len((out / "sweep.csv").read_text().strip().split("\n")) == 3
     assert job(3) == 2
     assert "--cell 3: expected 1 to 2" in capsys.readouterr().err
+    for text in ("{", "[]", '{"figures": {"PublicTest": 3}, "details": {}}'):
+        (out / "relabel_0.1_fes_0.03" / "summary.json").write_text(text)
+        assert job(1) == 2
+        assert "summary.json: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from runs import weights
 
-from tools.weights import load_trained
+from tools.weights import find_weights, load_trained
 from utils import UserError
 
 
@@ -33,6 +33,16 @@ def test_tensors_without_names_are_no_network(content, tmp_path):
     numbered = dict(enumerate(content["state_dict"].values()))
     text = refusal(numbered, tmp_path / "w.pt")
     assert f"{tmp_path / 'w.pt'}: stem.0.weight is nothing, the network expects" in text
+
+
+def test_the_folder_of_a_search_is_no_checkpoint_and_what_to_do_is_said(tmp_path):
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "genotype.txt").write_text("Genotype()")
+    with pytest.raises(UserError, match=r"is of a search.*train_FER2013\.py --arch \S+search"):
+        find_weights("--checkpoint", "search", str(tmp_path))
+    with pytest.raises(UserError) as raised:
+        find_weights("--checkpoint", str(tmp_path / "none"), "saved_models")
+    assert str(raised.value).count(str(tmp_path / "none.pt")) == 1
 
 
 @pytest.mark.parametrize("wrong", [

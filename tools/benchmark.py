@@ -2,12 +2,15 @@
 
     python -m tools.benchmark
     python -m tools.benchmark all --compile --out FILE
+    python -m tools.benchmark leads
     python -m tools.benchmark data --data PATH
     python -m tools.benchmark train
     python -m tools.benchmark relabel
+    python -m tools.benchmark start --data PATH
 
 The first two are one: search, training, evaluation, data and relabelling, the plain version of
-tools.plain beside ours; they print a table and write `bench/benchmark.json`.
+tools.plain beside ours; they print a table and write `bench/benchmark.json`. `leads` undoes what
+makes ours fast, one thing at a time, and writes `bench/leads.json`.
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ from typing import Any
 
 import torch
 
-from tools import benchmark_pairs, cli, parsers
+from tools import benchmark_leads, benchmark_pairs, cli, parsers
 from tools.benchmark_parts import measure_data, measure_relabel, measure_train
+from tools.benchmark_start import measure_start
 from tools.report import format_table
 from utils import describe_machine, write_text
 
@@ -37,13 +41,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="BENCHMARK")
     _add_all(commands.add_parser("all", help=measure_all.__doc__, description=measure_all.__doc__))
-    data, train, relabelling = (
+    leads = commands.add_parser(
+        "leads", help=measure_leads.__doc__, description=measure_leads.__doc__
+    )
+    _add_common(leads, out="bench/leads.json")
+    data, train, relabelling, start = (
         commands.add_parser(name, help=measure.__doc__, description=measure.__doc__)
         for name, measure in COMMANDS.items()
     )
     # fmt: off
     for command, size, why in ((data, 64, "the published value"), (train, 64, "likewise"),
-                               (relabelling, 512, "enough to time one")):
+                               (relabelling, 512, "enough to time one"),
+                               (start, 24, "the published value")):
         add = command.add_argument
         add("--batch_size", type=parsers.positive_int, default=size, metavar="N",
             help=f"images a batch (default: {size}, {why})")
@@ -52,10 +61,12 @@ def build_parser() -> argparse.ArgumentParser:
         add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps",
             help="where to compute (default: auto, which takes CUDA, then MPS, then the CPU)")
 
+    for command in (data, start):
+        command.add_argument("--data", default="data/", metavar="PATH",
+            help="FER2013 as a CSV, folder or archive, a folder that holds one, or 'synthetic' "
+            "(default: data/, where git ignores it)")
+
     add = data.add_argument
-    add("--data", default="data/", metavar="PATH",
-        help="FER2013 as a CSV, folder or archive, a folder that holds one, or 'synthetic' "
-        "(default: data/, where git ignores it)")
     add("--sample", type=parsers.positive_int, default=4000, metavar="N",
         help="images that go through PIL in a round (default: 4000, seconds; scaled to an epoch)")
     add("--limit_images", type=parsers.positive_int, metavar="N",
@@ -75,6 +86,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_all(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser, out="bench/benchmark.json")
+    # fmt: off
+    add = parser.add_argument
+    add("--compile", action="store_true",
+        help="measure training with torch.compile too (default: off, as compiling takes minutes "
+        "in each round)")
+    add("--amp", choices=["auto", "off", "bf16"], default="off",
+        help="precision of our side (default: off, as the plain version always has it)")
+    # fmt: on
+
+
+def _add_common(parser: argparse.ArgumentParser, *, out: str) -> None:
     # fmt: off
     add = parser.add_argument
     add("--rounds", type=parsers.positive_int, metavar="N",
@@ -82,21 +105,16 @@ def _add_all(parser: argparse.ArgumentParser) -> None:
     add("--short", action="store_true",
         help="small networks and passes, a minute or two in all, to see that everything runs "
         "(default: off, the published sizes, a quarter of an hour on two cores)")
-    add("--compile", action="store_true",
-        help="measure training with torch.compile too (default: off, as compiling takes minutes "
-        "in each round)")
-    add("--amp", choices=["auto", "off", "bf16"], default="off",
-        help="precision of our side (default: off, as the plain version always has it)")
     add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps",
         help="where to compute (default: auto, the CPU and then CUDA where there is one)")
-    add("--out", default="bench/benchmark.json", metavar="FILE",
-        help="JSON to write (default: bench/benchmark.json, which git ignores)")
+    add("--out", default=out, metavar="FILE",
+        help=f"JSON to write (default: {out}, which git ignores)")
     # fmt: on
 
 
 def with_command(argv: Sequence[str]) -> list[str]:
     """The words of the command line, `all` before them where no benchmark is named."""
-    named = argv and (argv[0] in ("all", *COMMANDS, "-h", "--help"))
+    named = argv and (argv[0] in ("all", "leads", *COMMANDS, "-h", "--help"))
     return [*argv] if named else ["all", *argv]
 
 
@@ -105,8 +123,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
     That is the content of the JSON for `all`, and the medians by name for the others.
     """
-    if args.command == "all":
-        return measure_all(args)
+    if args.command in ("all", "leads"):
+        return measure_all(args) if args.command == "all" else measure_leads(args)
     device = cli.resolve_device(args.device, None)
     print(describe_machine(device), flush=True)
     figures = COMMANDS[args.command](args, device)
@@ -117,45 +135,76 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     """Measure everything in pairs, print one table, write it as JSON."""
-    out = Path(args.out)
-    cli.make_folder("--out", str(out.parent))
-    rounds = args.rounds or (1 if args.short else 5)
+    found = _begin(args, flags={name: getattr(args, name) for name in ("short", "compile", "amp")})
+    for device in map(str, _devices(args.device)):
+        print(f"{device}: evaluation, looking for our best batch", flush=True)
+        batch = benchmark_pairs.best_evaluation_batch(device, short=args.short, amp=args.amp)
+        plan = benchmark_pairs.plan(
+            short=args.short, compile_too=args.compile, evaluation_batch=batch
+        )
+        _measure(plan, found, device=device, amp=args.amp, out=args.out)
+    rows = benchmark_pairs.table_rows(found["rows"])
+    print(f"\n{format_table(benchmark_pairs.COLUMNS, rows)}\n")
+    notes = [
+        "times as fast: images/s over those of the side compared with, in the same round; "
+        f"medians of {found['rounds']}, least to greatest",
+        *benchmark_pairs.describe_base(found["rows"]),
+        *benchmark_pairs.remarks(found["rows"]),
+        f"written: {args.out}",
+    ]
+    print("\n".join(notes))
+    return found
+
+
+def measure_leads(args: argparse.Namespace) -> dict[str, Any]:
+    """Undo each lead to speed that was kept, try those that were not, print what they give."""
+    found = _begin(args, flags={"short": args.short})
+    for device in map(str, _devices(args.device)):
+        works = benchmark_pairs.works(short=args.short)
+        _measure(benchmark_leads.plan(works), found, device=device, amp="off", out=args.out)
+    rows = benchmark_leads.gains(found["rows"])
+    print(f"\n{format_table(benchmark_leads.COLUMNS, rows)}\n")
+    print(
+        f"with the lead over without it, in the same round; medians of {found['rounds']}, least to "
+        f"greatest\nwritten: {args.out}"
+    )
+    return found
+
+
+def _begin(args: argparse.Namespace, *, flags: dict[str, Any]) -> dict[str, Any]:
+    """What the JSON begins with; the folder for it is made."""
+    cli.make_folder("--out", str(Path(args.out).parent))
     found: dict[str, Any] = {
         "commit": cli.describe_commit() or "unknown",
         "processor": benchmark_pairs.describe_processor(),
         "machine": [describe_machine(device) for device in _devices(args.device)],
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "flags": {name: getattr(args, name) for name in ("short", "compile", "amp")},
-        "rounds": rounds,
+        "flags": flags,
+        "rounds": args.rounds or (1 if args.short else 5),
         "rows": [],
     }
     print("\n".join([f"commit {found['commit']}", found["processor"], *found["machine"]]))
-    for device in map(str, _devices(args.device)):
-        print(f"{device}: evaluation, looking for our best batch", flush=True)
-        batch = benchmark_pairs.best_evaluation_batch(device, short=args.short, amp=args.amp)
-        for measurement in benchmark_pairs.plan(
-            short=args.short, compile_too=args.compile, evaluation_batch=batch
-        ):
-            found["rows"] += benchmark_pairs.measure(
-                measurement,
-                device=device,
-                amp=args.amp,
-                rounds=rounds,
-                report=lambda line: print(line, flush=True),
-            )
-            # At once: what was measured outlives a side that fails later.
-            write_text(out, json.dumps(found, indent=1) + "\n")
-    rows = benchmark_pairs.table_rows(found["rows"])
-    print(f"\n{format_table(benchmark_pairs.COLUMNS, rows)}\n")
-    notes = [
-        "times as fast: images/s over those of the side compared with, in the same round; "
-        f"medians of {rounds}, least to greatest",
-        *benchmark_pairs.describe_base(found["rows"]),
-        *benchmark_pairs.remarks(found["rows"]),
-        f"written: {out}",
-    ]
-    print("\n".join(notes))
     return found
+
+
+def _measure(
+    plan: Sequence[benchmark_pairs.Measurement],
+    found: dict[str, Any],
+    *,
+    device: str,
+    amp: str,
+    out: str,
+) -> None:
+    for measurement in plan:
+        found["rows"] += benchmark_pairs.measure(
+            measurement,
+            device=device,
+            amp=amp,
+            rounds=found["rounds"],
+            report=lambda line: print(line, flush=True),
+        )
+        # At once: what was measured outlives a side that fails later.
+        write_text(out, json.dumps(found, indent=1) + "\n")
 
 
 def _devices(device: str) -> list[torch.device]:
@@ -163,7 +212,12 @@ def _devices(device: str) -> list[torch.device]:
     return [cli.resolve_device(name, None) for name in (names if device == "auto" else [device])]
 
 
-COMMANDS = {"data": measure_data, "train": measure_train, "relabel": measure_relabel}
+COMMANDS = {
+    "data": measure_data,
+    "train": measure_train,
+    "relabel": measure_relabel,
+    "start": measure_start,
+}
 
 
 if __name__ == "__main__":

@@ -42,18 +42,27 @@ class Measurement(NamedTuple):
     sides: Sequence[Side]
 
 
-def plan(*, short: bool, compile_too: bool, evaluation_batch: int) -> list[Measurement]:
-    """What is measured, at the published sizes, or `short`, at small ones that take seconds."""
-    network = _network(short)
+def works(*, short: bool) -> dict[str, str]:
+    """The flags of tools.benchmark_step by work, at the published sizes, or small ones, `short`."""
     batch, steps = (8, 1) if short else (24, 3)
     supernet = f"--init_channels {8 if short else 16} --layers {4 if short else 8}"
-    supernet += f" --batch_size {batch}"
-    train = f"train {network} --batch_size {batch} --steps {steps}"
-    search = f"search {supernet} --steps {1 if short else 2}"
-    evaluate = f"evaluate {network} --steps {steps}"
-    data = f"data --batch_size 64 --steps {steps} --sample {400 if short else 4000}"
+    network = "--init_channels 16 --layers 6" if short else "--init_channels 36 --layers 12"
+    return {
+        "search": f"search {supernet} --batch_size {batch} --steps {1 if short else 2}",
+        "decided": f"decided {supernet} --batch_size {batch} --steps {steps}",
+        "train": f"train {network} --batch_size {batch} --steps {steps}",
+        "evaluate": f"evaluate {network} --batch_size {4 * batch} --steps {steps}",
+        "data": f"data --batch_size 64 --steps {steps} --sample {400 if short else 4000}",
+        "relabel": f"relabel --batch_size 512 --steps {steps}",
+    }
+
+
+def plan(*, short: bool, compile_too: bool, evaluation_batch: int) -> list[Measurement]:
+    """What is measured, at the published sizes, or `short`, at small ones that take seconds."""
+    flags = works(short=short)
+    search, train, evaluate = flags["search"], flags["train"], flags["evaluate"]
     compiled = [Side("compiled", f"{train} --side compiled", "plain")] if compile_too else []
-    fixed = Side("the fixed network", f"decided {supernet} --steps {steps}", "ours")
+    fixed = Side("the fixed network", flags["decided"], "ours")
     return [
         Measurement("search step, all open", _pair(f"{search} --decisions 0")),
         Measurement("search step, half decided", _pair(f"{search} --decisions 4")),
@@ -62,17 +71,13 @@ def plan(*, short: bool, compile_too: bool, evaluation_batch: int) -> list[Measu
         Measurement(
             "evaluation",
             [
-                Side("plain", f"{evaluate} --side plain --batch_size {batch}"),
+                Side("plain", f"{evaluate} --side plain --batch_size {8 if short else 24}"),
                 Side("ours", f"{evaluate} --batch_size {evaluation_batch}", "plain"),
             ],
         ),
-        Measurement("data, a pass", _pair(data)),
-        Measurement("relabelling, a batch", _pair(f"relabel --batch_size 512 --steps {steps}")),
+        Measurement("data, a pass", _pair(flags["data"])),
+        Measurement("relabelling, a batch", _pair(flags["relabel"])),
     ]
-
-
-def _network(short: bool) -> str:
-    return "--init_channels 16 --layers 6" if short else "--init_channels 36 --layers 12"
 
 
 def _pair(flags: str) -> list[Side]:
@@ -100,7 +105,7 @@ def speed(found: Found) -> float:
 def best_evaluation_batch(device: str, *, short: bool, amp: str) -> int:
     """The batch of EVALUATION_BATCHES with which we evaluate the most images a second."""
     batches = EVALUATION_BATCHES[:2] if short else EVALUATION_BATCHES
-    flags = f"evaluate {_network(short)} --steps {1 if short else 3} --device {device} --amp {amp}"
+    flags = f"{works(short=short)['evaluate']} --device {device} --amp {amp}"
     return max(batches, key=lambda batch: speed(run_side(f"{flags} --batch_size {batch}")))
 
 
@@ -112,7 +117,8 @@ def measure(
     for turn in range(rounds):
         for side in measurement.sides:
             report(f"{device}: {measurement.title}, {side.name}, round {turn + 1} of {rounds}")
-            found[side.name].append(run_side(f"{side.flags} --device {device} --amp {amp}"))
+            # A side has the last word.
+            found[side.name].append(run_side(f"--device {device} --amp {amp} {side.flags}"))
     return [
         {
             "device": device,

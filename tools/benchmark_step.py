@@ -15,6 +15,7 @@ import logging
 import resource
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 
 from engine import autocast
 from tools import cli, parsers
+from tools.benchmark_leads import LEADS, changed
 from tools.benchmark_works import COMPILABLE, SIDES, WORKS, Setup
 from utils import LOGGER_NAME, UserError, seed_everything
 
@@ -47,6 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("work", choices=list(WORKS), help="what to measure")
     add("--side", choices=SIDES, default="ours",
         help="the plain version, ours, or ours with --compile (default: ours)")
+    add("--lead", choices=LEADS, metavar="LEAD",
+        help="measure without this lead of tools.benchmark_leads, or with it where it was not kept "
+        "(default: the programs as they are)")
     add("--init_channels", type=parsers.positive_int, default=16, metavar="C",
         help="channels of the first cell (default: 16, the published value of the search)")
     add("--layers", type=parsers.positive_int, default=8, metavar="L",
@@ -69,6 +74,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Measure, and print the line of JSON."""
+    with changed(args.lead) if args.lead else nullcontext():
+        found = measure(args)
+    print(json.dumps(found))
+    return found
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """What a process finds, as `tools.benchmark_pairs` reads it."""
     if args.side == "compiled" and args.work not in COMPILABLE:
         raise UserError(f"--side compiled: not of {args.work}; expected {' or '.join(COMPILABLE)}")
     device = cli.resolve_device(args.device, None)
@@ -98,15 +111,13 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             getattr(torch, device.type).synchronize()
         seconds.append((time.perf_counter() - started) / step.repeats)
     logger.removeHandler(remarks)
-    found = {
+    return {
         "seconds": seconds[1:],
         "images": step.images,
         "peak_bytes": _peak_bytes(device),
         "base_bytes": base,
         "remarks": remarks.lines,
     }
-    print(json.dumps(found))
-    return found
 
 
 def _peak_bytes(device: torch.device) -> int:

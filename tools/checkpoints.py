@@ -101,7 +101,7 @@ def check_progress(found: Mapping[str, Any], names: Sequence[str] = ("epoch", "e
     for name in names:
         if type(found[name]) is not int or not 0 <= found[name] < 2**31:
             raise ValueError(f"{name} {found[name]}")
-    if not (_is_number(found["drop_path_prob"]) and 0 <= found["drop_path_prob"] < 1):
+    if not (is_number(found["drop_path_prob"]) and 0 <= found["drop_path_prob"] < 1):
         raise ValueError(f"drop_path_prob {found['drop_path_prob']}")
 
 
@@ -109,7 +109,7 @@ def restore_state(kind: Callable[..., Any], plain: Any) -> Any:
     """The `kind` of TrainState that `plain` holds; ValueError or TypeError where it is none."""
     state = kind(**plain)
     counts = all(type(n) is int and n >= 0 for n in (state.epoch, state.step))
-    numbers = len(state.sums) == 3 and all(map(_is_number, (*state.sums, state.seconds)))
+    numbers = len(state.sums) == 3 and all(map(is_number, (*state.sums, state.seconds)))
     if not (counts and numbers and isinstance(state.extra, dict)):
         raise ValueError("no count of epochs, steps and sums")
     numbered = [record["epoch"] for record in state.history]
@@ -144,13 +144,7 @@ def load_optimizer(
         saved = found[name]
         for index, kept in saved["state"].items():
             for moment, value in kept.items():
-                fits = value is None or (
-                    torch.is_tensor(value)
-                    and value.shape in ((), parameters[index].shape)
-                    and value.is_floating_point()
-                    and bool(value.isfinite().all())
-                )
-                if not fits:
+                if value is not None and not is_finite(value, (), parameters[index].shape):
                     raise ValueError(f"{moment} of parameter {index} does not fit it")
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
@@ -171,5 +165,15 @@ def resume_optimisation(
         load_state(average, found.get("average"), source)
 
 
-def _is_number(value: Any) -> bool:
+def is_finite(value: Any, *shapes: Sequence[int]) -> bool:
+    """Whether it is a tensor of one of `shapes`, of finite numbers.
+
+    Raises RuntimeError for kinds of tensors that cannot be asked.
+    """
+    shaped = torch.is_tensor(value) and value.is_floating_point() and value.shape in shapes
+    return shaped and bool(value.isfinite().all())
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number and no truth value."""
     return type(value) in (int, float) and math.isfinite(value)

@@ -41,6 +41,7 @@ _WRITE_ADVICE = {
     errno.EROFS: "make the folder writable or name another by --model_path",
     errno.EACCES: "make the folder writable or name another by --model_path",
 }
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # The kinds of flags that take no value.
 _SWITCHES = (argparse.BooleanOptionalAction, argparse._StoreTrueAction)
 _EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143, "time limit": 0}
@@ -274,6 +275,7 @@ def _run(
         if ranks.world_size() > 1 and "save" not in args:
             raise UserError("torchrun: this program is of one process; start it with python")
         main(args)
+        sys.stdout.flush()
     except UserError as error:
         return 2, f"error: {error}{_advice(error)}"
     except ranks.PeerLost as error:
@@ -295,7 +297,16 @@ def _run(
         return _EXIT_STATUS["SIGINT"], "interrupted; what was saved before is kept"
     except BrokenPipeError:
         # The reader of our output went away; nothing is left to tell, and nobody to tell it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _mute()
+    except OSError as error:
+        # Of all files but the one that our output goes to it would be a WriteError.
+        if error.errno not in _FULL:
+            raise
+        _mute()
+        return 2, (
+            f"error: the output cannot be written ({error.strerror}); "
+            f"{_WRITE_ADVICE[error.errno]}: files that were written before are kept"
+        )
     return 0, None
 
 
@@ -309,6 +320,11 @@ def _said_once() -> Iterator[None]:
         yield
 
 
+def _mute() -> None:
+    """What is printed, and still held back, goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _advice(error: UserError) -> str:
     """What to do about a file that could not be written."""
     if not isinstance(error, WriteError):
@@ -317,7 +333,7 @@ def _advice(error: UserError) -> str:
     if number == errno.ENOENT:
         return "; was its folder removed? Bring it back and go on with --resume, or start again"
     todo = _WRITE_ADVICE.get(number, "see to the folder")
-    return f"; {todo}, then go on with --resume: what was saved before is kept"
+    return f"; {todo}, then go on with --resume, or start again where nothing was saved before"
 
 
 def keep_freed_memory() -> None:

@@ -22,16 +22,18 @@ from typing import Any
 
 from scipy.stats import t as student
 
+from data.bounded import read_json
 from tools import cli
 from tools.checkpoints import parts_of
 from tools.report import format_table
 from utils import UserError, load_checkpoint, write_text
 
-MAX_SUMMARY = 1 << 22  # bytes; the largest takes some ten thousand
+MAX_FOLDS = 10_000  # more than any set has subjects
 # Flags that may differ between runs that are merged: where they ran, what they are called and said.
 FREE = {
     "seed", "fold", "save", "resume", "model_path", "data", "device", "gpu", "report_freq",
-    "time_limit", "checkpoint", "arch", "model_names", "compile", "started",
+    "time_limit", "compile", "started",
+    "checkpoint", "arch", "model_names",  # seeds may go on from weights or searches of their own
 }  # fmt: skip
 # Of the summary, what must be alike as well; a search's genotype is its result.
 ALIKE = ("script", "protocol", "parameters", "epochs")
@@ -40,12 +42,16 @@ DETAILS = ("mode", "folds", "tta")
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its settings by name, and its accuracies in percent by split or set."""
+    """A finished run: its settings by name, and its accuracies in percent by split or set.
+
+    `start` is the digest of the weights that a fold was fine-tuned from, where it is known.
+    """
 
     folder: Path
     seed: int
     fold: int | None
     folds: int | None
+    start: str | None
     settings: dict[str, Any]
     accuracy: dict[str, float]
 
@@ -67,25 +73,25 @@ def read_run(folder: Path) -> Run | None:
     path = folder / "summary.json"
     if not path.is_file():
         return None
+    found = read_json(path, "the summary of a run")
     try:
-        with path.open("rb") as file:
-            text = file.read(MAX_SUMMARY + 1)
-        if len(text) > MAX_SUMMARY:
-            raise ValueError(f"more than {MAX_SUMMARY} bytes")
-        return _run(folder, json.loads(text))
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        return _run(folder, found)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path}: not the summary of a run ({type(error).__name__}: {error})"
+            f"{path}: {type(error).__name__}: {error}, expected the summary of a run"
         ) from error
 
 
 def _run(folder: Path, found: Mapping[str, Any]) -> Run:
     accuracy = {name: float(each["accuracy"]) for name, each in found["figures"].items()}
-    if not accuracy or not all(map(math.isfinite, accuracy.values())):
-        raise ValueError("no accuracies")
-    details = found["details"]
+    # Their names are printed.
+    if not all(map(str.isprintable, accuracy)) or not all(map(math.isfinite, accuracy.values())):
+        raise ValueError("accuracies without a name or a number")
+    details, start = found["details"], None
     fold, folds = details.get("fold"), details.get("folds")
-    if type(found["seed"]) is not int or not all(isinstance(n, int | None) for n in (fold, folds)):
+    counted = folds is None or (type(folds) is int and folds <= MAX_FOLDS)
+    within = fold is None or (type(fold) is int and folds is not None and 1 <= fold <= folds)
+    if not (accuracy and type(found["seed"]) is int and counted and within):
         raise ValueError(f"seed {found['seed']!r}, fold {fold!r} of {folds!r}")
     settings = {name: found.get(name) for name in ALIKE}
     settings |= {name: details.get(name) for name in DETAILS}
@@ -95,16 +101,21 @@ def _run(folder: Path, found: Mapping[str, Any]) -> Run:
         settings["images"] = {name: each["images"] for name, each in found["figures"].items()}
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.is_file():
-        args = load_checkpoint(checkpoint, ["training", "search", "folds"])
+        saved = load_checkpoint(checkpoint, ["training", "search", "folds"])
         with parts_of(checkpoint):
-            flags = {f"--{name}": v for name, v in args["args"].items() if name not in FREE}
-        settings |= flags
-    return Run(folder, found["seed"], fold, folds, settings, accuracy)
+            settings |= {f"--{name}": v for name, v in saved["args"].items() if name not in FREE}
+            if saved["kind"] == "folds":
+                settings["digest of --data"] = saved["inputs"]["data"]
+                start = saved["inputs"]["checkpoint"]
+    return Run(folder, found["seed"], fold, folds, start, settings, accuracy)
 
 
 def check_alike(runs: Sequence[Run]) -> None:
-    """Raise UserError for runs of different settings, and for two of one seed and fold."""
-    first, seen = runs[0], {}
+    """Raise UserError for runs of different settings, and for two of one seed and fold.
+
+    The folds of a seed must have been fine-tuned from the same weights, too.
+    """
+    first, seen, starts = runs[0], {}, {}
     for run in runs:
         names = {*first.settings, *run.settings}
         for name in sorted(names, key=lambda name: (name != "script", name)):
@@ -121,6 +132,12 @@ def check_alike(runs: Sequence[Run]) -> None:
         if other is not run:
             what = f"seed {run.seed}" + ("" if run.fold is None else f", fold {run.fold}")
             raise UserError(f"{run.folder}: {what}, as {other.folder}; expected each once")
+        other = starts.setdefault(run.seed, run)
+        if other.start != run.start:
+            raise UserError(
+                f"{run.folder}: from other weights than {other.folder}; expected all folds of "
+                f"seed {run.seed} from one --checkpoint"
+            )
     if len({run.fold is None for run in runs}) > 1:
         raise UserError(f"{first.folder}: some runs are of one fold, others of all; expected one")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from data.augment import spread_rows
 from data.faces import Faces
@@ -20,7 +21,13 @@ from data.views import over_views
 from engine import TrainState, autocast, evaluate, final_weights, fit, network_predictor
 from model import Network
 from tools import cli, parsers, recipe
-from tools.checkpoints import parts_of, restore_state, resume_optimisation
+from tools.checkpoints import (
+    is_finite,
+    is_number,
+    parts_of,
+    restore_state,
+    resume_optimisation,
+)
 from tools.fold_figures import summarise_folds, tabulate_folds, vote
 from tools.report import format_table, report_split, write_summary
 from tools.weights import finetuning_parsers, load_trained, require_weights
@@ -145,10 +152,7 @@ def finetune_fold(
     optimizer, state = torch.optim.SGD(model.parameters(), **sgd), TrainState()
     average = recipe.averaged(model, ema)
     if under_way is not None:
-        with parts_of(source):
-            load_state(model, under_way["state_dict"], source)
-            resume_optimisation(optimizer, average, under_way, source)
-            state = restore_state(TrainState, under_way["state"])
+        state = resume_fold(model, optimizer, average, under_way, source)
     fit(
         model,
         optimizer,
@@ -187,15 +191,32 @@ def finetune_fold(
     }
 
 
-def _check_done(done: Sequence[dict[str, Any]], folds: Sequence[Fold], classes: int) -> None:
+def resume_fold(
+    model: Network,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    under_way: Any,
+    source: Path,
+) -> TrainState:
+    """Where the fold `under_way` of the file `source` stands, its parts put in place.
+
+    Raises UserError when they are not those of such a fold.
+    """
+    with parts_of(source):
+        load_state(model, under_way["state_dict"], source)
+        resume_optimisation(optimizer, average, under_way, source)
+        return restore_state(TrainState, under_way["state"])
+
+
+def check_done(done: Sequence[dict[str, Any]], folds: Sequence[Fold], classes: int) -> None:
     """Raise ValueError unless `done` are results of the first of `folds`."""
     for result, (_, test_index) in zip(done, folds[: len(done)], strict=True):
         if not result["test_index"].equal(test_index):
             raise ValueError("a fold of other images")
-        if result["logits"].shape != (len(test_index), classes):
+        if not is_finite(result["logits"], (len(test_index), classes)):
             raise ValueError("logits of other images")
         for name in ("accuracy", "oracle", "seconds", "subjects_shared", "sequences_shared"):
-            if type(result[name]) not in (int, float):
+            if not is_number(result[name]):
                 raise ValueError(f"{name} {result[name]!r}")
 
 
@@ -217,7 +238,7 @@ def cross_validate(
     `options` are those of `finetune_fold`. Returns the summary, of which `about` is a part.
     """
     with parts_of(file.path):
-        _check_done(file.done, list(folds.values()), len(classes))
+        check_done(file.done, list(folds.values()), len(classes))
     for number, fold in list(folds.items())[len(file.done) :]:
         _log.info("fold %d of %d: %d to train on, %d to test",
                   number, about["folds"], len(fold[0]), len(fold[1]))  # fmt: skip

@@ -317,7 +317,8 @@ def _edges() -> SearchStrategy[list[tuple[str, int]]]:
 
 def json_texts(samples: Sequence[Any]) -> SearchStrategy[bytes]:
     """JSON of any depth and content, and `samples` damaged or with something else in them."""
-    leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+    odd = st.sampled_from([10**400, 10**8, -1, 2**63, 1e308, "\ud800", "\x1b[2J\n", "x" * 5000])
+    leaf = odd | st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
     nested = st.recursive(leaf, lambda c: st.lists(c, max_size=4) | st.dictionaries(
         st.text(max_size=5), c, max_size=4), max_leaves=12)  # fmt: skip
     deep = st.integers(1, 100_000).map(lambda depth: b"[" * depth)

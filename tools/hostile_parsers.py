@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from PIL import Image
 
 import model_search
 import search
+import test_CK48
 import train_FER2013
 from data.cache import cache_path, read_cached
 from data.ck48 import load_ck48
@@ -24,12 +27,13 @@ from data.fer2013 import load_fer2013
 from data.fes import VOTES_OF_CLASSES, load_fes, load_votes
 from data.images import decode_image
 from data.jaffe import load_jaffe
+from data.pictures import load_picture
 from data.readers import CLASSES, COLUMNS, SPLITS, read_set
 from engine import TrainState
 from genotypes import Auto_FERNet, check_genotype, format_genotype, load_genotype
 from model import build_network
 from search import SearchState
-from tools import cli
+from tools import cli, collect
 from tools import hostile_inputs as inputs
 from tools.checkpoints import (
     check_edges,
@@ -39,12 +43,14 @@ from tools.checkpoints import (
     restore_state,
     resume_training,
 )
-from tools.collect import read_run
+from tools.crossval import FoldsFile, check_done, resume_fold
 from tools.hostile import Parser, unwatched
+from tools.manifest import MANIFEST, verify
 from tools.weights import load_trained
 from utils import CHECKPOINT_FORMAT, UserError, load_checkpoint
 
 SIZE = {"C": 1, "num_classes": 7, "layers": 3}
+FOLD_INPUTS = {"checkpoint": "a digest", "data": "another"}
 
 # ---------------------------------------------------------------- valid samples
 
@@ -91,6 +97,23 @@ def _search() -> dict[str, Any]:
         "state": SearchState(1, 0, history=[record], past=past, decisions=decisions).to_dict(),
         "args": vars(search.build_parser().parse_args([])),
     }  # fmt: skip
+
+
+def _folds() -> dict[str, Any]:
+    training, done = _training(), torch.arange(2)
+    numbers = ("accuracy", "oracle", "seconds", "subjects_shared", "sequences_shared")
+    result = {"logits": torch.ones(2, len(CLASSES)), "test_index": done}
+    result |= dict.fromkeys(numbers, 1.0)
+    under_way = {name: training[name] for name in ("state_dict", "optimizer", "state")}
+    return {
+        "format": CHECKPOINT_FORMAT, "kind": "folds", "torch": "", "inputs": dict(FOLD_INPUTS),
+        "folds": [result], "under_way": {**under_way, "average": None},
+        "args": vars(test_CK48.build_parser().parse_args(["--checkpoint", "w.pt"])),
+    }  # fmt: skip
+
+
+def _manifest() -> dict[str, Any]:
+    return {"w": {"file": "w.pt", "sha256": hashlib.sha256(b"").hexdigest()}}
 
 
 def _summary() -> dict[str, Any]:
@@ -206,6 +229,22 @@ def _read_search(path: Path) -> None:
     load_optimizer(adam, found, path, "alphas_optimizer")
 
 
+class _Folds(FoldsFile):
+    """A file of folds that is read alone."""
+
+    def save(self, under_way: dict[str, Any] | None) -> None:
+        self.under_way = under_way
+
+
+def _read_folds(path: Path) -> None:
+    args = cli.parse(test_CK48.build_parser(), ["--resume", str(path.parent)])
+    file = _Folds(path.parent, vars(args), FOLD_INPUTS)
+    with parts_of(path):
+        check_done(file.done, [(torch.arange(2), torch.arange(2))], len(CLASSES))
+    model = build_network(weights_content()["model"])
+    resume_fold(model, torch.optim.SGD(model.parameters(), 0.1), None, file.under_way, path)
+
+
 def _checkpoints(content: Callable[[], dict[str, Any]]) -> Callable[[], SearchStrategy[bytes]]:
     return lambda: (
         inputs.damaged([inputs.saved(content()), inputs.saved(content(), archive=False)])
@@ -223,6 +262,26 @@ def _read_image(path: Path) -> None:
         found = decode_image(stream, path.stat().st_size, str(path))
     if found.shape != (48, 48) or found.dtype != np.uint8:
         raise AssertionError(f"{found.dtype} {found.shape}")
+
+
+def _read_picture(path: Path) -> None:
+    if load_picture(path).shape != (48, 48):
+        raise AssertionError("another shape")
+
+
+def _write_manifest(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    (path.parent / "w.pt").write_bytes(b"")
+
+
+def _verify(path: Path) -> None:
+    verify(path.parent / "w.pt")
+
+
+def _collect(path: Path) -> None:
+    # What is printed must be text that a terminal takes.
+    with redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")):
+        collect.main(collect.build_parser().parse_args([str(path.parent)]))
 
 
 def _write_cached(path: Path, content: bytes) -> None:
@@ -289,6 +348,7 @@ PARSERS = {
     ),
     "a training to resume": Parser("checkpoint.pt", _checkpoints(_training), _read_training),
     "a search to resume": Parser("checkpoint.pt", _checkpoints(_search), _read_search),
+    "folds to resume": Parser("checkpoint.pt", _checkpoints(_folds), _read_folds),
     "table": Parser(
         "fer2013.csv", lambda: inputs.tables(COLUMNS) | inputs.damaged([_table()]), _set_reader
     ),
@@ -297,6 +357,7 @@ PARSERS = {
         for suffix in (".zip", ".tar", ".tar.gz", ".tar.xz")
     },
     "image": Parser("i.png", lambda: inputs.damaged(image_samples()), _read_image),
+    "picture": Parser("i.png", lambda: inputs.damaged(image_samples()), _read_picture),
     "image of JAFFE": Parser(
         "KA.AN1.39.tiff", lambda: inputs.damaged(image_samples()), lambda p: load_jaffe(p.parent)
     ),
@@ -313,8 +374,9 @@ PARSERS = {
         "g.txt", lambda: inputs.genotype_texts([format_genotype(Auto_FERNet)]), load_genotype
     ),
     "genotype as JSON": Parser("g.json", lambda: inputs.json_texts([Auto_FERNet]), _read_json),
-    "summary": Parser(
-        "summary.json", lambda: inputs.json_texts([_summary()]), lambda path: read_run(path.parent)
+    "summary": Parser("summary.json", lambda: inputs.json_texts([_summary()]), _collect),
+    "manifest": Parser(
+        MANIFEST, lambda: inputs.json_texts([_manifest()]), _verify, _write_manifest
     ),
     "cache": Parser("fer2013.csv", _caches, _read_cache, _write_cached),
 }

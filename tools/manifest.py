@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data.bounded import read_json
 from utils import UserError, write_text
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
@@ -19,12 +20,9 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     An entry says `file` and `sha256` at least; tools.ship writes the rest.
     """
     path = folder / MANIFEST
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.is_file():
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error}), expected a manifest") from None
+    entries = read_json(path, "a manifest")
     for entry in entries.values() if isinstance(entries, dict) else [None]:
         if not isinstance(entry, dict) or not {"file", "sha256"} <= entry.keys():
             raise UserError(f"{path}: expected entries by name, each with its file and sha256")

@@ -11,7 +11,6 @@ With `--cell K` it runs one cell, as a job of its own. Writes `sweep.csv` (a row
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from itertools import product
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import relabel_training
+from data.bounded import read_json
+from data.fer2013 import SPLITS
 from tools import cli, parsers
 from tools.plots_relabel import draw_sweep
 from tools.report import format_table
@@ -66,7 +67,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     flags = _checked(args.flags)
     out = cli.make_folder("--out", args.out)
     record, given = out / "flags.txt", shlex.join(args.flags)
-    before = record.read_text().strip() if record.is_file() else given
+    before = record.read_text(errors="replace").strip() if record.is_file() else given
     if before != given:
         raise UserError(
             f"--out {out}: holds a sweep with `{before}`, expected the same flags after --, or "
@@ -100,13 +101,19 @@ def _cell(relabel_threshold: float, fes_threshold: float) -> dict[str, float]:
 
 def _figures(folder: Path) -> dict[str, Any]:
     """What a row of the table has of the run of a cell."""
-    summary = json.loads((folder / "summary.json").read_text())
-    details = summary["details"]
-    return {
-        **{name: each["accuracy"] for name, each in summary["figures"].items()},
-        "chosen_epoch": details["chosen_epoch"],
-        "changed_in_last_epoch": details["last_epoch"].get("changed", 0),
-    }
+    path = folder / "summary.json"
+    summary = read_json(path, "the summary of a run")
+    try:
+        details = summary["details"]
+        return {
+            **{name: float(summary["figures"][name]["accuracy"]) for name in SPLITS[1:]},
+            "chosen_epoch": int(details["chosen_epoch"]),
+            "changed_in_last_epoch": int(details["last_epoch"].get("changed", 0)),
+        }
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: {type(error).__name__}: {error}, expected the summary of a cell"
+        ) from error
 
 
 def _checked(words: list[str]) -> dict[str, Any]:

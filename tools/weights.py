@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data.fer2013 import CLASSES
 from engine import network_predictor, rising
-from genotypes import format_genotype, resolve_genotype
+from genotypes import GENOTYPE_FILE, format_genotype, resolve_genotype
 from model import Network
 from tools import parsers
 from tools.checkpoints import check_progress, parts_of, rebuild_network
@@ -126,7 +126,13 @@ def find_weights(flag: str, name: str, model_path: str) -> Path:
             return place
         if (place / CHOSEN).is_file():
             return place / CHOSEN
-    looked = ", ".join(map(str, places))
+    for place in places:
+        if (place / GENOTYPE_FILE).is_file():
+            raise UserError(
+                f"{flag} {name}: {place} is of a search, which leaves no weights; expected a "
+                f"training's folder, such as train_FER2013.py --arch {place} makes"
+            )
+    looked = ", ".join(dict.fromkeys(map(str, places)))
     raise UserError(
         f"{flag} {name}: no weights found; looked for {looked}, as a file or as a run folder "
         f"that holds {CHOSEN}"
