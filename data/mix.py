@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor
-from torchvision.transforms import v2
 
 from data.fer2013 import CLASSES
 
@@ -20,8 +19,11 @@ def mixing(*, mixup: float, cutmix: float) -> Mix | None:
     with a = `cutmix` (Yun et al., 2019), whichever of both a coin says. 0 turns one off; None
     where both are. Draws from torch's CPU generator alone, on every device.
     """
+    if mixup == cutmix == 0:
+        return None
+    # Only now, as it takes longer to import than a run without it takes to start.
+    from torchvision.transforms import v2
+
     kinds = {v2.MixUp: mixup, v2.CutMix: cutmix}
     chosen = [kind(alpha=a, num_classes=len(CLASSES)) for kind, a in kinds.items() if a > 0]
-    if len(chosen) == 2:
-        return v2.RandomChoice(chosen)
-    return chosen[0] if chosen else None
+    return v2.RandomChoice(chosen) if len(chosen) == 2 else chosen[0]

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import hflip, ten_crop
 
 from data.augment import CROP
 
@@ -19,9 +18,12 @@ def views(images: Tensor, tta: str) -> tuple[Tensor, ...]:
     "tencrop": the four corners and the centre of 44x44, and the mirror images of the five
     (Krizhevsky et al., 2012).
     """
-    if tta == "tencrop":
-        return ten_crop(images, CROP)
-    return (images, hflip(images)) if tta == "flip" else (images,)
+    if tta == "none":
+        return (images,)
+    # Only now, as it takes longer to import than a run without it takes to start.
+    from torchvision.transforms.functional import hflip, ten_crop
+
+    return ten_crop(images, CROP) if tta == "tencrop" else (images, hflip(images))
 
 
 def over_views(predict: Callable[[Tensor], Tensor], tta: str) -> Callable[[Tensor], Tensor]:

@@ -3,6 +3,7 @@
     python -m tools.benchmark
     python -m tools.benchmark all --compile --out FILE
     python -m tools.benchmark leads
+    python -m tools.benchmark profile
     python -m tools.benchmark data --data PATH
     python -m tools.benchmark train
     python -m tools.benchmark relabel
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 
-from tools import benchmark_leads, benchmark_pairs, cli, parsers
+from tools import benchmark_leads, benchmark_pairs, benchmark_profile, cli, parsers
 from tools.benchmark_parts import measure_data, measure_relabel, measure_train
 from tools.benchmark_start import measure_start
 from tools.report import format_table
@@ -45,6 +46,10 @@ def build_parser() -> argparse.ArgumentParser:
         "leads", help=measure_leads.__doc__, description=measure_leads.__doc__
     )
     _add_common(leads, out="bench/leads.json")
+    profile = commands.add_parser(
+        "profile", help=measure_profile.__doc__, description=measure_profile.__doc__
+    )
+    _add_sizes(profile)
     data, train, relabelling, start = (
         commands.add_parser(name, help=measure.__doc__, description=measure.__doc__)
         for name, measure in COMMANDS.items()
@@ -102,29 +107,37 @@ def _add_common(parser: argparse.ArgumentParser, *, out: str) -> None:
     add = parser.add_argument
     add("--rounds", type=parsers.positive_int, metavar="N",
         help="times that each side is measured (default: 5, for a median; 1 with --short)")
+    add("--out", default=out, metavar="FILE",
+        help=f"JSON to write (default: {out}, which git ignores)")
+    # fmt: on
+    _add_sizes(parser)
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
+    # fmt: off
+    add = parser.add_argument
     add("--short", action="store_true",
         help="small networks and passes, a minute or two in all, to see that everything runs "
         "(default: off, the published sizes, a quarter of an hour on two cores)")
     add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps",
         help="where to compute (default: auto, the CPU and then CUDA where there is one)")
-    add("--out", default=out, metavar="FILE",
-        help=f"JSON to write (default: {out}, which git ignores)")
     # fmt: on
 
 
 def with_command(argv: Sequence[str]) -> list[str]:
     """The words of the command line, `all` before them where no benchmark is named."""
-    named = argv and (argv[0] in ("all", "leads", *COMMANDS, "-h", "--help"))
+    named = argv and (argv[0] in (*OF_STEPS, *COMMANDS, "-h", "--help"))
     return [*argv] if named else ["all", *argv]
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Run the benchmark that was asked for, print its table, and return what it found.
 
-    That is the content of the JSON for `all`, and the medians by name for the others.
+    That is the content of the JSON for `all` and `leads`, rows by device for `profile`, and the
+    medians by name for the others.
     """
-    if args.command in ("all", "leads"):
-        return measure_all(args) if args.command == "all" else measure_leads(args)
+    if args.command in OF_STEPS:
+        return OF_STEPS[args.command](args)
     device = cli.resolve_device(args.device, None)
     print(describe_machine(device), flush=True)
     figures = COMMANDS[args.command](args, device)
@@ -171,6 +184,16 @@ def measure_leads(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def measure_profile(args: argparse.Namespace) -> dict[str, Any]:
+    """Say where the time of our search step, training step and evaluation goes."""
+    found = {}
+    for device in _devices(args.device):
+        print(describe_machine(device), flush=True)
+        found[str(device)] = benchmark_profile.rows(short=args.short, device=device)
+        print(f"\n{format_table(benchmark_profile.COLUMNS, found[str(device)])}\n")
+    return found
+
+
 def _begin(args: argparse.Namespace, *, flags: dict[str, Any]) -> dict[str, Any]:
     """What the JSON begins with; the folder for it is made."""
     cli.make_folder("--out", str(Path(args.out).parent))
@@ -212,6 +235,7 @@ def _devices(device: str) -> list[torch.device]:
     return [cli.resolve_device(name, None) for name in (names if device == "auto" else [device])]
 
 
+OF_STEPS = {"all": measure_all, "leads": measure_leads, "profile": measure_profile}
 COMMANDS = {
     "data": measure_data,
     "train": measure_train,

@@ -27,12 +27,12 @@ def measure_start(args: argparse.Namespace, device: torch.device) -> Figures:
             sys.executable, "train_FER2013.py", "--arch", "--data", args.data, "--report_freq", "1",
             "--batch_size", str(args.batch_size), "--device", str(device), "--model_path", folder,
         ]  # fmt: skip
-        torch_alone = [sys.executable, "-c", "import torch, torchvision"]
+        torch_alone = [sys.executable, "-c", "import torch"]
         seconds = take_turns(
             args.rounds,
             {
                 "from the command line through the first step": lambda: to_first_step(words),
-                "the import of torch and torchvision alone": lambda: subprocess.run(
+                "the import of torch alone": lambda: subprocess.run(
                     torch_alone, check=True
                 ),
             },

@@ -90,18 +90,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if not plain:
         cli.keep_freed_memory()
     seed_everything(0)
-    setup = Setup(
-        args.side,
-        args.init_channels,
-        args.layers,
-        args.batch_size,
-        args.decisions,
-        args.sample,
-        device,
-        autocast(device, "off" if plain else args.amp),
-    )
     base = _peak_bytes(device)
-    step = WORKS[args.work](setup)
+    step = WORKS[args.work](setup(args, device))
     seconds = []
     for _ in range(args.steps + 1):
         started = time.perf_counter()
@@ -118,6 +108,20 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "base_bytes": base,
         "remarks": remarks.lines,
     }
+
+
+def setup(args: argparse.Namespace, device: torch.device) -> Setup:
+    """The side and the sizes that the flags ask for."""
+    return Setup(
+        args.side,
+        args.init_channels,
+        args.layers,
+        args.batch_size,
+        args.decisions,
+        args.sample,
+        device,
+        autocast(device, "off" if args.side == "plain" else args.amp),
+    )
 
 
 def _peak_bytes(device: torch.device) -> int:

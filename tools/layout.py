@@ -15,7 +15,6 @@ from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.linear_model import LinearRegression
 
 NODE = (0.62, 0.5)  # width and height of a box
 LABEL_HEIGHT = 0.25
@@ -210,6 +209,9 @@ def _settle(
     climbs = np.array(climbs)
     by_base, by_gap = climbs @ np.transpose(bases), climbs @ np.transpose(gaps)
     rest = np.eye(len(climbs)) - by_base @ np.linalg.pinv(by_base)
+    # Only now, as it takes a second to import, and training draws no cells.
+    from sklearn.linear_model import LinearRegression
+
     solver = LinearRegression(positive=True, fit_intercept=False)
     gap = solver.fit(rest @ by_gap, -rest @ climbs @ closest).coef_
     base = -np.linalg.pinv(by_base) @ (climbs @ closest + by_gap @ gap)

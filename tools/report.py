@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from sklearn.metrics import classification_report, confusion_matrix
 
 from engine import Scores
 from tools.plots import draw_confusion
@@ -33,6 +32,9 @@ def report_split(name: str, scores: Scores, classes: Sequence[str], folder: Path
     Returns accuracy and its 95 % half width in percent, the number of images, the loss, and
     precision, recall and F1 (fractions) of each class.
     """
+    # Only now, as it takes a second to import, and a training has its first step before.
+    from sklearn.metrics import classification_report, confusion_matrix
+
     predictions, labels = scores.predictions.numpy(), scores.labels.numpy()
     which = list(range(len(classes)))
     options = {"labels": which, "target_names": list(classes), "zero_division": 0}

@@ -1,0 +1,45 @@
+"""The profile of a step: every operator is of one kind, and the shares are of all the time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tools import benchmark, benchmark_profile, cli
+from tools.benchmark_profile import COLUMNS, KINDS, OTHERS, PROFILED, kind_of, shares
+
+
+@pytest.mark.parametrize(
+    "operator, kind",
+    [
+        ("aten::mkldnn_convolution", "convolutions"),
+        ("aten::convolution_backward", "convolutions"),
+        ("aten::native_batch_norm_backward", "batch norms"),
+        ("aten::max_pool2d_with_indices", "pools"),
+        ("aten::add_", "sums, products, ReLUs"),
+        ("aten::threshold_backward", "sums, products, ReLUs"),
+        ("aten::copy_", "copies, joins, zeros"),
+        ("Optimizer.step#SGD.step", OTHERS),
+    ],
+)
+def test_an_operator_is_of_its_kind(operator: str, kind: str) -> None:
+    assert kind_of(operator) == kind
+
+
+def test_shares_are_of_all_the_time() -> None:
+    found = shares({"aten::conv2d": 1.0, "aten::convolution_backward": 2.0, "aten::linear": 1.0})
+    assert found == {**dict.fromkeys(KINDS, 0.0), "convolutions": 75.0, OTHERS: 25.0}
+
+
+def test_the_command_prints_a_column_for_each_step(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = benchmark.with_command("profile --short --device cpu".split())
+    assert cli.run(benchmark.main, benchmark.build_parser(), argv) == 0
+    printed = capsys.readouterr().out
+    table = benchmark_profile.rows(short=True, device=torch.device("cpu"))
+    assert [row[0] for row in table] == [*KINDS, OTHERS, "seconds a step"]
+    assert all(row[0] in printed for row in table)
+    assert COLUMNS[1:] == PROFILED
+    for column in range(1, len(COLUMNS)):
+        percents = [float(row[column]) for row in table[:-1]]
+        assert sum(percents) == pytest.approx(100.0, abs=0.5)
+        assert percents[0] == max(percents) > 30.0

@@ -1,0 +1,63 @@
+"""Where the time of a step goes, by kind of operation, for our side of each measurement."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from tools import benchmark_step
+from tools.benchmark_pairs import works
+from tools.benchmark_works import WORKS
+
+PROFILED = ("search", "train", "evaluate")
+# Operators by a part of their names; the first that fits counts.
+KINDS = {
+    "convolutions": ("conv",),
+    "batch norms": ("batch_norm",),
+    "pools": ("pool", "mean"),
+    "sums, products, ReLUs": ("add", "mul", "relu", "threshold", "clamp", "sub", "div", "sum"),
+    "copies, joins, zeros": ("copy", "cat", "zero", "fill", "clone", "contiguous", "flip", "pad"),
+}
+OTHERS = "everything else"
+COLUMNS = ("share of the time in %", *PROFILED)
+
+
+def kind_of(operator: str) -> str:
+    """The kind of KINDS that an operator as the profiler names it is of, or OTHERS."""
+    name = operator.removeprefix("aten::").lower()
+    return next((kind for kind, parts in KINDS.items() if any(p in name for p in parts)), OTHERS)
+
+
+def shares(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Percent of all time by kind, from the seconds that each operator itself took."""
+    total = sum(seconds.values())
+    found = dict.fromkeys([*KINDS, OTHERS], 0.0)
+    for operator, each in seconds.items():
+        found[kind_of(operator)] += 100.0 * each / total
+    return found
+
+
+def profile_step(work: str, *, short: bool, device: torch.device) -> dict[str, float]:
+    """Seconds that each operator took in a step of `work` after a first one, by name."""
+    flags = f"{works(short=short)[work]} --device {device}"
+    args = benchmark_step.build_parser().parse_args(shlex.split(flags))
+    step = WORKS[work](benchmark_step.setup(args, device))
+    step.run()
+    cuda = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities) as profiled:
+        step.run()
+    time = "self_device_time_total" if cuda else "self_cpu_time_total"
+    return {event.key: getattr(event, time) / 1e6 for event in profiled.key_averages()}
+
+
+def rows(*, short: bool, device: torch.device) -> list[list[Any]]:
+    """Rows of COLUMNS: the share of each kind in each of PROFILED, and the seconds in all."""
+    found = {work: profile_step(work, short=short, device=device) for work in PROFILED}
+    parts = {work: shares(seconds) for work, seconds in found.items()}
+    rows = [[kind, *(f"{parts[work][kind]:.1f}" for work in PROFILED)] for kind in [*KINDS, OTHERS]]
+    return [*rows, ["seconds a step", *(f"{sum(found[work].values()):.2f}" for work in PROFILED)]]
