@@ -144,16 +144,6 @@ def test_output_to_a_full_disk_is_one_line(bench):
     assert "the output cannot be written (No space left on device); free some room" in done.stderr
 
 
-def test_a_log_on_a_full_disk_is_one_line(tmp_path, capsys):
-    (tmp_path / "log.txt").symlink_to("/dev/full")
-    log = open_log(tmp_path)
-    with pytest.raises(WriteError, match=r"log\.txt: cannot be written \(No space left"):
-        log.info("a line")
-    log.info("the terminal alone")
-    open_log()
-    assert "Traceback" not in capsys.readouterr().err
-
-
 def test_ctrl_c_while_torch_writes_is_ctrl_c_and_keeps_the_old_file(tmp_path):
     class Interrupted(io.BytesIO):
         def write(self, _data):

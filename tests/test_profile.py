@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from tools import benchmark, benchmark_profile, cli
-from tools.benchmark_profile import COLUMNS, KINDS, OTHERS, PROFILED, kind_of, shares
+from tools.benchmark_pairs import PARTED
+from tools.benchmark_profile import COLUMNS, KINDS, OTHERS, kind_of, shares
 
 
 @pytest.mark.parametrize(
@@ -31,14 +31,21 @@ def test_shares_are_of_all_the_time() -> None:
     assert found == {**dict.fromkeys(KINDS, 0.0), "convolutions": 75.0, OTHERS: 25.0}
 
 
-def test_the_command_prints_a_column_for_each_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_column_for_each_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = []
+    measure = benchmark_profile.rows
+    monkeypatch.setattr(
+        benchmark_profile, "rows", lambda **sizes: tables.append(measure(**sizes)) or tables[-1]
+    )
     argv = benchmark.with_command("profile --short --device cpu".split())
     assert cli.run(benchmark.main, benchmark.build_parser(), argv) == 0
     printed = capsys.readouterr().out
-    table = benchmark_profile.rows(short=True, device=torch.device("cpu"))
+    (table,) = tables
     assert [row[0] for row in table] == [*KINDS, OTHERS, "seconds a step"]
     assert all(row[0] in printed for row in table)
-    assert COLUMNS[1:] == PROFILED
+    assert COLUMNS[1:] == PARTED
     for column in range(1, len(COLUMNS)):
         percents = [float(row[column]) for row in table[:-1]]
         assert sum(percents) == pytest.approx(100.0, abs=0.5)

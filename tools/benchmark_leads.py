@@ -22,11 +22,10 @@ import model_search
 from model_search import Source
 from operations import ConcatNodes, DepthwiseConv2d, FactorizedReduce
 from tools import benchmark_works, cli
-from tools.benchmark_pairs import Measurement, Side
+from tools.benchmark_pairs import PARTED, Measurement, Side
 
 BASE = "ours"
 COLUMNS = ("lead", "kept?", "in", "times as fast", "memory")
-WORKS = ("search", "train", "evaluate")
 
 
 class Lead(NamedTuple):
@@ -118,14 +117,14 @@ def _recomputed_cells() -> Sequence[Any]:
 
 
 OWN_OPERATIONS = "own operations instead of torch's, the next three in one"
-STEPS = WORKS[:2]
+STEPS = PARTED[:2]
 LEADS: dict[str, Lead] = {
     OWN_OPERATIONS: Lead(STEPS, _torch_operations),
     "depthwise gradients by fast kernels": Lead(STEPS, _torch_convolutions),
     "factorised reduction of even and odd places": Lead(STEPS, _torch_slices),
     "nodes joined with gradients of their own memory": Lead(STEPS, _torch_concatenation),
-    "channels-last layout": Lead(WORKS, _default_layout, apart=OWN_OPERATIONS),
-    "freed memory kept": Lead(WORKS, _memory_given_back),
+    "channels-last layout": Lead(PARTED, _default_layout, apart=OWN_OPERATIONS),
+    "freed memory kept": Lead(PARTED, _memory_given_back),
     "gradients of alphas or of weights alone": Lead(("search",), _every_gradient),
     "ReLU and pools once a source": Lead(("search",), _anew_for_every_edge),
     "weighting by the batch norm": Lead(("search",), _norm_then_scale),
@@ -133,7 +132,7 @@ LEADS: dict[str, Lead] = {
     "larger batches": Lead(("evaluate",), flags="--batch_size 24"),
     "fused SGD": Lead(STEPS, _fused_sgd, kept=False),
     "cells recomputed in the backward pass": Lead(("search",), _recomputed_cells, kept=False),
-    "bfloat16 (--amp bf16)": Lead(WORKS, flags="--amp bf16", kept=False),
+    "bfloat16 (--amp bf16)": Lead(PARTED, flags="--amp bf16", kept=False),
     "torch.compile (--compile)": Lead(("train",), flags="--side compiled", kept=False),
 }
 
@@ -148,9 +147,9 @@ def changed(name: str) -> Iterator[None]:
 
 
 def plan(works: Mapping[str, str]) -> list[Measurement]:
-    """A measurement of each of WORKS, given the flags of tools.benchmark_step: a side a lead."""
+    """A measurement of each of PARTED, given the flags of tools.benchmark_step: a side a lead."""
     return [
-        Measurement(work, [Side(BASE, works[work]), *_sides(work, works[work])]) for work in WORKS
+        Measurement(work, [Side(BASE, works[work]), *_sides(work, works[work])]) for work in PARTED
     ]
 
 

@@ -23,6 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Batches that evaluation is tried with; the fastest is ours.
 EVALUATION_BATCHES = (24, 48, 96, 192)
 
+# The works of a network, which are looked at part by part.
+PARTED = ("search", "train", "evaluate")
+
 # What a side found, as tools.benchmark_step prints it.
 Found = dict[str, Any]
 

@@ -10,10 +10,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from tools import benchmark_step
-from tools.benchmark_pairs import works
+from tools.benchmark_pairs import PARTED, works
 from tools.benchmark_works import WORKS
 
-PROFILED = ("search", "train", "evaluate")
 # Operators by a part of their names; the first that fits counts.
 KINDS = {
     "convolutions": ("conv",),
@@ -23,7 +22,7 @@ KINDS = {
     "copies, joins, zeros": ("copy", "cat", "zero", "fill", "clone", "contiguous", "flip", "pad"),
 }
 OTHERS = "everything else"
-COLUMNS = ("share of the time in %", *PROFILED)
+COLUMNS = ("share of the time in %", *PARTED)
 
 
 def kind_of(operator: str) -> str:
@@ -56,8 +55,8 @@ def profile_step(work: str, *, short: bool, device: torch.device) -> dict[str, f
 
 
 def rows(*, short: bool, device: torch.device) -> list[list[Any]]:
-    """Rows of COLUMNS: the share of each kind in each of PROFILED, and the seconds in all."""
-    found = {work: profile_step(work, short=short, device=device) for work in PROFILED}
+    """Rows of COLUMNS: the share of each kind in each of PARTED, and the seconds in all."""
+    found = {work: profile_step(work, short=short, device=device) for work in PARTED}
     parts = {work: shares(seconds) for work, seconds in found.items()}
-    rows = [[kind, *(f"{parts[work][kind]:.1f}" for work in PROFILED)] for kind in [*KINDS, OTHERS]]
-    return [*rows, ["seconds a step", *(f"{sum(found[work].values()):.2f}" for work in PROFILED)]]
+    rows = [[kind, *(f"{parts[work][kind]:.1f}" for work in PARTED)] for kind in [*KINDS, OTHERS]]
+    return [*rows, ["seconds a step", *(f"{sum(found[work].values()):.2f}" for work in PARTED)]]

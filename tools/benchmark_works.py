@@ -16,20 +16,28 @@ from data.augment import CROP
 from data.fer2013 import CLASSES, Split
 from data.fes import TRAINING_FES
 from data.relabel import relabel
-from engine import TrainState, compiled, evaluate, network_predictor, train_one_epoch
+from engine import compiled, evaluate, network_predictor
 from genotypes import resolve_genotype
 from model import Network
 from model_search import NODES, OPEN
 from model_search import Network as Supernet
-from tools.benchmark_parts import augmented, encode, exhaust, label_by_label, through_pil
+from tools.benchmark_parts import (
+    AUXILIARY_WEIGHT,
+    GRAD_CLIP,
+    RELABEL,
+    augmented,
+    encode,
+    exhaust,
+    label_by_label,
+    sgd,
+    through_pil,
+    train_on,
+)
 from tools.plain import PlainNetwork, PlainSupernet
 from utils import Stop
 
 SIDES = ("plain", "ours", "compiled")
 COMPILABLE = ("train", "decided")
-RELABEL = {"threshold": 0.2, "fes_threshold": 0.03}  # the defaults of relabel_training.py
-GRAD_CLIP = 5.0
-AUXILIARY_WEIGHT = 0.4
 DECISIONS = 2 * NODES  # until no edge of a cell is open
 
 
@@ -109,7 +117,7 @@ def search_step(setup: Setup) -> Step:
 
 def _optimizers(model: Supernet) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     return (
-        torch.optim.SGD(model.weight_parameters(), 0.025, momentum=0.9, weight_decay=3e-4),
+        sgd(model.weight_parameters()),
         torch.optim.Adam(model.arch_parameters(), 3e-4, betas=(0.5, 0.999), weight_decay=1e-3),
     )
 
@@ -160,29 +168,13 @@ def decided_step(setup: Setup) -> Step:
 def _training_step(network: Network, setup: Setup) -> Step:
     batch = _batch(setup.batch, CROP, setup.device)
     model = (PlainNetwork(network).train() if setup.side == "plain" else network).to(setup.device)
-    optimizer = torch.optim.SGD(model.parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
+    optimizer = sgd(model.parameters())
     if setup.side == "plain":
         return Step(lambda: _plain_training_step(model, optimizer, *batch), setup.batch)
     forward = compiled(model, setup.batch) if setup.side == "compiled" else model
 
-    def run() -> None:
-        train_one_epoch(
-            model,
-            [batch],
-            optimizer,
-            forward=forward,
-            state=TrainState(),
-            steps=1,
-            seed=0,
-            learning_rate_at=lambda _: 0.025,
-            auxiliary_weight=AUXILIARY_WEIGHT,
-            grad_clip=GRAD_CLIP,
-            precision=setup.precision,
-            report_freq=2,
-            stop=Stop(),
-        )
-
-    return Step(run, setup.batch)
+    options = {"precision": setup.precision, "forward": forward}
+    return Step(lambda: train_on(model, optimizer, [batch], **options), setup.batch)
 
 
 def _plain_training_step(
