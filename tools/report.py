@@ -48,8 +48,7 @@ def report_split(name: str, scores: Scores, classes: Sequence[str], folder: Path
         f"confusion matrix (rows true, columns predicted)\n{table.to_string()}\n",
     )
     write_text(folder / f"{name}_confusion.csv", table.to_csv())
-    title = f"{name}: {scores.accuracy:.2f} % of {len(labels)} images"
-    draw_confusion(matrix, classes, folder / f"{name}_confusion.png", title)
+    draw_confusion(matrix, classes, folder / f"{name}_confusion.png", name)
     return {
         **headline(scores.accuracy, len(labels)),
         "loss": scores.loss,
