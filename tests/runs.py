@@ -10,6 +10,7 @@ from genotypes import Auto_FERNet, format_genotype
 from model import build_network
 from tools.runs import (
     ROOT,
+    Child,
     command,
     difference,
     kill_when,
@@ -26,7 +27,10 @@ __all__ = [
     "SIZE",
     "TRAIN",
     "command",
+    "cut",
     "difference",
+    "ended",
+    "finish",
     "kill_when",
     "run",
     "same",
@@ -43,7 +47,7 @@ TRAIN = (
     "--limit_batches 4 --drop_path_prob 0.5 --report_freq 1 --device cpu --model_path {out}"
 ).split()
 SEARCH = (
-    "search.py --data {data} --init_channels 2 --layers 3 --epochs 4 --batch_size 8 "
+    "search.py --data {data} --init_channels 2 --layers 3 --epochs 3 --batch_size 8 "
     "--batch_increase 4 --warmup_dec_epoch 1 --decision_freq 1 --use_history --post_val "
     "--limit_batches 3 --report_freq 1 --device cpu --model_path {out}"
 ).split()
@@ -57,3 +61,24 @@ def weights(path: Path, seed: int = 0, **changes) -> Path:
     progress = {"epoch": 2, "epochs": 10, "drop_path_prob": 0.2, "metrics": {}}
     save_checkpoint(path, "weights", {**content, **progress})
     return path
+
+
+def ended(words: list[str], log: Path, cwd: Path = ROOT) -> tuple[int, str]:
+    """The status of a forked run of a command line, and what it printed."""
+    child = Child(words[1:], log, cwd=cwd)
+    return child.wait(), child.printed()
+
+
+def finish(words: list[str], log: Path, cwd: Path = ROOT) -> str:
+    """Run forked to the end, with status 0; what it printed."""
+    status, printed = ended(words, log, cwd)
+    assert status == 0, printed
+    return printed
+
+
+def cut(words: list[str], line: str, number: int, log: Path, cwd: Path = ROOT) -> tuple[int, str]:
+    """`ended`, with signal `number` once it has printed `line`."""
+    child = Child(words[1:], log, cwd=cwd)
+    child.wait_for(line)
+    child.signal(number)
+    return child.wait(), child.printed()

@@ -13,7 +13,7 @@ from runs import TRAIN, command, difference, kill_when, run
 from torch.nn import functional as F
 
 from engine import compiled
-from genotypes import Auto_FERNet
+from genotypes import Auto_FERNet, Genotype, format_genotype
 from model import Network
 from utils import LOGGER_NAME
 
@@ -66,9 +66,11 @@ def test_a_compiled_training_killed_and_resumed_ends_with_the_same_weights(tmp_p
     # Compiled once for the three runs.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
     data = write_small_table(tmp_path, each=12)
-    # One cell, as it is the compiler that takes the time.
-    short = "--compile --layers 1 --epochs 2 --limit_batches 2".split()
-    words = command(TRAIN, data, tmp_path, *short)
+    # One cell of two primitives and no second head, as it is the compiler that takes the time.
+    edges = [("conv_1x1", 0), ("skip_connect", 1)]
+    genotype = Genotype(edges, [2], edges, [2])
+    short = "--compile --layers 1 --epochs 2 --limit_batches 2 --no-auxiliary --arch".split()
+    words = command(TRAIN, data, tmp_path, *short, format_genotype(genotype))
     done = run([*words, "--save", "whole"])
     assert done.returncode == 0, done.stderr
     assert "--compile: not possible" not in done.stderr

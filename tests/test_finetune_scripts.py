@@ -1,4 +1,4 @@
-"""Relabelling, ensembles and the tests on other data sets, by their real command lines."""
+"""Relabelling, ensembles and the tests on other data sets, by their command lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import ROOT, command, run, same, stop_when, weights
+from runs import command, cut, ended, finish, same, weights
 
 import ensemble
 import relabel_training
@@ -20,12 +20,6 @@ import test_JAFFE
 from data.fes import PUBLISHED_FES, TRAINING_FES, save_fes
 from engine import Scores
 from tools import cli
-
-
-def run_in(place: Path, *words: str):
-    """Run a script of the repository in the folder `place`."""
-    script, *flags = words
-    return run(command([str(ROOT / script)], "", place, *flags), cwd=place)
 
 
 def summary_of(place: Path, label: str) -> dict:
@@ -93,12 +87,12 @@ def test_a_relabelling_stopped_in_an_epoch_goes_on_to_the_same_end(tmp_path):
         "--model_path {out}".split(), "", tmp_path,
         "--checkpoint", str(tmp_path / "start"),
     )  # fmt: skip
-    assert run([*words, "--save", "whole"]).returncode == 0
-    log = tmp_path / "cut" / "log.txt"
-    stopped = stop_when([*words, "--save", "cut"], "epoch 2 step 1/", signal.SIGTERM, log)
-    assert stopped.returncode == 143
-    done = run([*words, "--resume", "cut"])
-    assert done.returncode == 0, done.stderr
+    finish([*words, "--save", "whole"], tmp_path / "whole.log")
+    stopped, _ = cut(
+        [*words, "--save", "cut"], "epoch 2 step 1/", signal.SIGTERM, tmp_path / "cut.log"
+    )
+    assert stopped == 143
+    finish([*words, "--resume", "cut"], tmp_path / "resumed.log")
     ends = [
         torch.load(tmp_path / label / "checkpoint.pt", weights_only=True)
         for label in ("whole", "cut")
@@ -131,12 +125,13 @@ def test_the_ensemble_of_one_twice_is_that_one(place, monkeypatch):
         assert found["details"]["agreement"][split] == [[100.0, 100.0]] * 2
 
 
-def test_ck48_under_both_protocols_and_a_finished_fold_is_not_run_again(place):
-    flags = ["--checkpoint", "checkpoint", "--epochs", "1", "--limit_batches", "1", "--folds", "3"]
-    done = run_in(place, "test_CK48.py", *flags, "--save", "paper", "--protocol", "paper")
-    assert done.returncode == 0, done.stderr
-    done = run_in(place, "test_CK48.py", *flags, "--save", "clean")
-    assert done.returncode == 0, done.stderr
+def test_ck48_under_both_protocols_and_a_finished_fold_is_not_run_again(place, tmp_path):
+    words = command(
+        "test_CK48.py --checkpoint checkpoint --epochs 1 --limit_batches 1 --folds 3".split(),
+        "", place,
+    )  # fmt: skip
+    finish([*words, "--save", "paper", "--protocol", "paper"], tmp_path / "paper.log", place)
+    finish([*words, "--save", "clean"], tmp_path / "clean.log", place)
     clean = summary_of(place, "clean")["figures"]["CK48"]
     assert (clean["subjects_shared"], clean["never_tested"], clean["tested_twice"]) == (0, 0, 0)
     assert len(clean["folds"]) == 3
@@ -146,41 +141,38 @@ def test_ck48_under_both_protocols_and_a_finished_fold_is_not_run_again(place):
     path = place / "saved_models" / "clean" / "checkpoint.pt"
     whole = torch.load(path, weights_only=True)
     torch.save({**whole, "folds": whole["folds"][:2]}, path)
-    done = run_in(place, "test_CK48.py", "--resume", "clean")
-    assert done.returncode == 0, done.stderr
-    assert "fold 2 of 3" not in done.stderr
-    assert "fold 3 of 3" in done.stderr
-    again = torch.load(path, weights_only=True)
-    assert same(timeless(whole["folds"]), timeless(again["folds"]))
+    again = [*words[:2], "--resume", "clean"]
+    printed = finish(again, tmp_path / "resumed.log", place)
+    assert "fold 2 of 3" not in printed
+    assert "fold 3 of 3" in printed
+    found = torch.load(path, weights_only=True)
+    assert same(timeless(whole["folds"]), timeless(found["folds"]))
     # Other weights in the place of those that the run began with.
     start = place / "checkpoint.pt"
     before = start.read_bytes()
     weights(start, seed=7)
-    done = run_in(place, "test_CK48.py", "--resume", "clean")
+    status, printed = ended(again, tmp_path / "weights.log", place)
     start.write_bytes(before)
-    assert done.returncode == 2
-    assert "--checkpoint checkpoint: no longer what" in done.stderr
+    assert status == 2
+    assert "--checkpoint checkpoint: no longer what" in printed
     # Other faces in the place of those that the folds are of.
-    done = run_in(place, "test_CK48.py", "--resume", "clean", "--data", "synthetic")
-    assert done.returncode == 2
-    assert "--data synthetic: no longer what" in done.stderr
+    status, printed = ended([*again, "--data", "synthetic"], tmp_path / "data.log", place)
+    assert status == 2
+    assert "--data synthetic: no longer what" in printed
 
 
-def test_a_fold_stopped_in_an_epoch_goes_on_from_there(place):
-    words = ["test_CK48.py", "--checkpoint", "checkpoint", "--epochs", "2", "--limit_batches", "2",
-             "--batch_size", "8", "--folds", "2", "--report_freq", "1", "--ema", "0.8",
-             "--mixup", "0.4", "--erasing", "0.5"]  # fmt: skip
-    assert run_in(place, *words, "--save", "unbroken").returncode == 0
-    log = place / "saved_models" / "broken" / "log.txt"
-    stopped = stop_when(
-        command([str(ROOT / "test_CK48.py"), *words[1:]], "", place, "--save", "broken"),
-        "epoch 2 step 1/", signal.SIGTERM, log, cwd=place,
+def test_a_fold_stopped_in_an_epoch_goes_on_from_there(place, tmp_path):
+    words = command(
+        "test_CK48.py --checkpoint checkpoint --epochs 2 --limit_batches 2 --batch_size 8 "
+        "--folds 2 --report_freq 1 --ema 0.8 --mixup 0.4 --erasing 0.5".split(), "", place,
     )  # fmt: skip
-    assert stopped.returncode == 143
-    assert "; saved" in stopped.stderr.read()
-    done = run_in(place, "test_CK48.py", "--resume", "broken")
-    assert done.returncode == 0, done.stderr
-    assert "epoch 1/2" not in done.stderr.split("fold 2 of 2")[0]
+    finish([*words, "--save", "unbroken"], tmp_path / "unbroken.log", place)
+    broken = [*words, "--save", "broken"]
+    stopped, printed = cut(broken, "epoch 2 step 1/", signal.SIGTERM, tmp_path / "cut.log", place)
+    assert stopped == 143
+    assert "; saved" in printed
+    printed = finish([*words[:2], "--resume", "broken"], tmp_path / "resumed.log", place)
+    assert "epoch 1/2" not in printed.split("fold 2 of 2")[0]
     ends = [
         torch.load(place / "saved_models" / label / "checkpoint.pt", weights_only=True)
         for label in ("unbroken", "broken")

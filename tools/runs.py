@@ -105,7 +105,7 @@ class Child:
     Starts in a fraction of the time of a real command line, takes the same words, and ends with
     the same status. What it prints goes to `log`. `before`, a function of a module by name, is
     called in the process before the script's main, to break something there; `environment` is
-    added to its own.
+    added to its own; it runs in the folder `cwd`.
     """
 
     def __init__(
@@ -114,9 +114,10 @@ class Child:
         log: Path,
         before: Callable[[], None] | None = None,
         environment: Mapping[str, str] | None = None,
+        cwd: Path = ROOT,
     ):
         self.log = log
-        place = (words, str(log), before, dict(environment or {}))
+        place = (words, str(log), before, dict(environment or {}), cwd)
         self._process = _forking().Process(target=_run_here, args=place)
         self._process.start()
         self.pid: int = self._process.pid
@@ -173,6 +174,7 @@ def _run_here(
     log: str,
     before: Callable[[], None] | None,
     environment: dict[str, str],
+    cwd: Path,
 ) -> None:
     os.environ |= environment
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -182,6 +184,7 @@ def _run_here(
     # Its own lock is a semaphore of the system, which a killed process leaves there.
     tqdm.set_lock(threading.RLock())
     module = importlib.import_module(words[0].removesuffix(".py"))
+    os.chdir(cwd)
     if before is not None:
         before()
     sys.exit(cli.run(module.main, module.build_parser(), words[1:]))
