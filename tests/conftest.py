@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from fer2013_files import write_small_table
+from rank_runs import in_double
 from runs import weights
 
-from data import synthetic_cross, writers
+from data import augment, synthetic_cross, writers
 
 
 @pytest.fixture(scope="module")
@@ -26,3 +29,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("model1", "model2")):
         weights(folder / "saved_models" / f"{name}.pt", seed, layers=12)
     return folder
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """`in_double` for the oracle."""
+    before = augment.to_float
+    in_double()
+    yield
+    torch.set_default_dtype(torch.float32)
+    augment.to_float = before

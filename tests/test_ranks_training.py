@@ -1,0 +1,158 @@
+"""Several processes that train, against the oracle."""
+
+from __future__ import annotations
+
+import copy
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from fer2013_files import write_small_table
+from rank_runs import (
+    EACH,
+    TRAIN,
+    accumulate,
+    assert_close,
+    finish,
+    in_double,
+    parts,
+    read,
+    start,
+    words_of,
+)
+from runs import SIZE
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from data import augment
+from data.augment import Augmentation, training_batches
+from data.fer2013 import Split, load_fer2013
+from data.mix import mixing
+from engine import STEP_STREAM, one_cycle, rising
+from genotypes import Auto_FERNet, format_genotype
+from model import build_network
+from tools.runs import Child
+from utils import derive_seed
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_table(tmp_path_factory.mktemp("data"), each=EACH)
+
+
+def evaluate_plainly(model: torch.nn.Module, split: Split) -> float:
+    """Percent of the split's images that are right."""
+    model = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        right = model(augment.to_float(split.images))[0].argmax(1) == split.labels
+    return 100 * right.double().mean().item()
+
+
+def train_oracle(data: Path, ranks_at: Callable[[int], int]) -> tuple[dict, dict, list[dict]]:
+    """TRAIN in one process, the step `k` with the shares of `ranks_at(k)` ranks.
+
+    Returns the state of the network, that of the average, and a record an epoch.
+    """
+    splits = load_fer2013(data, report=lambda _: None)
+    torch.manual_seed(0)
+    model = build_network({**SIZE, "genotype": format_genotype(Auto_FERNet)})
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
+    mix, records, done = mixing(mixup=0.4, cutmix=0.0), [], 0
+    for epoch in range(3):
+        model.train()
+        model.drop_path_prob = rising(epoch, 3, 0.5)
+        right = 0
+        batches = training_batches(
+            splits["Training"], batch_size=12, augmentation=Augmentation(), seed=0, epoch=epoch
+        )
+        for step, (images, labels) in enumerate(batches):
+            optimizer.param_groups[0]["lr"] = one_cycle(epoch + step / 7, epochs=3, highest=0.025)
+            torch.manual_seed(derive_seed(0, STEP_STREAM, epoch, step))
+            targets = labels
+            if epoch < 2:
+                images, targets = mix(images, labels)
+                labels = targets.argmax(1)
+
+            def loss(
+                rank: int, rows: slice, images=images, targets=targets, labels=labels,
+                place=(epoch, step),
+            ) -> torch.Tensor:  # fmt: skip
+                nonlocal right
+                if rank > 0:
+                    torch.manual_seed(derive_seed(0, STEP_STREAM, *place, rank))
+                logits, auxiliary = (each.float() for each in model(images[rows]))
+                right += int((logits.argmax(1) == labels[rows]).sum())
+                main = F.cross_entropy(logits, targets[rows])
+                return main + 0.4 * F.cross_entropy(auxiliary, targets[rows])
+
+            shares = parts(len(images), ranks_at(done))
+            losses = [
+                ((end - begin) / len(images), lambda k=k, r=slice(begin, end): loss(k, r))
+                for k, (begin, end) in enumerate(shares)
+            ]
+            accumulate(model, losses)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimizer.step()
+            average.update_parameters(model)
+            done += 1
+        record = {"train_accuracy": 100 * right / len(splits["Training"].labels)}
+        for name in ("PublicTest", "PrivateTest"):
+            record[f"{name}_accuracy"] = evaluate_plainly(average.module, splits[name])
+        records.append(record)
+    return model.state_dict(), average.state_dict(), records
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The folders of TRAIN by 1, 2 and 3 ranks."""
+    out = tmp_path_factory.mktemp("trained")
+    for count in (1, 2, 3):
+        words = words_of(TRAIN, data, out, "--save", str(count))
+        finish(words, count, out, name=f"{count}-", before=in_double)
+    return {count: out / str(count) for count in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_ranks_train_and_evaluate_as_the_oracle_does(count, data, trained, double):
+    state, average, records = train_oracle(data, lambda _: count)
+    found = read(trained[count])
+    assert_close(found["state_dict"], state)
+    assert_close(found["average"], average)
+    for record, expected in zip(found["state"]["history"], records, strict=True):
+        for name, value in expected.items():
+            assert record[name] == pytest.approx(value, abs=1e-9), name
+
+
+def test_one_process_writes_what_one_process_alone_writes(trained):
+    files = {count: sorted(p.name for p in folder.iterdir()) for count, folder in trained.items()}
+    assert files[1] == files[2] == files[3]
+    logs = [(folder / "log.txt").read_text().splitlines() for folder in trained.values()]
+    assert len({len(lines) for lines in logs}) == 1
+    out = trained[3].parent
+    assert (out / "3-0.log").read_text() != ""
+    assert [(out / f"3-{k}.log").read_text() for k in (1, 2)] == ["", ""]
+
+
+def test_a_run_of_two_processes_stops_at_one_step_and_goes_on_as_one(data, double, tmp_path):
+    words = words_of(TRAIN, data, tmp_path)
+    children = start([*words, "--save", "run"], 2, tmp_path, before=in_double)
+    children[0].wait_for("epoch 2 step 2/")
+    children[1].signal(signal.SIGTERM)
+    assert [child.wait() for child in children] == [143, 143]
+    assert "stopped (SIGTERM); saved" in children[0].printed()
+    assert children[1].printed() == ""
+    state = read(tmp_path / "run")["state"]
+    assert state["sums"][2] == min(12 * state["step"], 77)
+    done = 7 * state["epoch"] + state["step"]
+    assert 8 < done < 21
+    alone = Child([*words, "--resume", "run"], tmp_path / "alone.log", in_double)
+    assert alone.wait() == 0, alone.printed()
+    expected, average, records = train_oracle(data, lambda step: 2 if step < done else 1)
+    found = read(tmp_path / "run")
+    assert_close(found["state_dict"], expected)
+    assert_close(found["average"], average)
+    accuracies = [record["train_accuracy"] for record in found["state"]["history"]]
+    assert accuracies == pytest.approx([record["train_accuracy"] for record in records])
