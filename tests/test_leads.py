@@ -21,6 +21,7 @@ from model_search import Network as Supernet
 from tools import (
     benchmark,
     benchmark_leads,
+    benchmark_merged,
     benchmark_pairs,
     benchmark_step,
     benchmark_works,
@@ -140,3 +141,28 @@ def test_leads_prints_a_row_for_each_and_writes_them(tmp_path, monkeypatch, caps
     # In a step the layout is seen beside a side that is twice as slow already.
     layout = [line for line in printed.splitlines() if line.startswith("channels-last layout")]
     assert ["1.50" in line for line in layout] == [True, True, False]
+
+
+@pytest.mark.parametrize("kernel", benchmark_merged.KERNELS)
+def test_merged_convolutions_compute_what_they_do_one_by_one(kernel):
+    torch.manual_seed(0)
+    x, kernels, grad = (
+        torch.stack(each).double() if isinstance(each, list) else each.double()
+        for each in benchmark_merged.draw(2, 3, 6, kernel, CPU)
+    )
+    x, kernels = x.detach().requires_grad_(), [k.detach().requires_grad_() for k in kernels]
+    norms = [nn.BatchNorm2d(count, affine=False).double() for count in (3, 3, 3, 3, 12)]
+    apart = benchmark_merged.apart(x, kernels, norms[:4])
+    merged = benchmark_merged.merged(x, kernels, norms[4])
+    found, expected = (
+        [*outs, *benchmark_merged.gradients(outs, [x, *kernels], grad)] for outs in (merged, apart)
+    )
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_merged_tells_each_size_and_kernel(capsys):
+    argv = "merged --batch_size 2 --rounds 1 --device cpu".split()
+    assert cli.run(benchmark.main, benchmark.build_parser(), argv) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(", one by one") == printed.count("times as fast") == 6

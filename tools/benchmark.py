@@ -7,6 +7,7 @@
     python -m tools.benchmark data --data PATH
     python -m tools.benchmark train
     python -m tools.benchmark relabel
+    python -m tools.benchmark merged
     python -m tools.benchmark start --data PATH
 
 The first two are one: search, training, evaluation, data and relabelling, the plain version of
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 
 from tools import benchmark_leads, benchmark_pairs, benchmark_profile, cli, parsers
+from tools.benchmark_merged import measure_merged
 from tools.benchmark_parts import measure_data, measure_relabel, measure_train
 from tools.benchmark_start import measure_start
 from tools.report import format_table
@@ -50,14 +52,15 @@ def build_parser() -> argparse.ArgumentParser:
         "profile", help=measure_profile.__doc__, description=measure_profile.__doc__
     )
     _add_sizes(profile)
-    data, train, relabelling, start = (
+    data, train, relabelling, merged, start = (
         commands.add_parser(name, help=measure.__doc__, description=measure.__doc__)
         for name, measure in COMMANDS.items()
     )
     # fmt: off
     for command, size, why in ((data, 64, "the published value"), (train, 64, "likewise"),
                                (relabelling, 512, "enough to time one"),
-                               (start, 24, "the published value")):
+                               (merged, 24, "the published value"),
+                               (start, 24, "likewise")):
         add = command.add_argument
         add("--batch_size", type=parsers.positive_int, default=size, metavar="N",
             help=f"images a batch (default: {size}, {why})")
@@ -240,6 +243,7 @@ COMMANDS = {
     "data": measure_data,
     "train": measure_train,
     "relabel": measure_relabel,
+    "merged": measure_merged,
     "start": measure_start,
 }
 
