@@ -349,6 +349,10 @@ class _LogFile(logging.FileHandler):
             ) from None
         except OSError:
             return  # a file system that knows no locks
+        for left in path.parent.glob("*.tmp"):
+            # Of a process that was killed while it wrote: no other one writes here now.
+            with suppress(OSError):
+                left.unlink()
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]

@@ -60,9 +60,12 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(name, data, who
     log.unlink()
     kill_when([*words, "--resume", name], "epoch 3 step 1/", log)
     assert read(folder)["state"]["epoch"] == 2
+    # What a process leaves that is killed while it writes.
+    (folder / "checkpoint.pt0a1b2c3d.tmp").write_bytes(b"half a checkpoint")
     done = run([*words, "--resume", name])
     assert done.returncode == 0, done.stderr
     assert_same_end(folder, whole / name)
+    assert not list(folder.glob("*.tmp"))
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

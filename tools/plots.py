@@ -228,7 +228,7 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path | str) -> Figure:
         values = [record.get(key) for record in history]
         return np.array([math.nan if value is None else float(value) for value in values])
 
-    figure = new_figure(12.5, 3.9)
+    figure = new_figure(12.5, 4.3)
     loss, accuracy, rate = figure.subplots(1, 3, width_ratios=(1, 1, 0.72))
     style = {"linewidth": 1.3, "marker": "o" if len(history) == 1 else None}
     for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
@@ -258,7 +258,9 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path | str) -> Figure:
         axes.grid(color=OPEN, linewidth=0.8)
         axes.set_axisbelow(True)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8.5)
+            # Below, where no curve can lie.
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15), "ncols": 2}
+            axes.legend(frameon=False, fontsize=8.5, **below)
         _quiet(axes)
     figure.tight_layout(w_pad=2)
     return save_figure(figure, path)
