@@ -102,6 +102,19 @@ def test_every_lead_is_measured_where_it_counts_against_a_side_that_is_measured(
             assert parser.parse_args(shlex.split(side.flags)).lead == side.name
 
 
+def test_only_some_leads_are_planned_with_what_they_are_compared_with(tmp_path, capsys) -> None:
+    found = {
+        measurement.title: [(side.name, side.against) for side in measurement.sides]
+        for measurement in benchmark_leads.plan(benchmark_pairs.works(short=True), "layout")
+    }
+    own, layout = benchmark_leads.OWN_OPERATIONS, "channels-last layout"
+    step = [(BASE, None), (own, BASE), (layout, own)]
+    assert found == {"search": step, "train": step, "evaluate": [(BASE, None), (layout, BASE)]}
+    argv = f"leads --only nothing --out {tmp_path}/x.json".split()
+    assert cli.run(benchmark.main, benchmark.build_parser(), argv) == 2
+    assert "--only nothing: in the name of no lead; expected one of" in capsys.readouterr().err
+
+
 def test_gains_are_of_the_lead_over_without_it() -> None:
     half = {"median": 0.5, "least": 0.4, "greatest": 0.8}
     rows = [

@@ -32,7 +32,7 @@ from tools.benchmark_merged import measure_merged
 from tools.benchmark_parts import measure_data, measure_relabel, measure_train
 from tools.benchmark_start import measure_start
 from tools.report import format_table
-from utils import describe_machine, write_text
+from utils import UserError, describe_machine, write_text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,6 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
         "leads", help=measure_leads.__doc__, description=measure_leads.__doc__
     )
     _add_common(leads, out="bench/leads.json")
+    leads.add_argument("--only", default="", metavar="TEXT",
+        help="leads whose names hold this alone (default: every one)")  # fmt: skip
     profile = commands.add_parser(
         "profile", help=measure_profile.__doc__, description=measure_profile.__doc__
     )
@@ -174,10 +176,13 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
 
 def measure_leads(args: argparse.Namespace) -> dict[str, Any]:
     """Undo each lead to speed that was kept, try those that were not, print what they give."""
-    found = _begin(args, flags={"short": args.short})
+    plan = benchmark_leads.plan(benchmark_pairs.works(short=args.short), args.only)
+    if not plan:
+        leads = ", ".join(benchmark_leads.LEADS)
+        raise UserError(f"--only {args.only}: in the name of no lead; expected one of {leads}")
+    found = _begin(args, flags={"short": args.short, "only": args.only})
     for device in map(str, _devices(args.device)):
-        works = benchmark_pairs.works(short=args.short)
-        _measure(benchmark_leads.plan(works), found, device=device, amp="off", out=args.out)
+        _measure(plan, found, device=device, amp="off", out=args.out)
     rows = benchmark_leads.gains(found["rows"])
     print(f"\n{format_table(benchmark_leads.COLUMNS, rows)}\n")
     print(

@@ -146,15 +146,23 @@ def changed(name: str) -> Iterator[None]:
         yield
 
 
-def plan(works: Mapping[str, str]) -> list[Measurement]:
-    """A measurement of each of PARTED, given the flags of tools.benchmark_step: a side a lead."""
+def plan(works: Mapping[str, str], only: str = "") -> list[Measurement]:
+    """A measurement of each of PARTED, given the flags of tools.benchmark_step: a side a lead.
+
+    Of the leads those whose names hold `only`, and what they are compared with.
+    """
+    sides = {work: _sides(work, works[work], only) for work in PARTED}
     return [
-        Measurement(work, [Side(BASE, works[work]), *_sides(work, works[work])]) for work in PARTED
+        Measurement(work, [Side(BASE, works[work]), *found])
+        for work, found in sides.items()
+        if found
     ]
 
 
-def _sides(work: str, flags: str) -> list[Side]:
+def _sides(work: str, flags: str, only: str) -> list[Side]:
     leads = {name: lead for name, lead in LEADS.items() if work in lead.works}
+    chosen = {name for name in leads if only in name}
+    chosen |= {leads[name].apart for name in chosen}
     return [
         Side(
             name,
@@ -162,6 +170,7 @@ def _sides(work: str, flags: str) -> list[Side]:
             lead.apart if lead.apart in leads else BASE,
         )
         for name, lead in leads.items()
+        if name in chosen
     ]
 
 
