@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+import torch
 
 from tools import benchmark, benchmark_profile, cli
 from tools.benchmark_pairs import PARTED
-from tools.benchmark_profile import COLUMNS, KINDS, OTHERS, kind_of, shares
+from tools.benchmark_profile import COLUMNS, KINDS, OTHERS, RATE, kind_of, profile_step, shares
+from tools.benchmark_works import Step
 
 
 @pytest.mark.parametrize(
@@ -43,10 +47,22 @@ def test_the_command_prints_a_column_for_each_step(
     assert cli.run(benchmark.main, benchmark.build_parser(), argv) == 0
     printed = capsys.readouterr().out
     (table,) = tables
-    assert [row[0] for row in table] == [*KINDS, OTHERS, "seconds a step"]
+    assert [row[0] for row in table] == [*KINDS, OTHERS, "seconds a step", RATE]
     assert all(row[0] in printed for row in table)
+    assert re.search(r"a product of large matrices: \d+ GFLOP/s", printed)
+    assert float(table[-1][-1]) > 1
     assert COLUMNS[1:] == PARTED
     for column in range(1, len(COLUMNS)):
-        percents = [float(row[column]) for row in table[:-1]]
+        percents = [float(row[column]) for row in table[:-2]]
         assert sum(percents) == pytest.approx(100.0, abs=0.5)
         assert percents[0] == max(percents) > 30.0
+
+
+def test_gflop_are_those_of_the_convolutions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv, linear = torch.nn.Conv2d(2, 3, 5, padding=2, bias=False), torch.nn.Linear(8, 8)
+    x = torch.rand(4, 2, 8, 8)
+    step = Step(lambda: linear(conv(x)), images=4)
+    monkeypatch.setitem(benchmark_profile.WORKS, "evaluate", lambda _setup: step)
+    seconds, gflop = profile_step("evaluate", short=True, device=torch.device("cpu"))
+    assert gflop == pytest.approx(2 * 4 * 8 * 8 * 2 * 3 * 5 * 5 / 1e9)
+    assert seconds["aten::mkldnn_convolution"] > 0

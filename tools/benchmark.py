@@ -199,6 +199,9 @@ def measure_profile(args: argparse.Namespace) -> dict[str, Any]:
         print(describe_machine(device), flush=True)
         found[str(device)] = benchmark_profile.rows(short=args.short, device=device)
         print(f"\n{format_table(benchmark_profile.COLUMNS, found[str(device)])}\n")
+        print(
+            f"a product of large matrices: {benchmark_profile.matrix_product(device):.0f} GFLOP/s"
+        )
     return found
 
 

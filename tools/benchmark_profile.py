@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ KINDS = {
     "copies, joins, zeros": ("copy", "cat", "zero", "fill", "clone", "contiguous", "flip", "pad"),
 }
 OTHERS = "everything else"
+RATE = "GFLOP/s of convolutions"
 COLUMNS = ("share of the time in %", *PARTED)
 
 
@@ -40,23 +42,50 @@ def shares(seconds: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def profile_step(work: str, *, short: bool, device: torch.device) -> dict[str, float]:
-    """Seconds that each operator took in a step of `work` after a first one, by name."""
+def profile_step(work: str, *, short: bool, device: torch.device) -> tuple[dict[str, float], float]:
+    """What a step of `work` takes after a first one: seconds of each operator itself, by name.
+
+    And the GFLOP of its forward convolutions, a multiplication and an addition being two FLOP.
+    """
     flags = f"{works(short=short)[work]} --device {device}"
     args = benchmark_step.build_parser().parse_args(shlex.split(flags))
     step = WORKS[work](benchmark_step.setup(args, device))
     step.run()
     cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities) as profiled:
+    with profile(activities=activities, with_flops=True) as profiled:
         step.run()
-    time = "self_device_time_total" if cuda else "self_cpu_time_total"
-    return {event.key: getattr(event, time) / 1e6 for event in profiled.key_averages()}
+    events = profiled.key_averages()
+    time_of = "self_device_time_total" if cuda else "self_cpu_time_total"
+    seconds = {event.key: getattr(event, time_of) / 1e6 for event in events}
+    return seconds, sum(event.flops for event in events if event.key == "aten::conv2d") / 1e9
+
+
+def matrix_product(device: torch.device, *, size: int = 2048, times: int = 5) -> float:
+    """GFLOP/s of the fastest of some products of square matrices: what the device can do."""
+    a, b = torch.randn(2, size, size, device=device)
+    fastest = float("inf")
+    for _ in range(times + 1):
+        started = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for the device
+        fastest = min(fastest, time.perf_counter() - started)
+    return 2 * size**3 / fastest / 1e9
 
 
 def rows(*, short: bool, device: torch.device) -> list[list[Any]]:
-    """Rows of COLUMNS: the share of each kind in each of PARTED, and the seconds in all."""
-    found = {work: profile_step(work, short=short, device=device) for work in PARTED}
+    """Rows of COLUMNS: the share of each kind in each of PARTED, and the seconds in all.
+
+    At last the GFLOP/s of evaluation's convolutions, beside whose time no backward pass counts.
+    """
+    found, gflop = {}, {}
+    for work in PARTED:
+        found[work], gflop[work] = profile_step(work, short=short, device=device)
     parts = {work: shares(seconds) for work, seconds in found.items()}
-    rows = [[kind, *(f"{parts[work][kind]:.1f}" for work in PARTED)] for kind in [*KINDS, OTHERS]]
-    return [*rows, ["seconds a step", *(f"{sum(found[work].values()):.2f}" for work in PARTED)]]
+    total = {work: sum(seconds.values()) for work, seconds in found.items()}
+    in_convolutions = total["evaluate"] * parts["evaluate"]["convolutions"] / 100.0
+    rate = f"{gflop['evaluate'] / in_convolutions:.0f}"
+    return [
+        *([kind, *(f"{parts[work][kind]:.1f}" for work in PARTED)] for kind in [*KINDS, OTHERS]),
+        ["seconds a step", *(f"{total[work]:.2f}" for work in PARTED)],
+        [RATE, *(rate if work == "evaluate" else "" for work in PARTED)],
+    ]
