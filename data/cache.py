@@ -43,6 +43,8 @@ def _read_cached(source: Path, report: Callable[[str], None]) -> Arrays:
     if path.exists():
         try:
             return _load(path, mark)
+        except MemoryError:
+            raise
         except Exception as error:  # numpy and zipfile raise many kinds for broken files
             report(f"{path}: rebuilt ({' '.join(str(error).split()) or type(error).__name__})")
     arrays = read_set(source, report)

@@ -161,7 +161,8 @@ def describe_table_error(error: Exception) -> str:
 
     Raises MemoryError where that was exhausted, of which pandas makes an error of the table.
     """
-    if "out of memory" in str(error):
+    # What our own reading raises comes through pandas as it is; "Calling read" is memory's as well.
+    if "out of memory" in str(error) or "Calling read" in str(error):
         raise MemoryError("reading a table") from error
     found = str(error).strip().replace("Error tokenizing data. C error: ", "")
     # pandas counts lines from 1, but the row where an open quote starts from 0.

@@ -98,14 +98,32 @@ def test_exhausted_memory_says_what_to_lower(error, capsys):
 
 
 @pytest.mark.parametrize("load", [load_fer2013, load_votes])
-def test_memory_that_ends_while_a_table_is_read_is_no_fault_of_the_table(load, bench, monkeypatch):
+@pytest.mark.parametrize(
+    "said", ["Error tokenizing data. C error: out of memory", "Calling read(nbytes) on source fa"]
+)
+def test_memory_that_ends_while_a_table_is_read_is_no_fault_of_the_table(
+    said, load, bench, monkeypatch
+):
     def exhausted(*_args, **_kwargs):
-        raise pd.errors.ParserError("Error tokenizing data. C error: out of memory")
+        raise pd.errors.ParserError(said)
 
     monkeypatch.setattr(pd, "read_csv", exhausted)
     cache_path(bench.data).unlink(missing_ok=True)
     with pytest.raises(MemoryError):
         load(bench.data)
+
+
+def test_memory_that_ends_while_the_cache_is_read_does_not_rebuild_it(bench, monkeypatch):
+    def exhausted(*_args, **_kwargs):
+        raise MemoryError
+
+    load_fer2013(bench.data)
+    before = cache_path(bench.data).stat().st_mtime_ns
+    with monkeypatch.context() as patched:
+        patched.setattr("numpy.load", exhausted)
+        with pytest.raises(MemoryError):
+            load_fer2013(bench.data)
+    assert cache_path(bench.data).stat().st_mtime_ns == before
 
 
 def test_other_errors_keep_their_traceback(capsys):

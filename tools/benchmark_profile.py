@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from tools import benchmark_step
 from tools.benchmark_pairs import PARTED, works
-from tools.benchmark_works import WORKS
+from tools.benchmark_works import WORKS, Step
 
 # Operators by a part of their names; the first that fits counts.
 KINDS = {
@@ -42,23 +43,31 @@ def shares(seconds: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def profile_step(work: str, *, short: bool, device: torch.device) -> tuple[dict[str, float], float]:
-    """What a step of `work` takes after a first one: seconds of each operator itself, by name.
-
-    And the GFLOP of its forward convolutions, a multiplication and an addition being two FLOP.
-    """
-    flags = f"{works(short=short)[work]} --device {device}"
-    args = benchmark_step.build_parser().parse_args(shlex.split(flags))
-    step = WORKS[work](benchmark_step.setup(args, device))
+def profile_step(work: str, *, short: bool, device: torch.device) -> dict[str, float]:
+    """Seconds that each operator took in a step of `work` after a first one, by name."""
+    step = _step(work, short=short, device=device)
     step.run()
     cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities, with_flops=True) as profiled:
+    with profile(activities=activities) as profiled:
         step.run()
-    events = profiled.key_averages()
     time_of = "self_device_time_total" if cuda else "self_cpu_time_total"
-    seconds = {event.key: getattr(event, time_of) / 1e6 for event in events}
-    return seconds, sum(event.flops for event in events if event.key == "aten::conv2d") / 1e9
+    return {event.key: getattr(event, time_of) / 1e6 for event in profiled.key_averages()}
+
+
+def gflop_of_convolutions(work: str, *, short: bool, device: torch.device) -> float:
+    """GFLOP of the convolutions in a step of `work`; a product and a sum are two FLOP."""
+    step = _step(work, short=short, device=device)
+    with FlopCounterMode(display=False) as counter:
+        step.run()
+    counts = counter.get_flop_counts()["Global"]
+    return sum(count for operator, count in counts.items() if "conv" in str(operator)) / 1e9
+
+
+def _step(work: str, *, short: bool, device: torch.device) -> Step:
+    flags = f"{works(short=short)[work]} --device {device}"
+    args = benchmark_step.build_parser().parse_args(shlex.split(flags))
+    return WORKS[work](benchmark_step.setup(args, device))
 
 
 def matrix_product(device: torch.device, *, size: int = 2048, times: int = 5) -> float:
@@ -75,15 +84,14 @@ def matrix_product(device: torch.device, *, size: int = 2048, times: int = 5) ->
 def rows(*, short: bool, device: torch.device) -> list[list[Any]]:
     """Rows of COLUMNS: the share of each kind in each of PARTED, and the seconds in all.
 
-    At last the GFLOP/s of evaluation's convolutions, beside whose time no backward pass counts.
+    At last the GFLOP/s of evaluation's convolutions; those of a step are in part gradients.
     """
-    found, gflop = {}, {}
-    for work in PARTED:
-        found[work], gflop[work] = profile_step(work, short=short, device=device)
+    sizes = {"short": short, "device": device}
+    found = {work: profile_step(work, **sizes) for work in PARTED}
     parts = {work: shares(seconds) for work, seconds in found.items()}
     total = {work: sum(seconds.values()) for work, seconds in found.items()}
     in_convolutions = total["evaluate"] * parts["evaluate"]["convolutions"] / 100.0
-    rate = f"{gflop['evaluate'] / in_convolutions:.0f}"
+    rate = f"{gflop_of_convolutions('evaluate', **sizes) / in_convolutions:.0f}"
     return [
         *([kind, *(f"{parts[work][kind]:.1f}" for work in PARTED)] for kind in [*KINDS, OTHERS]),
         ["seconds a step", *(f"{total[work]:.2f}" for work in PARTED)],
