@@ -33,6 +33,8 @@ except ImportError:  # not a Unix
 CHECKPOINT_FORMAT = "auto-fernet/1"
 LOGGER_NAME = "auto_fernet"
 
+# What files end in until they are whole and take their names.
+TEMPORARY = ".unfinished.tmp"
 # What files of torch.save began with before they were zip archives: a number, pickled.
 _LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
@@ -67,7 +69,9 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], Any]) -> None:
     path = Path(path)
     temporary = None
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        descriptor, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=path.name, suffix=TEMPORARY
+        )
         with os.fdopen(descriptor, "wb") as file:
             write(file)
             file.flush()
@@ -242,7 +246,8 @@ def _make_run_folder(parent: Path, label: str | None, default: str) -> Path:
             folder = parent / label
             folder.mkdir(parents=True, exist_ok=True)
             # A log alone is of a run that ended before it saved anything.
-            if any(p.name != "log.txt" and p.suffix != ".tmp" for p in folder.iterdir()):
+            names = [path.name for path in folder.iterdir()]
+            if any(name != "log.txt" and not name.endswith(TEMPORARY) for name in names):
                 resumable = (folder / "checkpoint.pt").is_file()
                 raise UserError(
                     f"--save {label}: {folder} is not empty; choose another label"
@@ -328,6 +333,7 @@ def stop_on_signals(minutes: float | None = None, *, resumable: bool = True) -> 
 class _LogFile(logging.FileHandler):
     """The log of the one process that runs in its folder, locked as long as that lives.
 
+    What an earlier one left unfinished there, killed while it wrote, is removed.
     A full disk is an error of the user's like any other, not a traceback a line.
     """
 
@@ -349,8 +355,7 @@ class _LogFile(logging.FileHandler):
             ) from None
         except OSError:
             return  # a file system that knows no locks
-        for left in path.parent.glob("*.tmp"):
-            # Of a process that was killed while it wrote: no other one writes here now.
+        for left in path.parent.glob(f"*{TEMPORARY}"):
             with suppress(OSError):
                 left.unlink()
 

@@ -43,7 +43,7 @@ def _read_cached(source: Path, report: Callable[[str], None]) -> Arrays:
     if path.exists():
         try:
             return _load(path, mark)
-        except MemoryError:
+        except MemoryError:  # no fault of the cache
             raise
         except Exception as error:  # numpy and zipfile raise many kinds for broken files
             report(f"{path}: rebuilt ({' '.join(str(error).split()) or type(error).__name__})")

@@ -67,7 +67,7 @@ def test_a_compiled_training_killed_and_resumed_ends_with_the_same_weights(tmp_p
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
     data = write_small_table(tmp_path, each=12)
     # One cell of two primitives and no second head, as it is the compiler that takes the time.
-    edges = [("conv_1x1", 0), ("skip_connect", 1)]
+    edges = [("dil_conv_3x3", 0), ("max_pool_3x3", 1)]
     genotype = Genotype(edges, [2], edges, [2])
     short = "--compile --layers 1 --epochs 2 --limit_batches 2 --no-auxiliary --arch".split()
     words = command(TRAIN, data, tmp_path, *short, format_genotype(genotype))

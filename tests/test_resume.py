@@ -22,8 +22,11 @@ from runs import (
     kill_when,
     run,
     same,
+    stop_when,
     weights,
 )
+
+from utils import TEMPORARY
 
 SCRIPTS = {"train": TRAIN, "search": SEARCH}
 
@@ -61,11 +64,22 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(name, data, who
     kill_when([*words, "--resume", name], "epoch 3 step 1/", log)
     assert read(folder)["state"]["epoch"] == 2
     # What a process leaves that is killed while it writes.
-    (folder / "checkpoint.pt0a1b2c3d.tmp").write_bytes(b"half a checkpoint")
+    (folder / f"checkpoint.pt0a1b2c3d{TEMPORARY}").write_bytes(b"half a checkpoint")
     done = run([*words, "--resume", name])
     assert done.returncode == 0, done.stderr
     assert_same_end(folder, whole / name)
     assert not list(folder.glob("*.tmp"))
+
+
+def test_ctrl_c_of_a_real_command_saves_and_says_so(data, tmp_path):
+    words = [*command(TRAIN, data, tmp_path), "--save", "t"]
+    log = tmp_path / "t" / "log.txt"
+    stopped = stop_when(words, "epoch 1 step 2/", signal.SIGINT, log)
+    assert stopped.returncode == 130
+    printed = stopped.stderr.read()
+    assert printed.rstrip().endswith("train_FER2013.py: stopped (SIGINT); saved")
+    assert "Traceback" not in printed
+    assert read(tmp_path / "t")["state"]["step"] >= 2
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -12,7 +12,8 @@
 
 The first two are one: search, training, evaluation, data and relabelling, the plain version of
 tools.plain beside ours; they print a table and write `bench/benchmark.json`. `leads` undoes what
-makes ours fast, one thing at a time, and writes `bench/leads.json`.
+makes ours fast, one thing at a time, and writes `bench/leads.json`. `profile` says where the time
+of a step goes; `merged` times convolutions of one source one by one and as one.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_common(leads, out="bench/leads.json")
     leads.add_argument("--only", default="", metavar="TEXT",
-        help="leads whose names hold this alone (default: every one)")  # fmt: skip
+        help="measure leads whose names contain TEXT (default: all)")  # fmt: skip
     profile = commands.add_parser(
         "profile", help=measure_profile.__doc__, description=measure_profile.__doc__
     )

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tools.benchmark_parts import Figures, describe_ratios, take_turns
+from data.augment import CROP
+from tools.benchmark_parts import Figures, describe_ratios, take_turns, wait_for
 
 # Of one source to the four nodes of a cell, at the three sizes of the search's supernet.
 NODES = 4
-SIZES = ((16, 48), (32, 24), (64, 12))  # channels, height and width
+SIZES = ((16, CROP), (32, CROP // 2), (64, CROP // 4))  # channels, height and width
 KERNELS = (3, 1)
 
 
@@ -71,5 +72,7 @@ def merged(x: Tensor, kernels: Sequence[Tensor], norm: Callable) -> Sequence[Ten
 
 
 def gradients(outputs: Sequence[Tensor], of: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
-    """The gradients of what a step needs, each output's own gradient being `grad`."""
-    return torch.autograd.grad(outputs, of, [grad] * len(outputs))
+    """The gradients of what a step needs, each output's own gradient being `grad`; all done."""
+    found = torch.autograd.grad(outputs, of, [grad] * len(outputs))
+    wait_for(grad.device)
+    return found

@@ -138,6 +138,11 @@ def exhaust(batches: Iterable[Any], device: torch.device) -> None:
     """Make every batch, and wait until the device has finished the last."""
     for _ in batches:
         pass
+    wait_for(device)
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done all that it was given."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
 

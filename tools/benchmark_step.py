@@ -24,6 +24,7 @@ import torch
 from engine import autocast
 from tools import cli, parsers
 from tools.benchmark_leads import LEADS, changed
+from tools.benchmark_parts import wait_for
 from tools.benchmark_works import COMPILABLE, SIDES, WORKS, Setup
 from utils import LOGGER_NAME, UserError, seed_everything
 
@@ -97,8 +98,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         started = time.perf_counter()
         for _ in range(step.repeats):
             step.run()
-        if device.type != "cpu":
-            getattr(torch, device.type).synchronize()
+        wait_for(device)
         seconds.append((time.perf_counter() - started) / step.repeats)
     logger.removeHandler(remarks)
     return {

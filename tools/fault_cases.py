@@ -161,9 +161,9 @@ def exhaust_memory() -> None:
 
 
 def exhaust_memory_in_time() -> None:
-    """The fourth step, the second of the second epoch, wants 64 TiB."""
+    """The fourth step, the second of the second epoch, wants more than there are addresses for."""
     torch.optim.SGD.step = _after(
-        3, torch.optim.SGD.step, lambda *_args, **_kwargs: torch.ones(1 << 44)
+        3, torch.optim.SGD.step, lambda *_args, **_kwargs: torch.empty(1 << 50)
     )
 
 
