@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from fer2013_files import write_small_table
-from rank_runs import in_double
+from rank_runs import EACH, in_double
 from runs import weights
 
 from data import augment, synthetic_cross, writers
@@ -29,6 +29,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("model1", "model2")):
         weights(folder / "saved_models" / f"{name}.pt", seed, layers=12)
     return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small FER2013 for several processes; other files draw their own."""
+    return write_small_table(tmp_path_factory.mktemp("data"), each=EACH)
 
 
 @pytest.fixture

@@ -66,11 +66,8 @@ def finish(words: list[str], count: int, folder: Path, **options: Any) -> list[C
 
 
 def words_of(template: list[str], data: Path, out: Path, *more: str) -> list[str]:
+    """`command` as `Child` takes it."""
     return command(template, data, out, *more)[1:]
-
-
-def read(folder: Path) -> dict:
-    return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
 def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import torch
@@ -31,7 +32,9 @@ __all__ = [
     "difference",
     "ended",
     "finish",
+    "kill",
     "kill_when",
+    "read",
     "run",
     "same",
     "stop_when",
@@ -82,3 +85,14 @@ def cut(words: list[str], line: str, number: int, log: Path, cwd: Path = ROOT) -
     child.wait_for(line)
     child.signal(number)
     return child.wait(), child.printed()
+
+
+def kill(words: list[str], line: str, log: Path) -> None:
+    """`cut` by SIGKILL."""
+    status, printed = cut(words, line, signal.SIGKILL, log)
+    assert status == -signal.SIGKILL, printed
+
+
+def read(folder: Path) -> dict:
+    """The checkpoint of a run that may go on."""
+    return torch.load(folder / "checkpoint.pt", weights_only=True)

@@ -6,25 +6,18 @@ import json
 import signal
 import socket
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from fer2013_files import write_small_table
-from rank_runs import EACH, TRAIN, finish, parts, read, start, words_of
-from runs import run, stop_when, weights
+from rank_runs import EACH, TRAIN, finish, parts, start, words_of
+from runs import read, run, stop_when, weights
 
 from data.augment import Augmentation, training_batches
 from data.fer2013 import Split
 from data.relabel import truth_batches
 from tools import ranks
 from tools.runs import Child
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small_table(tmp_path_factory.mktemp("data"), each=EACH)
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 12, 77])

@@ -11,19 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from fer2013_files import write_small_table
 from rank_runs import (
-    EACH,
     accumulate,
     assert_close,
     finish,
     in_double,
     parts,
-    read,
     start,
     words_of,
 )
-from runs import SEARCH, same
+from runs import SEARCH, read, same
 from torch.nn import functional as F
 
 import architect
@@ -40,11 +37,6 @@ from tools.runs import Child
 from utils import Stop
 
 FULL = autocast(torch.device("cpu"), "off")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small_table(tmp_path_factory.mktemp("data"), each=EACH)
 
 
 @dataclass

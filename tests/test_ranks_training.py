@@ -9,20 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from fer2013_files import write_small_table
 from rank_runs import (
-    EACH,
     TRAIN,
     accumulate,
     assert_close,
     finish,
     in_double,
     parts,
-    read,
     start,
     words_of,
 )
-from runs import SIZE
+from runs import SIZE, read
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -35,11 +32,6 @@ from genotypes import Auto_FERNet, format_genotype
 from model import build_network
 from tools.runs import Child
 from utils import derive_seed
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small_table(tmp_path_factory.mktemp("data"), each=EACH)
 
 
 def evaluate_plainly(model: torch.nn.Module, split: Split) -> float:

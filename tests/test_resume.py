@@ -19,7 +19,9 @@ from runs import (
     difference,
     ended,
     finish,
+    kill,
     kill_when,
+    read,
     run,
     same,
     stop_when,
@@ -43,10 +45,6 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, template in SCRIPTS.items():
         finish(command(template, data, out, "--save", name), out / f"{name}.log")
     return out
-
-
-def read(folder: Path) -> dict:
-    return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
 def assert_same_end(folder: Path, whole: Path) -> None:
@@ -104,10 +102,7 @@ def test_a_second_order_search_on_the_papers_halves_resumes_with_its_momentum(da
     short = "--unrolled --protocol paper --epochs 2 --limit_batches 2".split()
     words = command(SEARCH, data, tmp_path, *short)
     finish([*words, "--save", "whole"], tmp_path / "whole.log")
-    killed, _ = cut(
-        [*words, "--save", "search"], "epoch 2 step 1/", signal.SIGKILL, tmp_path / "cut.log"
-    )
-    assert killed == -signal.SIGKILL
+    kill([*words, "--save", "search"], "epoch 2 step 1/", tmp_path / "cut.log")
     assert read(tmp_path / "search")["state"]["epoch"] == 1
     finish([*words, "--resume", "search"], tmp_path / "resumed.log")
     assert_same_end(tmp_path / "search", tmp_path / "whole")
@@ -116,10 +111,7 @@ def test_a_second_order_search_on_the_papers_halves_resumes_with_its_momentum(da
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_run_killed_in_its_first_epoch_can_be_resumed(name, data, whole, tmp_path):
     words = command(SCRIPTS[name], data, tmp_path)
-    killed, _ = cut(
-        [*words, "--save", name], "epoch 1 step 2/", signal.SIGKILL, tmp_path / "cut.log"
-    )
-    assert killed == -signal.SIGKILL
+    kill([*words, "--save", name], "epoch 1 step 2/", tmp_path / "cut.log")
     state = read(tmp_path / name)["state"]
     assert (state["epoch"], state["step"]) == (0, 0)
     finish([*words, "--resume", name], tmp_path / "resumed.log")
@@ -201,10 +193,7 @@ def test_a_run_with_every_part_of_the_recipe_resumes_exactly(data, tmp_path):
     )
     assert stopped == 143
     assert read(tmp_path / "cut")["state"]["step"] > 0
-    killed, _ = cut(
-        [*words, "--resume", "cut"], "epoch 3 step 1/", signal.SIGKILL, tmp_path / "killed.log"
-    )
-    assert killed == -signal.SIGKILL
+    kill([*words, "--resume", "cut"], "epoch 3 step 1/", tmp_path / "killed.log")
     again = [*words[:2], "--resume", str(tmp_path / "cut"), "--model_path", str(tmp_path)]
     finish(again, tmp_path / "resumed.log")
     assert_same_end(tmp_path / "cut", tmp_path / "whole")
