@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from itertools import product
 from statistics import median
 
 import torch
@@ -11,38 +12,41 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.augment import CROP
+from model_search import NODES
 from tools.benchmark_parts import Figures, describe_ratios, take_turns, wait_for
 
-# Of one source to the four nodes of a cell, at the three sizes of the search's supernet.
-NODES = 4
-SIZES = ((16, CROP), (32, CROP // 2), (64, CROP // 4))  # channels, height and width
+# The sizes of the search's supernet: channels, height and width.
+SIZES = ((16, CROP), (32, CROP // 2), (64, CROP // 4))
 KERNELS = (3, 1)
 
 
 def measure_merged(args: argparse.Namespace, device: torch.device) -> Figures:
     """Time convolutions and batch norms of one source to four nodes, one by one and as one."""
     rows, remarks = [], []
-    for channels, side in SIZES:
-        for kernel in KERNELS:
-            x, kernels, grad = draw(args.batch_size, channels, side, kernel, device)
-            norms = [
-                nn.BatchNorm2d(count, affine=False, device=device)
-                for count in (*[channels] * NODES, NODES * channels)
-            ]
-            place = f"conv_{kernel}x{kernel} of {channels} channels, {side}x{side}"
-            sides = {
-                f"{place}, one by one": lambda x=x, w=kernels, n=norms, g=grad: gradients(
-                    apart(x, w, n[:NODES]), [x, *w], g
-                ),
-                f"{place}, as one": lambda x=x, w=kernels, n=norms, g=grad: gradients(
-                    merged(x, w, n[NODES]), [x, *w], g
-                ),
-            }
-            seconds = take_turns(args.rounds, sides)
-            rows += [(name, 1e3 * median(each), 1e3 * min(each)) for name, each in seconds.items()]
-            ratio = describe_ratios(*seconds.values())
-            remarks.append(f"{place}: as one {ratio} times as fast")
+    for (channels, side), kernel in product(SIZES, KERNELS):
+        place = f"conv_{kernel}x{kernel} of {channels} channels, {side}x{side}"
+        drawn = draw(args.batch_size, channels, side, kernel, device)
+        seconds = take_turns(args.rounds, both_ways(*drawn))
+        rows += [
+            (f"{place}, {way}", 1e3 * median(each), 1e3 * min(each))
+            for way, each in seconds.items()
+        ]
+        ratio = describe_ratios(*seconds.values())
+        remarks.append(f"{place}: as one {ratio} times as fast")
     return Figures("ms, forward and backward", rows, remarks)
+
+
+def both_ways(
+    x: Tensor, kernels: list[Tensor], grad: Tensor
+) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+    """The gradients of a step, from the outputs of `apart` and of `merged`."""
+    channels = x.shape[1]
+    norms = [nn.BatchNorm2d(channels, affine=False, device=x.device) for _ in kernels]
+    norm = nn.BatchNorm2d(len(kernels) * channels, affine=False, device=x.device)
+    return {
+        "one by one": lambda: gradients(apart(x, kernels, norms), [x, *kernels], grad),
+        "as one": lambda: gradients(merged(x, kernels, norm), [x, *kernels], grad),
+    }
 
 
 def draw(

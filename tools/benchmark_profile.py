@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tools import benchmark_step
 from tools.benchmark_pairs import PARTED, works
+from tools.benchmark_parts import take_turns, wait_for
 from tools.benchmark_works import WORKS, Step
 
 # Operators by a part of their names; the first that fits counts.
@@ -51,8 +51,8 @@ def profile_step(work: str, *, short: bool, device: torch.device) -> dict[str, f
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities) as profiled:
         step.run()
-    time_of = "self_device_time_total" if cuda else "self_cpu_time_total"
-    return {event.key: getattr(event, time_of) / 1e6 for event in profiled.key_averages()}
+    time = "self_device_time_total" if cuda else "self_cpu_time_total"
+    return {event.key: getattr(event, time) / 1e6 for event in profiled.key_averages()}
 
 
 def gflop_of_convolutions(work: str, *, short: bool, device: torch.device) -> float:
@@ -73,12 +73,13 @@ def _step(work: str, *, short: bool, device: torch.device) -> Step:
 def matrix_product(device: torch.device, *, size: int = 2048, times: int = 5) -> float:
     """GFLOP/s of the fastest of some products of square matrices: what the device can do."""
     a, b = torch.randn(2, size, size, device=device)
-    fastest = float("inf")
-    for _ in range(times + 1):
-        started = time.perf_counter()
-        (a @ b)[0, 0].item()  # waits for the device
-        fastest = min(fastest, time.perf_counter() - started)
-    return 2 * size**3 / fastest / 1e9
+
+    def product() -> None:
+        torch.mm(a, b)
+        wait_for(device)
+
+    (seconds,) = take_turns(times, {"product": product}).values()
+    return 2 * size**3 / min(seconds) / 1e9
 
 
 def rows(*, short: bool, device: torch.device) -> list[list[Any]]:
