@@ -52,6 +52,20 @@ def test_an_entry_says_where_the_weights_come_from(place):
     assert f"torch {torch.__version__}" in entry["machine"]
     assert entry["commit"] is None or len(entry["commit"].removesuffix("-dirty")) == 40
     assert entry["images"] == {"PublicTest": 42, "PrivateTest": 42}
+    assert entry["from"] == {}
+
+
+def test_the_weights_that_a_run_learnt_from_are_recorded_and_must_be_there(place, tmp_path):
+    for seed, name in enumerate(("start", "one", "two")):
+        weights(tmp_path / f"{name}.pt", seed=seed)
+    flags = {"checkpoint": "start", "teacher": ["one", "start"], "model_path": str(tmp_path)}
+    assert ship.source_digests(flags) == {
+        name: hashlib.sha256((tmp_path / f"{name}.pt").read_bytes()).hexdigest()
+        for name in ("start", "one")
+    }
+    (tmp_path / "one.pt").unlink()
+    with pytest.raises(UserError, match=r"RUN one: no weights found"):
+        ship.source_digests(flags)
 
 
 def test_the_shipped_network_is_the_best_one_without_its_auxiliary_head(place):

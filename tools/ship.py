@@ -3,8 +3,9 @@
     python -m tools.ship RUN NAME --data data/
 
 Writes `NAME.pt`, without the auxiliary head, which training alone uses, and the entry NAME of
-`MANIFEST.json`: how the run was started, and the accuracies of the file as it was written, in a
-single view and over the views of each --tta. Every script then finds it as `--checkpoint NAME`.
+`MANIFEST.json`: how the run was started, the sha256 of the weights that it went on from or learnt
+from, and the accuracies of the file as it was written, in a single view and over the views of each
+--tta. Every script then finds it as `--checkpoint NAME`.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     best = find_weights("RUN", args.run, args.model_path)
     training = load_checkpoint(best.parent / "checkpoint.pt", ["training"])
     splits = load_fer2013(args.data, report=log.info)
+    # Before the file is written, which may be one of them.
+    sources = source_digests(training["args"])
     path = cli.make_folder("--out", args.out) / f"{args.name}.pt"
     write_weights(best, path, DTYPES[args.dtype])
     entry = {
@@ -69,6 +72,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "sha256": digest(path),
         **(training["args"].get("started") or {}),
         "seeds": [training["args"]["seed"]],
+        "from": sources,
     }
     # At once, as the file is no longer what an older entry says.
     write_entry(path.parent, args.name, entry)
@@ -100,6 +104,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     print(format_table([f"{args.name}, top-1 accuracy in %", *SPLITS], rows))
     print(f"\nwritten: {path}, {path.stat().st_size:,} bytes, and its entry in the manifest")
     return entry
+
+
+def source_digests(flags: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256, as of now, of the weights that a training's --checkpoint and --teacher name.
+
+    Raises UserError where they are no longer there, as nobody could repeat the training then.
+    """
+    names = [flags.get("checkpoint"), *flags.get("teacher", [])]
+    found = {name: find_weights("RUN", name, flags["model_path"]) for name in names if name}
+    return {name: digest(path) for name, path in found.items()}
 
 
 def write_weights(best: Path, path: Path, dtype: torch.dtype) -> None:
