@@ -44,7 +44,8 @@ DETAILS = ("mode", "folds", "tta")
 class Run:
     """A finished run: its settings by name, and its accuracies in percent by split or set.
 
-    `start` is the digest of the weights that a fold was fine-tuned from, where it is known.
+    `start` is the digest of the weights that a fold was fine-tuned from, `state` the saved state of
+    a training, not checked; each where it is known.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class Run:
     start: str | None
     settings: dict[str, Any]
     accuracy: dict[str, float]
+    state: dict[str, Any] | None = None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -87,7 +89,7 @@ def _run(folder: Path, found: Mapping[str, Any]) -> Run:
     # Their names are printed.
     if not all(map(str.isprintable, accuracy)) or not all(map(math.isfinite, accuracy.values())):
         raise ValueError("accuracies without a name or a number")
-    details, start = found["details"], None
+    details, start, state = found["details"], None, None
     fold, folds = details.get("fold"), details.get("folds")
     counted = folds is None or (type(folds) is int and folds <= MAX_FOLDS)
     within = fold is None or (type(fold) is int and folds is not None and 1 <= fold <= folds)
@@ -107,7 +109,9 @@ def _run(folder: Path, found: Mapping[str, Any]) -> Run:
             if saved["kind"] == "folds":
                 settings["digest of --data"] = saved["inputs"]["data"]
                 start = saved["inputs"]["checkpoint"]
-    return Run(folder, found["seed"], fold, folds, start, settings, accuracy)
+            elif saved["kind"] == "training":
+                state = saved.get("state")
+    return Run(folder, found["seed"], fold, folds, start, settings, accuracy, state)
 
 
 def check_alike(runs: Sequence[Run]) -> None:

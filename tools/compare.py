@@ -28,7 +28,7 @@ from tools.checkpoints import parts_of, restore_state
 from tools.collect import Run, check_alike, merge, read_run
 from tools.plots_compare import draw_comparison
 from tools.report import format_table
-from utils import UserError, load_checkpoint, write_rows
+from utils import UserError, write_rows
 
 TESTS = SPLITS[1:]
 NUMBER = re.compile(r"[-_]?\d+$")
@@ -46,11 +46,11 @@ class Arm:
         """Top-1 in percent by seed, of the weights chosen on PublicTest."""
         return {run.seed: run.accuracy[split] for run in self.runs}
 
-    def curve(self, split: str) -> list[float]:
-        """Top-1 in percent after each epoch that all runs reached, mean over seeds."""
-        key = f"{split}_accuracy"
+    @property
+    def curve(self) -> list[float]:
+        """PublicTest top-1 in percent after each epoch that all reached, mean over seeds."""
         epochs = zip(*self.histories, strict=False)
-        return [statistics.mean(record[key] for record in records) for records in epochs]
+        return [statistics.mean(r["PublicTest_accuracy"] for r in records) for records in epochs]
 
     @property
     def minutes(self) -> float:
@@ -77,22 +77,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 def read_arm(name: str, folders: Sequence[Path]) -> Arm:
     """The arm of the runs in `folders`; UserError unless all ended and differ in seed alone."""
-    runs, histories = [], []
+    found = []
     for folder in folders:
         run = read_run(folder)
         if run is None:
             raise UserError(f"{folder}: no summary.json, expected a training that has ended")
         path = folder / "checkpoint.pt"
+        if run.state is None:
+            raise UserError(f"{path}: no state of a training, expected a training that has ended")
         with parts_of(path):
-            state = restore_state(TrainState, load_checkpoint(path, ["training"])["state"])
+            state = restore_state(TrainState, run.state)
             names = {f"{split}_accuracy" for split in TESTS}
             if not (state.history and all(names <= record.keys() for record in state.history)):
                 raise ValueError("no record of accuracies")
-        runs.append(run)
-        histories.append(state.history)
-    check_alike(runs)
-    order = sorted(range(len(runs)), key=lambda index: runs[index].seed)
-    return Arm(name, [runs[index] for index in order], [histories[index] for index in order])
+        found.append((run, state.history))
+    check_alike([run for run, _ in found])
+    found.sort(key=lambda pair: pair[0].seed)
+    return Arm(name, [run for run, _ in found], [history for _, history in found])
 
 
 def difference(arm: Mapping[int, float], reference: Mapping[int, float]) -> dict[str, Any] | None:
@@ -143,9 +144,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.out:
         out = cli.make_folder("--out", args.out)
         write_rows([_row(name, found) for name, found in result.items()], out / "compare.csv")
-        draw_comparison(
-            {arm.name: arm.curve("PublicTest") for arm in arms}, figures, out / "compare.png"
-        )
+        draw_comparison({arm.name: arm.curve for arm in arms}, figures, out / "compare.png")
         print(f"written: {out / 'compare.csv'} {out / 'compare.png'}")
     return result
 

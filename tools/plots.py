@@ -129,8 +129,8 @@ def draw_decisions(decisions: Sequence[dict[str, Any]], epochs: int, path: Path 
         axes.set_title(title, fontsize=11, color=INK, loc="left")
         axes.grid(axis="x", color="white", linewidth=0.8, zorder=1.5)
         axes.set_axisbelow("line")
-        axes.xaxis.set_major_locator(_whole_epochs())
-        _quiet(axes)
+        axes.xaxis.set_major_locator(whole_epochs())
+        quiet(axes)
     figure.legend(
         handles=[
             Patch(facecolor=OPEN, label="open"),
@@ -209,7 +209,7 @@ def draw_confusion(
     axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.2)
-    _quiet(axes)
+    quiet(axes)
     return save_figure(figure, path)
 
 
@@ -254,14 +254,14 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path | str) -> Figure:
         axes.set_title(title, fontsize=11, color=INK, loc="left")
         axes.set_xlabel("epoch")
         axes.set_xlim(epochs[0] - margin, epochs[-1] + margin)
-        axes.xaxis.set_major_locator(_whole_epochs())
+        axes.xaxis.set_major_locator(whole_epochs())
         axes.grid(color=OPEN, linewidth=0.8)
         axes.set_axisbelow(True)
         if axes.get_legend_handles_labels()[0]:
             # Below, where no curve can lie.
             below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15), "ncols": 2}
             axes.legend(frameon=False, fontsize=8.5, **below)
-        _quiet(axes)
+        quiet(axes)
     figure.tight_layout(w_pad=2)
     return save_figure(figure, path)
 
@@ -304,7 +304,7 @@ def draw_alphas(
     axes.set_yticks(range(EDGES), edge_names())
     axes.set_title(title, fontsize=12, color=INK, pad=9, parse_math=False)
     figure.text(0.07, 0.025, STATES_NOTE, fontsize=8.5, color=QUIET)
-    _quiet(axes)
+    quiet(axes)
     return save_figure(figure, path)
 
 
@@ -313,11 +313,13 @@ def edge_names() -> list[str]:
     return [f"{state}→{node + 2}" for node in range(4) for state in range(node + 2)]
 
 
-def _whole_epochs() -> MaxNLocator:
+def whole_epochs() -> MaxNLocator:
+    """Ticks of an axis of epochs: a few, at whole numbers."""
     return MaxNLocator(nbins=7, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
 
 
-def _quiet(axes: Axes) -> None:
+def quiet(axes: Axes) -> None:
+    """Leave of an axes' frame the numbers and their titles alone."""
     axes.spines[:].set_visible(False)
     axes.tick_params(which="both", length=0, labelsize=9, labelcolor=INK)
     axes.xaxis.label.set(color=QUIET, fontsize=9.5)

@@ -8,9 +8,8 @@ from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from tools.plots import INK, OPEN, QUIET, SPLITS, new_figure, save_figure
+from tools.plots import INK, OPEN, QUIET, SPLITS, new_figure, quiet, save_figure, whole_epochs
 
 
 def draw_comparison(
@@ -37,9 +36,9 @@ def draw_comparison(
                   zorder=3 if first else 2)  # fmt: skip
     left.set_title("PublicTest after each epoch, mean over seeds (%)", fontsize=11, loc="left")
     left.set_xlabel("epoch")
-    left.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    left.xaxis.set_major_locator(whole_epochs())
     left.legend(frameon=False, fontsize=8.5)
-    for place, split in enumerate(("PublicTest", "PrivateTest")):
+    for place, split in enumerate(figures[names[0]]):
         for row, name in enumerate(names[1:]):
             apart = figures[name][split]["difference"]
             if apart is not None:
@@ -58,7 +57,6 @@ def draw_comparison(
     for axes in (left, right):
         axes.grid(color=OPEN, linewidth=0.8)
         axes.set_axisbelow(True)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0, labelsize=9, labelcolor=INK)
+        quiet(axes)
     figure.tight_layout(w_pad=2)
     return save_figure(figure, path)
