@@ -107,3 +107,11 @@ def test_the_picture_has_a_curve_an_arm_and_a_bar_a_difference(arms, tmp_path):
     assert labels == ["paper", "ema"]
     assert len(right.containers) == 2
     assert [tick.get_text() for tick in right.get_yticklabels()] == ["ema"]
+
+
+def test_a_name_that_reads_as_a_formula_is_drawn_as_it_is(arms, tmp_path):
+    figures = {name: each["figures"] for name, each in compared(*arms).items()}
+    formula = r"$\frac$"
+    renamed = {"paper": figures["paper"], formula: figures["ema"]}
+    draw_comparison({"paper": [30, 50], formula: [34, 54]}, renamed, tmp_path / "c.png")
+    assert (tmp_path / "c.png").is_file()

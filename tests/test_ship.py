@@ -64,7 +64,7 @@ def test_the_weights_that_a_run_learnt_from_are_recorded_and_must_be_there(place
         for name in ("start", "one")
     }
     (tmp_path / "one.pt").unlink()
-    with pytest.raises(UserError, match=r"RUN one: no weights found"):
+    with pytest.raises(UserError, match=r"RUN's --teacher one: no weights found"):
         ship.source_digests(flags)
 
 

@@ -58,5 +58,8 @@ def draw_comparison(
         axes.grid(color=OPEN, linewidth=0.8)
         axes.set_axisbelow(True)
         quiet(axes)
+    # Names of folders, in which a $ begins no formula.
+    for text in (*left.get_legend().get_texts(), *right.get_yticklabels()):
+        text.set_parse_math(False)
     figure.tight_layout(w_pad=2)
     return save_figure(figure, path)

@@ -111,9 +111,13 @@ def source_digests(flags: Mapping[str, Any]) -> dict[str, str]:
 
     Raises UserError where they are no longer there, as nobody could repeat the training then.
     """
-    names = [flags.get("checkpoint"), *flags.get("teacher", [])]
-    found = {name: find_weights("RUN", name, flags["model_path"]) for name in names if name}
-    return {name: digest(path) for name, path in found.items()}
+    named = [("--checkpoint", flags.get("checkpoint"))]
+    named += [("--teacher", name) for name in flags.get("teacher", [])]
+    return {
+        name: digest(find_weights(f"RUN's {flag}", name, flags["model_path"]))
+        for flag, name in named
+        if name
+    }
 
 
 def write_weights(best: Path, path: Path, dtype: torch.dtype) -> None:
