@@ -289,27 +289,38 @@ def test_mixing_ends_before_the_last_epochs_and_labels_are_repaired_only_then():
 # ---------------------------------------------------------------- averaged weights
 
 
-def test_the_average_follows_weights_and_statistics_step_by_step():
+@pytest.mark.parametrize("decay", [0.9, 0.2])
+def test_the_average_follows_weights_and_statistics_step_by_step(decay):
     model, plain, seen = Small(), Small(), batches()
-    average = recipe.averaged(model, 0.9)
+    average = recipe.averaged(model, decay)
     train(model, seen, average=average)
     expected = None
-    for batch in seen:
+    for steps, batch in enumerate(seen):
         train(plain, [batch])
         now = {name: value.clone() for name, value in plain.state_dict().items()}
         # The first step is where the average begins.
         before = now if expected is None else expected
+        kept = min(decay, (1 + steps) / (10 + steps))
         expected = {
-            name: 0.9 * before[name] + 0.1 * value if value.is_floating_point() else value
+            name: kept * before[name] + (1 - kept) * value if value.is_floating_point() else value
             for name, value in now.items()
         }
     found = average.module.state_dict()
     assert {"norm.running_mean", "norm.running_var", "linear.weight"} <= found.keys()
     for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
         if value.is_floating_point():
-            torch.testing.assert_close(found[name], value)
             assert not found[name].equal(plain.state_dict()[name])
     assert all(a.equal(b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+
+
+def test_the_average_soon_forgets_where_it_began():
+    model = nn.BatchNorm1d(1)
+    average = recipe.averaged(model, 0.999)
+    for value in [1.0] + 50 * [0.01]:
+        model.running_var.fill_(value)
+        average.update_parameters(model)
+    assert average.module.running_var.item() == pytest.approx(0.01, rel=1e-3)
 
 
 def test_a_fit_scores_the_average_and_trains_as_without():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from data.mix import mixing
 from tools import parsers
@@ -56,7 +58,8 @@ def recipe_parser() -> argparse.ArgumentParser:
         "only in epochs without (default: a tenth of --epochs, so that training ends on faces)")
     add("--ema", type=parsers.fraction, default=0.0, metavar="DECAY",
         help="keep an exponential moving average of weights and batch-norm statistics, step by "
-        "step; it is what is evaluated and saved as weights (default: 0, off, as published)")
+        "step, its decay rising to this one; it is what is evaluated and saved as weights "
+        "(default: 0, off, as published)")
     # fmt: on
     return parser
 
@@ -82,11 +85,29 @@ def fit_arguments(
     }
 
 
+@torch.no_grad()
+def follow(
+    averages: Sequence[Tensor], values: Sequence[Tensor], steps: Tensor, *, decay: float
+) -> None:
+    """Move `averages` towards `values` in place: e = d e + (1 - d) w, d = min(decay, (1+n)/(10+n)).
+
+    All are of one dtype; integers are copied. `steps` is n, the number of steps averaged so far, an
+    int () on their device. The decay rises, as TensorFlow's ExponentialMovingAverage has it, so
+    that the first weights and batch-norm variances, far from any later ones, are soon forgotten.
+    """
+    if not averages[0].is_floating_point():
+        torch._foreach_copy_(averages, values)
+        return
+    moves = torch._foreach_sub(values, averages)
+    torch._foreach_mul_(moves, (9 / (10 + steps)).clamp(min=1 - decay))
+    torch._foreach_add_(averages, moves)
+
+
 def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
-    """The average of `model` over the steps to come: e = d e + (1 - d) w; None without a decay.
+    """The average of `model` over the steps to come, see `follow`; None without a decay.
 
     It begins as the weights after the first step; batch-norm statistics are averaged alike.
     """
     if decay == 0:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return AveragedModel(model, multi_avg_fn=partial(follow, decay=decay), use_buffers=True)
