@@ -42,9 +42,11 @@ def evaluate_plainly(model: torch.nn.Module, split: Split) -> float:
     return 100 * right.double().mean().item()
 
 
-def follow_plainly(average: torch.Tensor, value: torch.Tensor, steps: int) -> torch.Tensor:
-    """The average with decay 0.9 after one more step, its decay rising to that."""
-    decay = min(0.9, (1 + int(steps)) / (10 + int(steps)))
+def follow_plainly(
+    average: torch.Tensor, value: torch.Tensor, steps: torch.Tensor
+) -> torch.Tensor:
+    """The average with decay 0.6 after one more step, its decay rising to that."""
+    decay = min(0.6, (1 + int(steps)) / (10 + int(steps)))
     return decay * average + (1 - decay) * value if value.is_floating_point() else value
 
 

@@ -183,7 +183,7 @@ def test_a_run_with_every_part_of_the_recipe_resumes_exactly(data, tmp_path):
     for seed, name in enumerate(("a", "b")):
         weights(tmp_path / f"{name}.pt", seed)
     recipe = (
-        "--recipe strong --ema 0.8 --mixup 0.4 --cutmix 1 --mix_off_epochs 1 --affine 0.2 "
+        "--recipe strong --ema 0.3 --mixup 0.4 --cutmix 1 --mix_off_epochs 1 --affine 0.2 "
         "--erasing 0.5 --cutout --cutout_length 5 --label_smoothing 0.1 --drop_path_prob 0.2 "
         "--teacher a,b --tta flip"
     ).split()

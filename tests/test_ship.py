@@ -66,6 +66,9 @@ def test_the_weights_that_a_run_learnt_from_are_recorded_and_must_be_there(place
     (tmp_path / "one.pt").unlink()
     with pytest.raises(UserError, match=r"RUN's --teacher one: no weights found"):
         ship.source_digests(flags)
+    (tmp_path / "start.pt").unlink()
+    with pytest.raises(UserError, match=r"RUN's --checkpoint start: no weights found"):
+        ship.source_digests(flags)
 
 
 def test_the_shipped_network_is_the_best_one_without_its_auxiliary_head(place):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +15,8 @@ from data.mix import mixing
 from tools import parsers
 from tools.objective import objective
 
-# Defaults of flags by --recipe. Learning rate, batch and epochs are each script's own. What is in
-# "strong" measured best with the small network; see the README for what did not.
+# Defaults of flags by --recipe. Learning rate, batch and epochs are each script's own. "strong" is,
+# but for a longer warm-up, what the best training of the small network had; see the README.
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
     "strong": {
@@ -58,8 +57,8 @@ def recipe_parser() -> argparse.ArgumentParser:
         "only in epochs without (default: a tenth of --epochs, so that training ends on faces)")
     add("--ema", type=parsers.fraction, default=0.0, metavar="DECAY",
         help="keep an exponential moving average of weights and batch-norm statistics, step by "
-        "step, its decay rising to this one; it is what is evaluated and saved as weights "
-        "(default: 0, off, as published)")
+        "step, the decay after n steps being at most (1+n)/(10+n); it is what is evaluated and "
+        "saved as weights (default: 0, off, as published)")
     # fmt: on
     return parser
 
@@ -85,29 +84,36 @@ def fit_arguments(
     }
 
 
-@torch.no_grad()
-def follow(
-    averages: Sequence[Tensor], values: Sequence[Tensor], steps: Tensor, *, decay: float
-) -> None:
-    """Move `averages` towards `values` in place: e = d e + (1 - d) w, d = min(decay, (1+n)/(10+n)).
+class Average(AveragedModel):
+    """A network's moving average, batch-norm statistics included: e = d e + (1 - d) w at each step.
 
-    All are of one dtype; integers are copied. `steps` is n, the number of steps averaged so far, an
-    int () on their device. The decay rises, as TensorFlow's ExponentialMovingAverage has it, so
-    that the first weights and batch-norm variances, far from any later ones, are soon forgotten.
+    d = min(decay, (1 + n) / (10 + n)) after n steps, the first of which is copied, as integers are.
+    It rises, as TensorFlow's ExponentialMovingAverage has it, so that the first weights and
+    variances, far from any later ones, are soon forgotten.
     """
-    if not averages[0].is_floating_point():
-        torch._foreach_copy_(averages, values)
-        return
-    moves = torch._foreach_sub(values, averages)
-    torch._foreach_mul_(moves, (9 / (10 + steps)).clamp(min=1 - decay))
-    torch._foreach_add_(averages, moves)
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move towards `model`; torch's own waits for the device twice a step."""
+        steps = int(self.n_averaged)  # on the CPU, wherever the network is
+        share = 1.0 if steps == 0 else max(1 - self.decay, 9 / (10 + steps))
+        averages = [*self.module.parameters(), *self.module.buffers()]
+        values = [*model.parameters(), *model.buffers()]
+        moving: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for average, value in zip(averages, values, strict=True):
+            if average.is_floating_point():
+                moving[0].append(average)
+                moving[1].append(value)
+            else:
+                average.copy_(value)
+        torch._foreach_lerp_(*moving, share)
+        self.n_averaged += 1
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
-    """The average of `model` over the steps to come, see `follow`; None without a decay.
-
-    It begins as the weights after the first step; batch-norm statistics are averaged alike.
-    """
-    if decay == 0:
-        return None
-    return AveragedModel(model, multi_avg_fn=partial(follow, decay=decay), use_buffers=True)
+def averaged(model: nn.Module, decay: float) -> Average | None:
+    """The average of `model` over the steps to come; None without a decay."""
+    return None if decay == 0 else Average(model, decay)
