@@ -323,6 +323,17 @@ def test_the_average_soon_forgets_where_it_began():
     assert average.module.running_var.item() == pytest.approx(0.01, rel=1e-3)
 
 
+def test_the_average_asks_no_value_of_the_device():
+    # Tensors without values refuse every question whose answer the host would wait for.
+    model = Small().to("meta")
+    average = recipe.averaged(model, 0.999)
+    for _ in range(3):
+        average.update_parameters(model)
+    assert int(average.n_averaged) == 3
+    with pytest.raises(RuntimeError):
+        average.module.norm.running_var.max().item()
+
+
 def test_a_fit_scores_the_average_and_trains_as_without():
     scores, ends = [], []
     for decay in (0.0, 0.9):
