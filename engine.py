@@ -20,6 +20,7 @@ from data.augment import (
     Augmentation,
     count_batches,
     evaluation_batches,
+    resize,
     training_batches,
 )
 from data.fer2013 import Split
@@ -258,13 +259,15 @@ def train_one_epoch(
     relabel: Relabel | None = None,
     mix: Mix | None = None,
     average: AveragedModel | None = None,
+    size: int | None = None,
 ) -> Meter:
     """Train on the batches of epoch `state.epoch` from step `state.step` on, until `stop` says so.
 
     `batches` yields images (B, 1, H, W) and labels (B,); `forward` is `model`, or that compiled;
     `learning_rate_at` maps a step to its rate. `criterion_for(images)` maps logits and targets to
     the loss; `relabel(logits, labels)` may replace a step's labels, or `mix(images, labels)` both
-    images and labels, by targets (B, K); `average` follows the weights. Each rank takes its share
+    images and labels, by targets (B, K); `average` follows the weights. Where `size` is given, the
+    network sees the images resized to it, `criterion_for` as they are. Each rank takes its share
     of every batch, and all step along the mean gradient of the batch. Advances `state.step` and
     `state.sums`, and returns the meter of the epoch, counted against the labels as given, of mixed
     images the class with the larger share.
@@ -292,7 +295,7 @@ def train_one_epoch(
             torch.manual_seed(derive_seed(seed, STEP_STREAM, state.epoch, step, ranks.rank()))
         with precision:
             criterion = criterion_for(images)
-            logits, auxiliary_logits = forward(images)
+            logits, auxiliary_logits = forward(resize(images, size))
         if relabel is not None and share.count:
             targets = relabel(logits.detach().float(), labels)
         loss = total = criterion(logits.float(), targets)
@@ -342,12 +345,14 @@ def fit(
     relabel_at: Callable[[int], Relabel | None] = lambda _epoch: None,
     mix_at: Callable[[int], Mix | None] = lambda _epoch: None,
     average: AveragedModel | None = None,
+    size_at: Callable[[int], int | None] = lambda _epoch: None,
 ) -> None:
     """Train from `state` to `epochs` epochs, evaluating every split of `evaluations` after each.
 
     The learning rate follows `one_cycle`, step by step, and would be zero one step after the last.
     An `average` is evaluated in the place of the model. In an epoch that is mixed no label is
-    relabelled, as the logits of two faces say nothing of the label of one.
+    relabelled, as the logits of two faces say nothing of the label of one. `size_at(epoch)` is the
+    side in pixels that images are resized to for training, None for no resizing.
     `save(state)` is called at the start, after every epoch, with its record last in
     `state.history`, and when `stop` interrupts one. Raises Interrupted when `stop` ended it before
     the last epoch, UserError when the loss is not finite.
@@ -393,6 +398,7 @@ def fit(
             relabel=relabel_at(epoch) if mix is None else None,
             mix=mix,
             average=average,
+            size=size_at(epoch),
         )
         loss, accuracy = meter.read()
         require_finite(model, loss, f"epoch {epoch + 1}")

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from genotypes import Genotype, parse_genotype
-from operations import ConcatNodes, FactorizedReduce, build_primitive, drop_path, preprocessing
+from operations import (
+    BatchNorm2d,
+    ConcatNodes,
+    FactorizedReduce,
+    build_primitive,
+    drop_path,
+    preprocessing,
+)
 
 
 class Cell(nn.Module):
@@ -99,9 +106,7 @@ class Network(nn.Module):
         self.register_buffer("_drop_path_prob", torch.zeros(()), persistent=False)
         self.drop_path_prob = 0.0
         channels_before_last = channels_last = 3 * C
-        self.stem = nn.Sequential(
-            nn.Conv2d(1, 3 * C, 3, padding=1, bias=False), nn.BatchNorm2d(3 * C)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(1, 3 * C, 3, padding=1, bias=False), BatchNorm2d(3 * C))
         self.relu = nn.ReLU(inplace=True)
         self.cells = nn.ModuleList()
         self.auxiliary_cell = 2 * layers // 3

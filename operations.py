@@ -6,6 +6,7 @@ has a bias. Module names are those of the published checkpoints; renaming one br
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,102 @@ def _conv(
     padding: int | tuple[int, int] = 0,
 ) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=padding, bias=False)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """nn.BatchNorm2d, with `GroupedBatchNorm` for training on CPUs where that is faster.
+
+    torch's code for channels-last layout is slow where the channels are no multiple of 16: at 36,
+    the paper's, it takes two to four times as long as at 32.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        group = 16 // math.gcd(self.num_features, 16)
+        grouped = (
+            group > 1
+            and self.training
+            and self.affine
+            and torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and x.device.type == "cpu"
+            and x.dtype == torch.float32
+            and x[:, 0].numel() % group == 0
+            and x.is_contiguous(memory_format=torch.channels_last)
+        )
+        if not grouped:
+            return super().forward(x)
+        out, mean, var = GroupedBatchNorm.apply(x, self.weight, self.bias, self.eps, group)
+        if self.track_running_stats:
+            count = x[:, 0].numel()
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+        return out
+
+
+class GroupedBatchNorm(torch.autograd.Function):
+    """Batch norm of x (N, C, H, W) by its own mean and variance, `group` pixels as one of more
+    channels.
+
+    In channels-last layout `group` neighbouring pixels are a view of one pixel of group * C
+    channels, a multiple of 16, for which torch's statistics, scaling and sums are fast. Means and
+    variances of the groups are put together to those of the channels; that the gradient of a batch
+    norm goes through its statistics is added by one more pass:
+        grad_x = a (g - mean(g) - (x - mean) / (var + eps) * mean(g (x - mean))),
+    a = weight / sqrt(var + eps). Returns also mean and biased variance (C,), without gradients.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wide = _grouped(x, group)
+        means, variances = torch.ops.aten.batch_norm_update_stats(wide, None, None, 0.0)
+        means, variances = means.view(group, -1), variances.view(group, -1)
+        mean = means.mean(dim=0)
+        var = (variances + (means - mean).square()).mean(dim=0)
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.eps, ctx.group = eps, group
+        ctx.mark_non_differentiable(mean, var)
+        repeated = [each.repeat(group) for each in (weight, bias, mean, var)]
+        # Written into x's own shape, as a view of another could not be changed in place later on.
+        out, none = torch.empty_like(x), x.new_empty(0)
+        torch.ops.aten.native_batch_norm.out(
+            wide, *repeated, False, 0.0, eps, out=_grouped(out, group), save_mean=none,
+            save_invstd=none,
+        )  # fmt: skip
+        return out, mean, var
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, var = ctx.saved_tensors
+        group, eps = ctx.group, ctx.eps
+        wide = _grouped(x, group)
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        repeated = [each.repeat(group) for each in (weight, mean, var)]
+        # With fixed statistics: a g, and the sums over g (x - mean) / sqrt(var + eps) and g.
+        out, products, sums = torch.ops.aten.native_batch_norm_backward(
+            _grouped(grad, group), wide, *repeated, None, None, False, eps, (True, True, True)
+        )
+        grad_weight, grad_bias = (each.view(group, -1).sum(dim=0) for each in (products, sums))
+        inverse, count = (var + eps).rsqrt(), x[:, 0].numel()
+        slope = weight * inverse.square() * grad_weight / -count
+        offset = weight * inverse * grad_bias / -count - slope * mean
+        rows = out.permute(0, 2, 3, 1)
+        rows.addcmul_(wide.permute(0, 2, 3, 1), slope.repeat(group)).add_(offset.repeat(group))
+        return _ungrouped(out, x), grad_weight, grad_bias, None, None
+
+
+def _grouped(x: Tensor, group: int) -> Tensor:
+    """x (N, C, H, W), channels last, as a view (1, group * C, 1, N * H * W / group) of it."""
+    rows = x.permute(0, 2, 3, 1).reshape(1, 1, -1, group * x.shape[1])
+    return rows.permute(0, 3, 1, 2)
+
+
+def _ungrouped(wide: Tensor, x: Tensor) -> Tensor:
+    """What `_grouped` made, in the shape of x (N, C, H, W)."""
+    count, channels, height, width = x.shape
+    return wide.permute(0, 2, 3, 1).reshape(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -181,7 +278,7 @@ class ReLUConvBN(ConvBlock):
         self.op = nn.Sequential(
             nn.ReLU(),
             _conv(channels_in, channels_out, kernel, stride, kernel // 2),
-            nn.BatchNorm2d(channels_out, affine=affine),
+            BatchNorm2d(channels_out, affine=affine),
         )
 
 
@@ -194,11 +291,11 @@ class SepConv(ConvBlock):
             nn.ReLU(),
             DepthwiseConv2d(channels, kernel, stride),
             _conv(channels, channels, 1),
-            nn.BatchNorm2d(channels, affine=affine),
+            BatchNorm2d(channels, affine=affine),
             nn.ReLU(inplace=True),
             DepthwiseConv2d(channels, kernel),
             _conv(channels, channels, 1),
-            nn.BatchNorm2d(channels, affine=affine),
+            BatchNorm2d(channels, affine=affine),
         )
 
 
@@ -211,7 +308,7 @@ class DilConv(ConvBlock):
             nn.ReLU(),
             DepthwiseConv2d(channels, kernel, stride, dilation=2),
             _conv(channels, channels, 1),
-            nn.BatchNorm2d(channels, affine=affine),
+            BatchNorm2d(channels, affine=affine),
         )
 
 
@@ -224,7 +321,7 @@ class FactorizedConv7(ConvBlock):
             nn.ReLU(),
             _conv(channels, channels, (1, 7), (1, stride), (0, 3)),
             _conv(channels, channels, (7, 1), (stride, 1), (3, 0)),
-            nn.BatchNorm2d(channels, affine=affine),
+            BatchNorm2d(channels, affine=affine),
         )
 
 
@@ -236,11 +333,11 @@ class Ghost(nn.Module):
         self.channels = channels
         half = (channels + 1) // 2
         self.primary_conv = nn.Sequential(
-            _conv(channels, half, 1, stride), nn.BatchNorm2d(half, affine=affine), nn.ReLU()
+            _conv(channels, half, 1, stride), BatchNorm2d(half, affine=affine), nn.ReLU()
         )
         self.cheap_operation = nn.Sequential(
             DepthwiseConv2d(half, 3),
-            nn.BatchNorm2d(half, affine=affine),
+            BatchNorm2d(half, affine=affine),
             nn.ReLU(),
         )
 
@@ -260,7 +357,7 @@ class FactorizedReduce(ConvBlock):
         self.relu = nn.ReLU()
         self.conv_1 = _conv(channels_in, channels_out // 2, 1, 2)
         self.conv_2 = _conv(channels_in, channels_out // 2, 1, 2)
-        self.bn = nn.BatchNorm2d(channels_out, affine=affine)
+        self.bn = BatchNorm2d(channels_out, affine=affine)
 
     @property
     def norm(self) -> nn.BatchNorm2d:

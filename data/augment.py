@@ -136,6 +136,16 @@ def augment(images: Tensor, draws: Draws, augmentation: Augmentation) -> Tensor:
     return x
 
 
+def resize(images: Tensor, size: int | None) -> Tensor:
+    """Resize float (N, C, H, W) to (N, C, size, size), bilinear with antialiasing; None: as it is.
+
+    torch and Pillow widen the kernel alike when an image shrinks.
+    """
+    if size is None or images.shape[-1] == size:
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+
+
 def _warp(x: Tensor, draws: Draws) -> Tensor:
     # Where each pixel comes from, in units of half a side: turned back, scaled back, shifted back.
     angle = draws.angle.deg2rad()

@@ -31,7 +31,7 @@ from utils import (
 )
 
 # What a resumed run may be given anew; every other flag is part of what the run is.
-_FREE_ON_RESUME = {"data", "device", "gpu", "model_path", "report_freq"}
+_FREE_ON_RESUME = {"amp", "compile", "data", "device", "gpu", "model_path", "report_freq"}
 # What each start of a run has for itself.
 _OF_ONE_START = {"resume", "save", "time_limit"}
 _WRITE_ADVICE = {
@@ -197,6 +197,16 @@ def _check_training(args: argparse.Namespace) -> None:
     if (args.mix_off_epochs or 0) >= args.epochs:
         raise UserError(
             f"--mix_off_epochs {args.mix_off_epochs}: expected fewer than --epochs {args.epochs}"
+        )
+    if len(args.sizes) != len(args.size_epochs) or sum(args.size_epochs) not in (0, args.epochs):
+        raise UserError(
+            f"--size_epochs {','.join(map(str, args.size_epochs)) or 'none'}: expected a number "
+            f"for each of the {len(args.sizes)} --sizes, {args.epochs} in all as --epochs says"
+        )
+    if getattr(args, "auxiliary", True) and any(side < 32 for side in args.sizes):
+        raise UserError(
+            f"--sizes {','.join(map(str, args.sizes))}: the auxiliary head needs 32 pixels; "
+            "expected larger sizes" + (", or --no-auxiliary" if "auxiliary" in args else "")
         )
     if args.nesterov and args.momentum == 0:
         raise UserError("--nesterov: needs momentum, found --momentum 0")

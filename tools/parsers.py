@@ -65,6 +65,19 @@ def names(text: str) -> list[str]:
     return found
 
 
+def sides(text: str) -> list[int]:
+    """argparse type: sides of training images in pixels, multiples of 4, separated by commas."""
+    found = [positive_int(word) for word in names(text)]
+    if any(side % 4 for side in found):
+        raise argparse.ArgumentTypeError(f"{text} found, multiples of 4 expected")
+    return found
+
+
+def counts(text: str) -> list[int]:
+    """argparse type: integers of at least 1 separated by commas."""
+    return [positive_int(word) for word in names(text)]
+
+
 def box(text: str) -> tuple[int, int, int, int] | None:
     """argparse type: four integers separated by commas, or none."""
     if text.lower() == "none":
@@ -294,6 +307,12 @@ def training_parser(*, epochs: int) -> argparse.ArgumentParser:
     add("--warmup_epochs", type=count, default=0, metavar="N",
         help="epochs in which the learning rate first rises, from a 25th; fewer than --epochs "
         "(default: 0, as published)")
+    add("--sizes", type=sides, default=[], metavar="S,T,...",
+        help="train at rising sizes: the 44x44 crops are resized to S pixels a side, then T, each "
+        "for its --size_epochs; multiples of 4, of at least 32 with the auxiliary head "
+        "(default: the crops as they are, as published)")
+    add("--size_epochs", type=counts, default=[], metavar="N,M,...",
+        help="epochs at each of --sizes, --epochs in all (default: none, as without --sizes)")
     add("--compile", action=argparse.BooleanOptionalAction, default=False,
         help="compile the network by torch.compile: a minute at the start, then faster steps "
         "(default: off, as a short run does not earn that minute back)")

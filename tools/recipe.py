@@ -75,11 +75,13 @@ def fit_arguments(
     """
     usual = parsers.augmentation(args, jitter=jitter)
     mix = mixing(mixup=args.mixup, cutmix=args.cutmix)
+    sides = [side for side, n in zip(args.sizes, args.size_epochs, strict=True) for _ in range(n)]
     off = args.epochs // 10 if args.mix_off_epochs is None else args.mix_off_epochs
     return {
         **parsers.fit_arguments(args),
         "augmentation": replace(usual, affine=args.affine, erasing=args.erasing),
         "criterion_for": objective(label_smoothing=args.label_smoothing, **(teaching or {})),
+        "size_at": lambda epoch: sides[epoch] if sides else None,
         "mix_at": lambda epoch: mix if epoch < args.epochs - off else None,
     }
 
