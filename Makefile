@@ -18,10 +18,10 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 
 bench: .venv/installed
-	$(BIN)/python -m tools.benchmark --short --out bench/short.json
+	$(BIN)/python -m benchmarks.benchmark --short --out bench/short.json
 
 faults: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m tools.faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults
 
 clean:
 	rm -rf .venv demo

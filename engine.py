@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from common import ranks
 from data.augment import (
     Augmentation,
     count_batches,
@@ -27,7 +28,6 @@ from data.fer2013 import Split
 from data.mix import Mix
 from data.views import over_views
 from model import Network, folded
-from tools import ranks
 from utils import LOGGER_NAME, Interrupted, Meter, Stop, UserError, derive_seed
 
 _log = logging.getLogger(LOGGER_NAME)

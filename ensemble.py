@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
+from common import arguments, cli
+from common.report import format_table, headline, report_split, write_summary
+from common.weights import find_weights, load_trained, network_parser
 from data.augment import spread
 from data.fer2013 import CLASSES, load_fer2013
 from engine import Scores, autocast, evaluate_splits
-from tools import cli, parsers
-from tools.report import format_table, headline, report_split, write_summary
-from tools.weights import find_weights, load_trained, network_parser
 from utils import UserError, create_run_folder, describe_machine, open_log, stop_on_signals
 
 SPLITS = ("PublicTest", "PrivateTest")
@@ -31,15 +31,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0],
         parents=[
-            parsers.common_parser(batch_size=64, batch_why="the published value", seed=0),
-            parsers.folder_parser(label="ensemble"),
+            arguments.common_parser(batch_size=64, batch_why="the published value", seed=0),
+            arguments.folder_parser(label="ensemble"),
             network_parser(layers=False),
-            parsers.tta_parser(),
+            arguments.tta_parser(),
         ],
     )
     # fmt: off
     add = parser.add_argument_group("the members").add_argument
-    add("--model_names", type=parsers.names, required=True, metavar="A,B,...",
+    add("--model_names", type=arguments.names, required=True, metavar="A,B,...",
         help="checkpoints or run folders, as given, with .pt added, or inside --model_path "
         "(no default: the members are what the ensemble is)")
     add("--layers", type=depths, default=[], metavar="L,M,...",
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def depths(text: str) -> list[int]:
     """argparse type: positive integers separated by commas."""
-    return [parsers.positive_int(each) for each in parsers.names(text)]
+    return [arguments.positive_int(each) for each in arguments.names(text)]
 
 
 def average(members: list[Scores]) -> Scores:

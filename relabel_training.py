@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 
+from common import arguments, cli, recipe, teacher
+from common.checkpoints import resume_optimisation, resume_training
+from common.training import saver, train_and_report
+from common.weights import finetuning_parsers, load_trained, require_weights
 from data.fer2013 import load_fer2013
 from data.fes import PUBLISHED_FES, TRAINING_FES, load_fes
 from data.relabel import Changes, relabel, truth_batches
 from engine import Relabel, TrainState, autocast, rising
-from tools import cli, parsers, recipe, teacher
-from tools.checkpoints import resume_optimisation, resume_training
-from tools.training import saver, train_and_report
-from tools.weights import finetuning_parsers, load_trained, require_weights
 from utils import (
     UserError,
     create_run_folder,
@@ -42,24 +42,24 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0],
         parents=[
-            parsers.common_parser(batch_size=64, batch_why="the published value", seed=0),
-            parsers.folder_parser(label="relabel"),
-            parsers.run_parser(script="relabel_training.py"),
+            arguments.common_parser(batch_size=64, batch_why="the published value", seed=0),
+            arguments.folder_parser(label="relabel"),
+            arguments.run_parser(script="relabel_training.py"),
             *finetuning_parsers(
                 learning_rate=0.02272721, epochs=100, why="ideally saved before they converged"
             ),
             teacher.teacher_parser(),
-            parsers.tta_parser(),
+            arguments.tta_parser(),
         ],
     )
     # fmt: off
     add = parser.add_argument_group("relabelling").add_argument
-    add("--relabel_threshold", type=parsers.non_negative, default=0.2, metavar="T",
+    add("--relabel_threshold", type=arguments.non_negative, default=0.2, metavar="T",
         help="a label is doubtful when the likeliest class is less than this more probable "
         "(default: 0.2, the published value)")
-    add("--fes", type=parsers.true_or_false, default=True, metavar="True|False",
+    add("--fes", type=arguments.true_or_false, default=True, metavar="True|False",
         help="repair only to similar expressions (default: True, the published method)")
-    add("--fes_threshold", type=parsers.non_negative, default=0.03, metavar="T",
+    add("--fes_threshold", type=arguments.non_negative, default=0.03, metavar="T",
         help="expressions are similar above this (default: 0.03, the published value)")
     add("--fes_matrix", metavar="FILE",
         help="a matrix that tools.fes wrote (default: that of the Training rows of FER+, or of all "
@@ -104,7 +104,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         run = create_run_folder(args.model_path, args.save, "relabel")
     log = open_log(run)
     model = model.to(device)
-    optimizer = torch.optim.SGD(model.parameters(), **parsers.sgd_arguments(args))
+    optimizer = torch.optim.SGD(model.parameters(), **arguments.sgd_arguments(args))
     average = recipe.averaged(model, args.ema)
     if args.resume is not None:
         resume_optimisation(optimizer, average, resumed, run / "checkpoint.pt")

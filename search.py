@@ -28,6 +28,15 @@ from tqdm import tqdm
 
 import architect
 from architect import Batch
+from common import arguments, cli, ranks
+from common.checkpoints import (
+    check_edges,
+    load_optimizer,
+    parts_of,
+    rebuild_supernet,
+    restore_state,
+)
+from common.search_report import describe_edges, report_search
 from data.augment import Augmentation, count_batches, spread, training_batches
 from data.fer2013 import CLASSES, Split, load_fer2013
 from data.halves import alphas_batches, search_halves
@@ -42,15 +51,6 @@ from engine import (
 )
 from genotypes import PRIMITIVES, format_genotype
 from model_search import CELLS, EDGES, OPEN, Network
-from tools import cli, parsers, ranks
-from tools.checkpoints import (
-    check_edges,
-    load_optimizer,
-    parts_of,
-    rebuild_supernet,
-    restore_state,
-)
-from tools.search_report import describe_edges, report_search
 from utils import (
     LOGGER_NAME,
     Interrupted,
@@ -75,10 +75,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0],
         parents=[
-            parsers.common_parser(batch_size=24, batch_why="the published value", seed=2),
-            parsers.folder_parser(label="search"),
-            parsers.run_parser(script="search.py"),
-            parsers.sgd_parser(
+            arguments.common_parser(batch_size=24, batch_why="the published value", seed=2),
+            arguments.folder_parser(label="search"),
+            arguments.run_parser(script="search.py"),
+            arguments.sgd_parser(
                 learning_rate=0.025,
                 why="the published value",
                 drop_path_prob=0.3,
@@ -89,35 +89,35 @@ def build_parser() -> argparse.ArgumentParser:
     )
     # fmt: off
     add = parser.add_argument_group("the supernet").add_argument
-    add("--init_channels", type=parsers.positive_int, default=16, metavar="C",
+    add("--init_channels", type=arguments.positive_int, default=16, metavar="C",
         help="channels of the first cell (default: 16, the published value)")
-    add("--layers", type=parsers.positive_int, default=8, metavar="L",
+    add("--layers", type=arguments.positive_int, default=8, metavar="L",
         help="cells (default: 8, the published value)")
     add = parser.add_argument_group("the search").add_argument
-    add("--epochs", type=parsers.positive_int, metavar="N",
+    add("--epochs", type=arguments.positive_int, metavar="N",
         help="epochs (default: warmup_dec_epoch + 7 * decision_freq + 6, 50 as published, which "
         "decides every edge; with fewer the most important open edges fill the genotype)")
-    add("--batch_increase", type=parsers.count, default=8, metavar="N",
+    add("--batch_increase", type=arguments.count, default=8, metavar="N",
         help="images that each decision adds to a step (default: 8, the published value)")
-    add("--learning_rate_min", type=parsers.positive_float, default=0.001, metavar="RATE",
+    add("--learning_rate_min", type=arguments.positive_float, default=0.001, metavar="RATE",
         help="where the cosine of the learning rate ends (default: 0.001, the published value)")
-    add("--train_portion", type=parsers.fraction, default=0.5, metavar="P",
+    add("--train_portion", type=arguments.fraction, default=0.5, metavar="P",
         help="share of the images that trains the weights, the rest training the alphas "
         "(default: 0.5, the published value)")
     add("--unrolled", action=argparse.BooleanOptionalAction, default=False,
         help="second-order gradient of the alphas, which makes a step about 2.5 times as long "
         "(default: off, as published)")
-    add("--arch_learning_rate", type=parsers.positive_float, default=3e-4, metavar="RATE",
+    add("--arch_learning_rate", type=arguments.positive_float, default=3e-4, metavar="RATE",
         help="learning rate of Adam on the alphas (default: 3e-4, the published value)")
-    add("--arch_weight_decay", type=parsers.non_negative, default=1e-3, metavar="W",
+    add("--arch_weight_decay", type=arguments.non_negative, default=1e-3, metavar="W",
         help="weight decay of the alphas (default: 1e-3, the published value)")
-    add("--warmup_dec_epoch", type=parsers.count, default=9, metavar="N",
+    add("--warmup_dec_epoch", type=arguments.count, default=9, metavar="N",
         help="epochs before the one with the first decision (default: 9, the published value)")
-    add("--decision_freq", type=parsers.positive_int, default=5, metavar="N",
+    add("--decision_freq", type=arguments.positive_int, default=5, metavar="N",
         help="epochs from a decision to the next (default: 5, the published value)")
     add("--use_history", action=argparse.BooleanOptionalAction, default=False,
         help="SGAS criterion 2, which counts stability (default: off, criterion 1 as published)")
-    add("--history_size", type=parsers.positive_int, default=4, metavar="N",
+    add("--history_size", type=arguments.positive_int, default=4, metavar="N",
         help="epochs that stability looks back (default: 4, the published value)")
     add("--post_val", action=argparse.BooleanOptionalAction, default=False,
         help="evaluate again after each decision (default: off, as published)")
@@ -401,7 +401,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             epochs=epochs,
             batch_size=args.batch_size,
             batch_increase=args.batch_increase,
-            augmentation=parsers.augmentation(args, jitter=JITTER),
+            augmentation=arguments.augmentation(args, jitter=JITTER),
             learning_rate_at=lambda epoch: cosine(
                 epoch / epochs, args.learning_rate, args.learning_rate_min
             ),

@@ -15,11 +15,11 @@ import argparse
 import sys
 from typing import Any
 
+from common import arguments, cli
+from common.crossval import crossval_parser, main_on
 from data.ck48 import CK_CLASSES, load_ck48
 from data.faces import Faces
 from data.folds import Fold, published_ck48_folds, subject_folds
-from tools import cli, parsers
-from tools.crossval import crossval_parser, main_on
 
 SHARED = len(CK_CLASSES) - 1  # classes that CK+ and FER2013 have alike and in the same order
 
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     # fmt: off
     add = parser.add_argument_group("the folds").add_argument
-    add("--folds", type=parsers.positive_int, default=10, metavar="K",
+    add("--folds", type=arguments.positive_int, default=10, metavar="K",
         help="folds: of whole subjects, or the published ranges with --protocol paper "
         "(default: 10, published beside 8)")
     # fmt: on

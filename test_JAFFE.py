@@ -14,11 +14,11 @@ import argparse
 import sys
 from typing import Any
 
+from common import arguments, cli
+from common.crossval import crossval_parser, main_on
 from data.fer2013 import CLASSES
 from data.folds import leave_one_subject_out
 from data.jaffe import BOX, load_jaffe
-from tools import cli, parsers
-from tools.crossval import crossval_parser, main_on
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     # fmt: off
     add = parser.add_argument_group("the frames").add_argument
-    add("--crop", type=parsers.box, default=BOX, metavar="LEFT,TOP,RIGHT,BOTTOM|none",
+    add("--crop", type=arguments.box, default=BOX, metavar="LEFT,TOP,RIGHT,BOTTOM|none",
         help="part of the 256x256 frame that is taken (default: 56,76,204,224, which frames faces "
         "as FER2013 does; images in class folders are taken whole)")
     # fmt: on

@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
+from common import arguments, cli, recipe, teacher
+from common.checkpoints import resume_optimisation, resume_training
+from common.training import saver, train_and_report
 from data.fer2013 import CLASSES, load_fer2013
 from engine import TrainState, autocast, rising
 from genotypes import format_genotype, resolve_genotype
 from model import build_network
-from tools import cli, parsers, recipe, teacher
-from tools.checkpoints import resume_optimisation, resume_training
-from tools.training import saver, train_and_report
 from utils import (
     create_run_folder,
     describe_machine,
@@ -39,19 +39,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0],
         parents=[
-            parsers.common_parser(batch_size=64, batch_why="the published value", seed=0),
-            parsers.folder_parser(label="train"),
-            parsers.run_parser(script="train_FER2013.py"),
-            parsers.sgd_parser(
+            arguments.common_parser(batch_size=64, batch_why="the published value", seed=0),
+            arguments.folder_parser(label="train"),
+            arguments.run_parser(script="train_FER2013.py"),
+            arguments.sgd_parser(
                 learning_rate=0.025,
                 why="the published value, for batches of 24 to 64; it falls to 0 as a cosine",
                 drop_path_prob=0.2,
                 drop_path_why="the published value, reached linearly from 0 over the epochs",
             ),
-            parsers.training_parser(epochs=600),
+            arguments.training_parser(epochs=600),
             recipe.recipe_parser(),
             teacher.teacher_parser(),
-            parsers.tta_parser(),
+            arguments.tta_parser(),
         ],
     )
     # fmt: off
@@ -59,9 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--arch", nargs="?", const="Auto_FERNet", default="Auto_FERNet", metavar="GENOTYPE",
         help="a name of genotypes.py, a literal Genotype(...), a genotype file or the run folder "
         "of a search (default: Auto_FERNet, the paper's, also where no value is given)")
-    add("--init_channels", type=parsers.positive_int, default=36, metavar="C",
+    add("--init_channels", type=arguments.positive_int, default=36, metavar="C",
         help="channels of the first cell (default: 36, the published value)")
-    add("--layers", type=parsers.positive_int, default=12, metavar="L",
+    add("--layers", type=arguments.positive_int, default=12, metavar="L",
         help="cells (default: 12, the published value)")
     add("--auxiliary", action=argparse.BooleanOptionalAction, default=True,
         help="train with the auxiliary head (default: on, as published)")
@@ -96,7 +96,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         description = resumed["model"]
     log = open_log(run)
     model = model.to(device)
-    optimizer = torch.optim.SGD(model.parameters(), **parsers.sgd_arguments(args))
+    optimizer = torch.optim.SGD(model.parameters(), **arguments.sgd_arguments(args))
     average = recipe.averaged(model, args.ema)
     if args.resume is not None:
         resume_optimisation(optimizer, average, resumed, run / "checkpoint.pt")

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from tools import ranks
+from common import ranks
 
 try:
     import fcntl

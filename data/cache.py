@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from common import ranks
 from data.readers import CLASSES, SIDE, SPLITS, Arrays, folder_files, read_set
-from tools import ranks
 from utils import UserError, atomic_write
 
 FORMAT = "fer2013-cache/2"

@@ -10,9 +10,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from common import ranks
 from data.augment import Augmentation, training_batches
 from data.fer2013 import CLASSES, Split
-from tools import ranks
 
 
 def relabel(

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from runs import command
 
+from benchmarks.runs import Child
 from data import augment
-from tools.runs import Child
 
 # 77 images: batches of 12 and a last one of 5, of which the third of three ranks gets nothing.
 EACH = 11

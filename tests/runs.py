@@ -1,4 +1,4 @@
-"""Runs for the tests: their command lines and a network to start from; `tools.runs` starts them."""
+"""Runs for the tests: their command lines and a network to start from; `benchmarks.runs` starts them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from pathlib import Path
 
 import torch
 
-from genotypes import Auto_FERNet, format_genotype
-from model import build_network
-from tools.runs import (
+from benchmarks.runs import (
     ROOT,
     Child,
     command,
@@ -20,6 +18,8 @@ from tools.runs import (
     stop_when,
     without_times,
 )
+from genotypes import Auto_FERNet, format_genotype
+from model import build_network
 from utils import save_checkpoint
 
 __all__ = [

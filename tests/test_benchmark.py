@@ -15,21 +15,21 @@ from fer2013_files import write_small_table
 from runs import run
 
 import architect
-from data import synthetic
-from data.augment import Augmentation
-from data.synthetic import draw_fer2013
-from model_search import OPEN
-from tools import (
+from benchmarks import (
     benchmark,
     benchmark_pairs,
     benchmark_parts,
     benchmark_start,
     benchmark_step,
     benchmark_works,
-    cli,
 )
-from tools.benchmark_pairs import Measurement, Side
-from tools.benchmark_works import WORKS
+from benchmarks.benchmark_pairs import Measurement, Side
+from benchmarks.benchmark_works import WORKS
+from common import cli
+from data import synthetic
+from data.augment import Augmentation
+from data.synthetic import draw_fer2013
+from model_search import OPEN
 from utils import UserError
 
 TRAIN = "train --init_channels 2 --layers 3 --batch_size 4 --steps 1 --rounds 2 --device cpu"
@@ -43,7 +43,7 @@ def figures(output: str) -> dict[str, list[float]]:
 
 def run_benchmark(flags: list[str]) -> str:
     """The output of the real command line."""
-    done = run([sys.executable, "-m", "tools.benchmark", *flags])
+    done = run([sys.executable, "-m", "benchmarks.benchmark", *flags])
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("device cpu")
     return done.stdout

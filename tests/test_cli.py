@@ -10,7 +10,7 @@ import torch
 
 import test_JAFFE
 import train_FER2013
-from tools import cli, parsers, ranks
+from common import arguments, cli, ranks
 from utils import Interrupted, UserError, save_checkpoint
 
 
@@ -29,15 +29,15 @@ def saved_run(tmp_path, words: str, module=train_FER2013) -> str:
 def test_the_flags_reach_sgd_and_the_loop():
     args = parse("--nesterov --momentum 0.8 --learning_rate 0.1 --weight_decay 0.01 --compile "
                  "--warmup_epochs 2 --epochs 7 --grad_clip 3 --seed 5 --cutout")  # fmt: skip
-    assert parsers.sgd_arguments(args) == {
+    assert arguments.sgd_arguments(args) == {
         "lr": 0.1, "momentum": 0.8, "weight_decay": 0.01, "nesterov": True,
     }  # fmt: skip
-    found = parsers.fit_arguments(args)
+    found = arguments.fit_arguments(args)
     assert found["compile_forward"] is True
     assert (found["warmup_epochs"], found["epochs"], found["grad_clip"]) == (2, 7, 3.0)
-    assert parsers.augmentation(args, jitter=0.5).cutout == 16
-    assert parsers.augmentation(args, jitter=0.5).jitter == 0.5
-    assert parsers.augmentation(parse("")).cutout == 0
+    assert arguments.augmentation(args, jitter=0.5).cutout == 16
+    assert arguments.augmentation(args, jitter=0.5).jitter == 0.5
+    assert arguments.augmentation(parse("")).cutout == 0
 
 
 def test_a_resumed_run_keeps_its_flags(tmp_path):

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 import test_CK48
+from benchmarks.hostile_parsers import weights_content
+from common import cli
 from data import synthetic_cross, writers
-from tools import cli, collect
-from tools.hostile_parsers import weights_content
+from tools import collect
 from utils import UserError, load_checkpoint, save_checkpoint
 
 ARGS = {"script": "train_FER2013.py", "learning_rate": 0.1, "data": "here", "seed": 0}

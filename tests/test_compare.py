@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from test_collect import ARGS, summary
 
+from common import cli
 from engine import TrainState
-from tools import cli, compare
+from tools import compare
 from tools.plots_compare import draw_comparison
 from utils import save_checkpoint
 

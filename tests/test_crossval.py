@@ -12,13 +12,13 @@ from torch import nn
 import relabel_training
 import test_CK48
 import test_JAFFE
+from common import cli, crossval, training
+from common.fold_figures import summarise_folds, vote
+from common.report import interval
+from common.weights import Trained
 from data.ck48 import load_ck48
 from data.faces import Faces
 from data.jaffe import BOX
-from tools import cli, crossval, training
-from tools.fold_figures import summarise_folds, vote
-from tools.report import interval
-from tools.weights import Trained
 from utils import UserError
 
 

@@ -14,12 +14,13 @@ import pytest
 import torch
 
 import train_FER2013
+from benchmarks import faults
+from benchmarks.fault_cases import FAULTS, Bench, kill_and_resume
+from benchmarks.runs import ROOT, difference
+from common import cli
 from data.cache import cache_path
 from data.fer2013 import load_fer2013
 from data.fes import load_votes
-from tools import cli, faults
-from tools.fault_cases import FAULTS, Bench, kill_and_resume
-from tools.runs import ROOT, difference
 from utils import UserError, WriteError, atomic_write, is_out_of_memory, open_log
 
 # What others do not do alike: disk full and read-only are as the limit of sizes, for instance.

@@ -12,11 +12,12 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from runs import ROOT
 
+from common import cli
 from data.fes import PUBLISHED_FES, TRAINING_FES, fes_matrix, load_fes, load_votes, save_fes
 from data.readers import CLASSES, SPLITS
 from data.synthetic import CLASS_COLUMNS, VOTE_COLUMNS, draw_votes
 from data.writers import write_votes
-from tools import cli, fes
+from tools import fes
 from tools.plots_relabel import draw_fes
 from utils import UserError
 

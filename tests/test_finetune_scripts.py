@@ -17,9 +17,9 @@ import ensemble
 import relabel_training
 import test_CK48
 import test_JAFFE
+from common import cli
 from data.fes import PUBLISHED_FES, TRAINING_FES, save_fes
 from engine import Scores
-from tools import cli
 
 
 def summary_of(place: Path, label: str) -> dict:

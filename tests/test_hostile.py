@@ -19,15 +19,15 @@ from fer2013_files import small_set, table_rows, table_text
 from PIL import Image
 
 import data.bounded
+from benchmarks.hostile import fault_of, try_inputs
+from benchmarks.hostile_inputs import MARKER, PAYLOADS, saved
+from benchmarks.hostile_parsers import PARSERS, encoded, image_samples, weights_content
+from common.checkpoints import MAX_LAYERS, rebuild_network
+from common.weights import load_trained
 from data.fer2013 import load_fer2013
 from data.fes import load_votes
 from data.images import decode_image
 from genotypes import MAX_NODES, parse_genotype
-from tools.checkpoints import MAX_LAYERS, rebuild_network
-from tools.hostile import fault_of, try_inputs
-from tools.hostile_inputs import MARKER, PAYLOADS, saved
-from tools.hostile_parsers import PARSERS, encoded, image_samples, weights_content
-from tools.weights import load_trained
 from utils import UserError, load_checkpoint, save_checkpoint
 
 EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "40"))
@@ -158,7 +158,6 @@ def test_half_precision_and_files_of_old_torch_are_read(content, tmp_path):
 
 
 # ---------------------------------------------------------------- tables and archives
-
 
 
 @pytest.mark.parametrize("load, name", [(load_fer2013, "fer2013.csv"), (load_votes, "votes.csv")])

@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import architect
-from engine import autocast
-from genotypes import Auto_FERNet
-from model import Network
-from model_search import Network as Supernet
-from tools import (
+from benchmarks import (
     benchmark,
     benchmark_leads,
     benchmark_merged,
     benchmark_pairs,
     benchmark_step,
     benchmark_works,
-    cli,
 )
-from tools.benchmark_leads import BASE, LEADS
+from benchmarks.benchmark_leads import BASE, LEADS
+from common import cli
+from engine import autocast
+from genotypes import Auto_FERNet
+from model import Network
+from model_search import Network as Supernet
 
 CPU = torch.device("cpu")
 PATCHED = [name for name, lead in LEADS.items() if lead.patches is not tuple]

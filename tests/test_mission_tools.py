@@ -14,9 +14,10 @@ from fer2013_files import write_small_table
 from PIL import Image
 from runs import ROOT, command, run
 
+from common import cli
 from genotypes import Auto_FERNet, format_genotype
 from model import build_network
-from tools import cli, demo, overview, relabel_sweep
+from tools import demo, overview, relabel_sweep
 from tools.plots_relabel import draw_sweep
 from utils import save_checkpoint
 

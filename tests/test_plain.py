@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 import architect
 import model_search
+from benchmarks.plain import PlainNetwork, PlainSupernet
 from engine import autocast
 from genotypes import NAMED
 from model import Network
 from operations import ConvBlock, DepthwiseConv2d, Ghost
-from tools.plain import PlainNetwork, PlainSupernet
 
 NEAR = 5e-6  # to a tie, in standard deviations of what is compared
 WIDTH, CELLS, BATCH = 4, 3, 8

@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 from matplotlib import pyplot
 from PIL import Image
 
-from genotypes import EXTRA_PRIMITIVES, NAMED, PRIMITIVES, format_genotype, save_genotype
-from tools import cells
-from tools.layout import lay_out_cell
-from tools.plots import (
+from common.cell_layout import lay_out_cell
+from common.plots import (
     draw_alphas,
     draw_cell,
     draw_confusion,
@@ -21,6 +19,8 @@ from tools.plots import (
     draw_decisions,
     edge_names,
 )
+from genotypes import EXTRA_PRIMITIVES, NAMED, PRIMITIVES, format_genotype, save_genotype
+from tools import cells
 from utils import UserError
 
 FER = ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]

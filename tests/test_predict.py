@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from runs import ROOT, run, weights
 
+from common import cli
 from data.fer2013 import CLASSES
 from data.jaffe import BOX, load_jaffe
 from data.pictures import find_pictures, load_picture
@@ -22,7 +23,7 @@ from data.synthetic import draw_fer2013
 from data.synthetic_cross import draw_jaffe
 from data.writers import write_jaffe
 from model import build_network
-from tools import cli, predict
+from tools import predict
 from tools.plots_faces import draw_faces
 from utils import UserError, load_checkpoint
 

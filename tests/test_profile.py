@@ -7,9 +7,9 @@ import re
 import pytest
 import torch
 
-from tools import benchmark, benchmark_profile, cli
-from tools.benchmark_pairs import PARTED
-from tools.benchmark_profile import (
+from benchmarks import benchmark, benchmark_profile
+from benchmarks.benchmark_pairs import PARTED
+from benchmarks.benchmark_profile import (
     COLUMNS,
     KINDS,
     OTHERS,
@@ -18,7 +18,8 @@ from tools.benchmark_profile import (
     kind_of,
     shares,
 )
-from tools.benchmark_works import Step
+from benchmarks.benchmark_works import Step
+from common import cli
 
 
 @pytest.mark.parametrize(

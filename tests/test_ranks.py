@@ -13,11 +13,11 @@ import torch
 from rank_runs import EACH, TRAIN, finish, parts, start, words_of
 from runs import read, run, stop_when, weights
 
+from benchmarks.runs import Child
+from common import ranks
 from data.augment import Augmentation, training_batches
 from data.fer2013 import Split
 from data.relabel import truth_batches
-from tools import ranks
-from tools.runs import Child
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 12, 77])

@@ -25,6 +25,8 @@ from torch.nn import functional as F
 
 import architect
 from architect import Batch
+from benchmarks.runs import Child
+from common import ranks
 from data import augment
 from data.augment import Augmentation, training_batches
 from data.fer2013 import Split
@@ -32,8 +34,6 @@ from data.halves import alphas_batches
 from engine import autocast, cosine
 from model_search import Network
 from search import SearchState, search
-from tools import ranks
-from tools.runs import Child
 from utils import Stop
 
 FULL = autocast(torch.device("cpu"), "off")

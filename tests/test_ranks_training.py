@@ -23,6 +23,7 @@ from runs import SIZE, read
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
+from benchmarks.runs import Child
 from data import augment
 from data.augment import Augmentation, training_batches
 from data.fer2013 import Split, load_fer2013
@@ -30,7 +31,6 @@ from data.mix import mixing
 from engine import STEP_STREAM, one_cycle, rising
 from genotypes import Auto_FERNet, format_genotype
 from model import build_network
-from tools.runs import Child
 from utils import derive_seed
 
 
@@ -42,9 +42,7 @@ def evaluate_plainly(model: torch.nn.Module, split: Split) -> float:
     return 100 * right.double().mean().item()
 
 
-def follow_plainly(
-    average: torch.Tensor, value: torch.Tensor, steps: torch.Tensor
-) -> torch.Tensor:
+def follow_plainly(average: torch.Tensor, value: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
     """The average with decay 0.6 after one more step, its decay rising to that."""
     decay = min(0.6, (1 + int(steps)) / (10 + int(steps)))
     return decay * average + (1 - decay) * value if value.is_floating_point() else value

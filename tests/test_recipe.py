@@ -14,14 +14,14 @@ import relabel_training
 import search
 import test_CK48
 import train_FER2013
+from common import cli, recipe
+from common.objective import objective
+from common.weights import load_members
 from data.augment import Augmentation, training_batches
 from data.fer2013 import Split
 from data.mix import mixing
 from engine import TrainState, autocast, evaluate, fit, network_predictor, train_one_epoch
 from model import build_network
-from tools import cli, recipe
-from tools.objective import objective
-from tools.weights import load_members
 from utils import Stop, UserError
 
 CPU = torch.device("cpu")

@@ -16,9 +16,9 @@ from runs import ROOT, SEARCH, TRAIN, command, run
 
 import search
 import train_FER2013
+from common import cli
 from genotypes import Auto_FERNet, load_genotype, resolve_genotype
 from model import build_network
-from tools import cli
 from utils import load_checkpoint
 
 

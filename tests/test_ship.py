@@ -13,11 +13,12 @@ from fer2013_files import write_small_table
 from runs import ROOT, TRAIN, command, run, weights
 
 import ensemble
+from common import cli, manifest
+from common.manifest import CHECKPOINTS, read_manifest, verify, write_entry
+from common.weights import find_weights, load_trained
 from data.fer2013 import SPLITS, load_fer2013
 from engine import autocast, evaluate_splits
-from tools import cli, manifest, ship
-from tools.manifest import CHECKPOINTS, read_manifest, verify, write_entry
-from tools.weights import find_weights, load_trained
+from tools import export_weights as ship
 from utils import Stop, UserError
 
 BARE = {"layers": None, "init_channels": None, "arch": None}
@@ -38,7 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ship_words(folder: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "tools.ship", *words, "--data", str(folder), "--model_path",
+    return [sys.executable, "-m", "tools.export_weights", *words, "--data", str(folder), "--model_path",
             str(folder), "--out", str(folder / "checkpoints"), "--device", "cpu"]  # fmt: skip
 
 
@@ -108,7 +109,7 @@ def test_half_precision_is_half_the_size_and_loads_and_replaces_the_entry(place)
 
 
 def test_shipped_weights_are_found_by_name_and_a_users_own_come_first(place, monkeypatch, capsys):
-    monkeypatch.setattr("tools.weights.CHECKPOINTS", place / "checkpoints")
+    monkeypatch.setattr("common.weights.CHECKPOINTS", place / "checkpoints")
     monkeypatch.chdir(place)
     assert find_weights("--checkpoint", "tiny", "nowhere") == place / "checkpoints" / "tiny.pt"
     words = ["--data", str(place), "--model_names", "tiny", "--model_path", str(place / "runs")]

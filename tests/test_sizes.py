@@ -13,9 +13,9 @@ from runs import TRAIN, command, difference, ended, finish, kill
 from test_recipe import Small, fit_small, parse
 from torch.nn import functional as F
 
+from common import recipe
 from data.augment import resize
 from engine import TrainState
-from tools import recipe
 from utils import UserError
 
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from common import cli
 from data.ck48 import CK_CLASSES
 from data.fer2013 import CLASSES, SPLITS, Split, load_fer2013
 from data.synthetic import (
@@ -36,7 +37,6 @@ from data.writers import (
     write_jaffe,
     write_votes,
 )
-from tools import cli
 from tools.synthetic import FORMS, build_parser, main
 from utils import UserError
 

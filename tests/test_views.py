@@ -13,13 +13,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import ensemble
+from common import cli
+from common.crossval import evaluate_faces
+from common.weights import load_trained
 from data.faces import Faces
 from data.fer2013 import CLASSES, Split, load_fer2013
 from data.views import over_views, views
 from engine import autocast, evaluate_splits
-from tools import cli
-from tools.crossval import evaluate_faces
-from tools.weights import load_trained
 from utils import Stop
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from runs import weights
 
-from tools.weights import find_weights, load_trained
+from common.weights import find_weights, load_trained
 from utils import UserError
 
 

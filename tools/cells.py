@@ -10,9 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from common import cli
+from common.plots import draw_cell
 from genotypes import NAMED, format_genotype, resolve_genotype
-from tools import cli
-from tools.plots import draw_cell
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -22,10 +22,10 @@ from typing import Any
 
 from scipy.stats import t as student
 
+from common import cli
+from common.checkpoints import parts_of
+from common.report import format_table
 from data.bounded import read_json
-from tools import cli
-from tools.checkpoints import parts_of
-from tools.report import format_table
 from utils import UserError, load_checkpoint, write_text
 
 MAX_FOLDS = 10_000  # more than any set has subjects

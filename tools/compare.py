@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common import cli
+from common.checkpoints import parts_of, restore_state
+from common.report import format_table
 from data.fer2013 import SPLITS
 from engine import TrainState
-from tools import cli
-from tools.checkpoints import parts_of, restore_state
 from tools.collect import Run, check_alike, merge, read_run
 from tools.plots_compare import draw_comparison
-from tools.report import format_table
 from utils import UserError, write_rows
 
 TESTS = SPLITS[1:]

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tools import cli
-from tools.report import format_table
+from common import cli
+from common.report import format_table
 from utils import UserError, write_text
 
 COMMANDS = {

@@ -15,9 +15,9 @@ from typing import Any
 
 import pandas as pd
 
+from common import cli
 from data.fes import fes_matrix, load_votes, save_fes
 from data.readers import CLASSES, SPLITS
-from tools import cli
 from tools.plots_relabel import draw_fes
 
 

@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from tools import cli
-from tools.plots import INK, QUIET, new_figure, save_figure
+from common import cli
+from common.plots import INK, QUIET, new_figure, save_figure
 
 WIDTH, HEIGHT = 13.4, 5.2
 # What a box is: fill and border.

@@ -1,4 +1,4 @@
-"""The picture of `tools.compare`, in the style of `tools.plots`."""
+"""The picture of `tools.compare`, in the style of `common.plots`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from tools.plots import INK, OPEN, QUIET, SPLITS, new_figure, quiet, save_figure, whole_epochs
+from common.plots import INK, OPEN, QUIET, SPLITS, new_figure, quiet, save_figure, whole_epochs
 
 
 def draw_comparison(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from tools.plots import INK, QUIET, new_figure, save_figure
+from common.plots import INK, QUIET, new_figure, save_figure
 
 COLUMNS = 3
 MOST = 60  # faces on a sheet: more cannot be looked at

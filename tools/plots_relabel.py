@@ -1,4 +1,4 @@
-"""The pictures of relabelling, in the style of `tools.plots`: FES, and a sweep of thresholds."""
+"""The pictures of relabelling, in the style of `common.plots`: FES, and a sweep of thresholds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from tools.plots import INK, OPEN, QUIET, SPLITS, new_figure, save_figure
+from common.plots import INK, OPEN, QUIET, SPLITS, new_figure, save_figure
 
 
 def draw_fes(matrix: np.ndarray, classes: Sequence[str], path: Path | str, title: str) -> Figure:

@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common import arguments, cli
+from common.weights import load_members
 from data.augment import to_float
 from data.faces import one_line
 from data.fer2013 import CLASSES
 from data.jaffe import Box, check_box
 from data.pictures import find_pictures, load_picture
 from data.views import over_views
-from tools import cli, parsers
 from tools.plots_faces import draw_faces
-from tools.weights import load_members
 from utils import UserError, write_rows
 
 BATCH = 64
@@ -39,23 +39,23 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tools.predict",
         description=(__doc__ or "").split("\n")[0],
-        parents=[parsers.tta_parser()],
+        parents=[arguments.tta_parser()],
     )
     # fmt: off
     add = parser.add_argument
     add("pictures", metavar="PICTURE_OR_FOLDER", help="a picture, or a folder of some")
-    add("--checkpoint", type=parsers.names, required=True, metavar="X,Y,...",
+    add("--checkpoint", type=arguments.names, required=True, metavar="X,Y,...",
         help="trained networks, named as test_JAFFE.py's; of several the logits are averaged (no "
         "default, as the answers hang on it)")
     add("--model_path", default="saved_models", metavar="FOLDER",
         help="where run folders lie (default: saved_models, as for training)")
-    add("--crop", type=parsers.box, metavar="LEFT,TOP,RIGHT,BOTTOM|none",
+    add("--crop", type=arguments.box, metavar="LEFT,TOP,RIGHT,BOTTOM|none",
         help="part of the largest centred square that is taken, in 256ths of it (default: none, "
         "all of it)")
     add("--out", default="predictions", metavar="FOLDER",
         help="where the table and the contact sheet go (default: predictions, which git ignores)")
     # fmt: on
-    parsers.add_device(parser.add_argument_group("the device"))
+    arguments.add_device(parser.add_argument_group("the device"))
     return parser
 
 

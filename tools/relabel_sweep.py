@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import relabel_training
+from common import arguments, cli
+from common.report import format_table
+from common.weights import require_weights
 from data.bounded import read_json
 from data.fer2013 import SPLITS
-from tools import cli, parsers
 from tools.plots_relabel import draw_sweep
-from tools.report import format_table
-from tools.weights import require_weights
 from utils import UserError, write_rows, write_text
 
 # What the sweep itself says to relabel_training.py.
@@ -32,7 +32,7 @@ OWN = ("relabel_threshold", "fes_threshold", "save", "resume", "time_limit")
 
 def thresholds(text: str) -> list[float]:
     """argparse type: numbers of at least 0, separated by commas."""
-    return [parsers.non_negative(each) for each in text.split(",")]
+    return [arguments.non_negative(each) for each in text.split(",")]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--fes_thresholds", type=thresholds, default=[0.02, 0.03, 0.05],
         metavar="T,T,...", help="values of --fes_threshold (default: 0.02,0.03,0.05, around the "
         "published 0.03)")
-    parser.add_argument("--cell", type=parsers.positive_int, metavar="K",
+    parser.add_argument("--cell", type=arguments.positive_int, metavar="K",
         help="run the K-th cell of the grid alone, --fes_thresholds varying first (default: all "
         "cells, one after the other)")
     parser.add_argument("--out", default="saved_models/sweep", metavar="FOLDER",

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from common import cli
 from data.fer2013 import CLASSES
 from data.synthetic import Drawing, draw_fer2013, draw_records, draw_votes
 from data.synthetic_cross import draw_ck48, draw_jaffe
@@ -27,7 +28,6 @@ from data.writers import (
     write_jaffe,
     write_votes,
 )
-from tools import cli
 from utils import UserError, atomic_write
 
 # What each form is called below --out: the names that --data looks for.

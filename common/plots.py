@@ -22,8 +22,8 @@ from matplotlib.path import Path as Curve
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 
+from common.cell_layout import Box, lay_out_cell
 from genotypes import PRIMITIVES
-from tools.layout import Box, lay_out_cell
 from utils import UserError, atomic_write
 
 DPI = 160

@@ -11,17 +11,7 @@ from torch.nn import functional as F
 
 import architect
 import search
-from data import synthetic
-from data.augment import CROP
-from data.fer2013 import CLASSES, Split
-from data.fes import TRAINING_FES
-from data.relabel import relabel
-from engine import compiled, evaluate, network_predictor
-from genotypes import resolve_genotype
-from model import Network
-from model_search import NODES, OPEN
-from model_search import Network as Supernet
-from tools.benchmark_parts import (
+from benchmarks.benchmark_parts import (
     AUXILIARY_WEIGHT,
     GRAD_CLIP,
     RELABEL,
@@ -33,7 +23,17 @@ from tools.benchmark_parts import (
     through_pil,
     train_on,
 )
-from tools.plain import PlainNetwork, PlainSupernet
+from benchmarks.plain import PlainNetwork, PlainSupernet
+from data import synthetic
+from data.augment import CROP
+from data.fer2013 import CLASSES, Split
+from data.fes import TRAINING_FES
+from data.relabel import relabel
+from engine import compiled, evaluate, network_predictor
+from genotypes import resolve_genotype
+from model import Network
+from model_search import NODES, OPEN
+from model_search import Network as Supernet
 from utils import Stop
 
 SIDES = ("plain", "ours", "compiled")

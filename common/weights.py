@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common import arguments
+from common.checkpoints import check_progress, parts_of, rebuild_network
+from common.manifest import CHECKPOINTS, verify
+from common.recipe import recipe_parser
+from common.training import CHOSEN
 from data.fer2013 import CLASSES
 from engine import network_predictor, rising
 from genotypes import GENOTYPE_FILE, format_genotype, resolve_genotype
 from model import Network
-from tools import parsers
-from tools.checkpoints import check_progress, parts_of, rebuild_network
-from tools.manifest import CHECKPOINTS, verify
-from tools.recipe import recipe_parser
-from tools.training import CHOSEN
 from utils import UserError, load_checkpoint
 
 # What a bare state dict is taken for where no flag says otherwise: the paper's network.
@@ -65,14 +65,14 @@ def finetuning_parsers(
     return [
         checkpoint_parser(why=why),
         network_parser(),
-        parsers.sgd_parser(
+        arguments.sgd_parser(
             learning_rate=learning_rate,
             why="the published value; it falls to 0 as a cosine",
             drop_path_prob=None,
             drop_path_why=f"what the checkpoint says, else {DROP_PATH_PROB} as published; it goes "
             "on rising from the checkpoint's epoch",
         ),
-        parsers.training_parser(epochs=epochs),
+        arguments.training_parser(epochs=epochs),
         recipe_parser(),
     ]
 
@@ -99,10 +99,10 @@ def network_parser(*, layers: bool = True) -> argparse.ArgumentParser:
     add("--arch", nargs="?", const="Auto_FERNet", metavar="GENOTYPE",
         help="its genotype: a name of genotypes.py, a literal Genotype(...), a genotype file or a "
         "search's run folder (default: what the checkpoint says, else Auto_FERNet as published)")
-    add("--init_channels", type=parsers.positive_int, metavar="C",
+    add("--init_channels", type=arguments.positive_int, metavar="C",
         help="channels of its first cell (default: what the checkpoint says, else 36 as published)")
     if layers:
-        add("--layers", type=parsers.positive_int, metavar="L",
+        add("--layers", type=arguments.positive_int, metavar="L",
             help="its cells (default: what the checkpoint says, else 12 as published)")
     # fmt: on
     return parser

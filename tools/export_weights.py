@@ -1,6 +1,6 @@
 """Copy the best weights of a run into checkpoints/, with what is known of them in the manifest.
 
-    python -m tools.ship RUN NAME --data data/
+    python -m tools.export_weights RUN NAME --data data/
 
 Writes `NAME.pt`, without the auxiliary head, which training alone uses, and the entry NAME of
 `MANIFEST.json`: how the run was started, the sha256 of the weights that it went on from or learnt
@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
+from common import arguments, cli
+from common.manifest import CHECKPOINTS, digest, write_entry
+from common.report import format_table
+from common.weights import find_weights, load_trained
 from data.fer2013 import Split, load_fer2013
 from data.views import TTA
 from engine import autocast, evaluate_splits
-from tools import cli, parsers
-from tools.manifest import CHECKPOINTS, digest, write_entry
-from tools.report import format_table
-from tools.weights import find_weights, load_trained
 from utils import UserError, load_checkpoint, open_log, save_checkpoint, stop_on_signals
 
 SPLITS = ("PublicTest", "PrivateTest")
@@ -36,9 +36,9 @@ MOST_BYTES = 10_000_000
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.ship",
+        prog="python -m tools.export_weights",
         description=(__doc__ or "").split("\n")[0],
-        parents=[parsers.common_parser(batch_size=64, batch_why="as for training", seed=0)],
+        parents=[arguments.common_parser(batch_size=64, batch_why="as for training", seed=0)],
     )
     # fmt: off
     add = parser.add_argument

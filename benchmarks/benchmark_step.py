@@ -1,9 +1,9 @@
 """One side of one measurement, in a process of its own so that its peak memory is its own.
 
-    python -m tools.benchmark_step search --side ours
+    python -m benchmarks.benchmark_step search --side ours
 
 Prints one line of JSON: the seconds of every step after the first, the images of a step, the peak
-memory in bytes, what of it was there before, and remarks. `python -m tools.benchmark` runs it, side
+memory in bytes, what of it was there before, and remarks. `python -m benchmarks.benchmark` runs it, side
 by side.
 """
 
@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.benchmark_leads import LEADS, changed
+from benchmarks.benchmark_parts import wait_for
+from benchmarks.benchmark_works import COMPILABLE, SIDES, WORKS, Setup
+from common import arguments, cli
 from engine import autocast
-from tools import cli, parsers
-from tools.benchmark_leads import LEADS, changed
-from tools.benchmark_parts import wait_for
-from tools.benchmark_works import COMPILABLE, SIDES, WORKS, Setup
 from utils import LOGGER_NAME, UserError, seed_everything
 
 
@@ -43,7 +43,7 @@ class Remarks(logging.Handler):
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.benchmark_step", description=(__doc__ or "").split("\n")[0]
+        prog="python -m benchmarks.benchmark_step", description=(__doc__ or "").split("\n")[0]
     )
     # fmt: off
     add = parser.add_argument
@@ -51,19 +51,19 @@ def build_parser() -> argparse.ArgumentParser:
     add("--side", choices=SIDES, default="ours",
         help="the plain version, ours, or ours with --compile (default: ours)")
     add("--lead", choices=LEADS, metavar="LEAD",
-        help="measure without this lead of tools.benchmark_leads, or with it where it was not kept "
+        help="measure without this lead of benchmarks.benchmark_leads, or with it where it was not kept "
         "(default: the programs as they are)")
-    add("--init_channels", type=parsers.positive_int, default=16, metavar="C",
+    add("--init_channels", type=arguments.positive_int, default=16, metavar="C",
         help="channels of the first cell (default: 16, the published value of the search)")
-    add("--layers", type=parsers.positive_int, default=8, metavar="L",
+    add("--layers", type=arguments.positive_int, default=8, metavar="L",
         help="cells (default: 8, likewise)")
-    add("--batch_size", type=parsers.positive_int, default=24, metavar="N",
+    add("--batch_size", type=arguments.positive_int, default=24, metavar="N",
         help="images a step (default: 24, likewise)")
-    add("--decisions", type=parsers.count, default=0, metavar="N",
+    add("--decisions", type=arguments.count, default=0, metavar="N",
         help="edges of each cell that the search has decided, at most 8 (default: 0, all open)")
-    add("--sample", type=parsers.positive_int, default=4000, metavar="N",
+    add("--sample", type=arguments.positive_int, default=4000, metavar="N",
         help="drawn faces that make a pass over the data (default: 4000, seconds through PIL)")
-    add("--steps", type=parsers.positive_int, default=2, metavar="N",
+    add("--steps", type=arguments.positive_int, default=2, metavar="N",
         help="steps to measure after a first one (default: 2, the slowest takes 20 s)")
     add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps",
         help="where to compute (default: auto, which takes CUDA, then MPS, then the CPU)")
@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """What a process finds, as `tools.benchmark_pairs` reads it."""
+    """What a process finds, as `benchmarks.benchmark_pairs` reads it."""
     if args.side == "compiled" and args.work not in COMPILABLE:
         raise UserError(f"--side compiled: not of {args.work}; expected {' or '.join(COMPILABLE)}")
     device = cli.resolve_device(args.device, None)

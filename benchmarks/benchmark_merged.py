@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.benchmark_parts import Figures, describe_ratios, take_turns, wait_for
 from data.augment import CROP
 from model_search import NODES
-from tools.benchmark_parts import Figures, describe_ratios, take_turns, wait_for
 
 # The sizes of the search's supernet: channels, height and width.
 SIZES = ((16, CROP), (32, CROP // 2), (64, CROP // 4))

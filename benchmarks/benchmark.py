@@ -1,17 +1,17 @@
 """How fast the parts are on this machine, each beside what it replaces.
 
-    python -m tools.benchmark
-    python -m tools.benchmark all --compile --out FILE
-    python -m tools.benchmark leads
-    python -m tools.benchmark profile
-    python -m tools.benchmark data --data PATH
-    python -m tools.benchmark train
-    python -m tools.benchmark relabel
-    python -m tools.benchmark merged
-    python -m tools.benchmark start --data PATH
+    python -m benchmarks.benchmark
+    python -m benchmarks.benchmark all --compile --out FILE
+    python -m benchmarks.benchmark leads
+    python -m benchmarks.benchmark profile
+    python -m benchmarks.benchmark data --data PATH
+    python -m benchmarks.benchmark train
+    python -m benchmarks.benchmark relabel
+    python -m benchmarks.benchmark merged
+    python -m benchmarks.benchmark start --data PATH
 
 The first two are one: search, training, evaluation, data and relabelling, the plain version of
-tools.plain beside ours; they print a table and write `bench/benchmark.json`. `leads` undoes what
+benchmarks.plain beside ours; they print a table and write `bench/benchmark.json`. `leads` undoes what
 makes ours fast, one thing at a time, and writes `bench/leads.json`. `profile` says where the time
 of a step goes; `merged` times convolutions of one source one by one and as one.
 """
@@ -28,20 +28,21 @@ from typing import Any
 
 import torch
 
-from tools import benchmark_leads, benchmark_pairs, benchmark_profile, cli, parsers
-from tools.benchmark_merged import measure_merged
-from tools.benchmark_parts import measure_data, measure_relabel, measure_train
-from tools.benchmark_start import measure_start
-from tools.report import format_table
+from benchmarks import benchmark_leads, benchmark_pairs, benchmark_profile
+from benchmarks.benchmark_merged import measure_merged
+from benchmarks.benchmark_parts import measure_data, measure_relabel, measure_train
+from benchmarks.benchmark_start import measure_start
+from common import arguments, cli
+from common.report import format_table
 from utils import UserError, describe_machine, write_text
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line: a subcommand for each benchmark."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.benchmark",
+        prog="python -m benchmarks.benchmark",
         description=(__doc__ or "").split("\n")[0],
-        epilog="Without a BENCHMARK it is 'all'; its flags: python -m tools.benchmark all --help",
+        epilog="Without a BENCHMARK it is 'all'; its flags: python -m benchmarks.benchmark all --help",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="BENCHMARK")
     _add_all(commands.add_parser("all", help=measure_all.__doc__, description=measure_all.__doc__))
@@ -65,9 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
                                (merged, 24, "the published value"),
                                (start, 24, "likewise")):
         add = command.add_argument
-        add("--batch_size", type=parsers.positive_int, default=size, metavar="N",
+        add("--batch_size", type=arguments.positive_int, default=size, metavar="N",
             help=f"images a batch (default: {size}, {why})")
-        add("--rounds", type=parsers.positive_int, default=5, metavar="N",
+        add("--rounds", type=arguments.positive_int, default=5, metavar="N",
             help="times that each side is measured (default: 5, for a median)")
         add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps",
             help="where to compute (default: auto, which takes CUDA, then MPS, then the CPU)")
@@ -78,17 +79,17 @@ def build_parser() -> argparse.ArgumentParser:
             "(default: data/, where git ignores it)")
 
     add = data.add_argument
-    add("--sample", type=parsers.positive_int, default=4000, metavar="N",
+    add("--sample", type=arguments.positive_int, default=4000, metavar="N",
         help="images that go through PIL in a round (default: 4000, seconds; scaled to an epoch)")
-    add("--limit_images", type=parsers.positive_int, metavar="N",
+    add("--limit_images", type=arguments.positive_int, metavar="N",
         help="at most N training images make the epoch, for a short try (default: no limit)")
 
     add = train.add_argument
-    add("--init_channels", type=parsers.positive_int, default=16, metavar="C",
+    add("--init_channels", type=arguments.positive_int, default=16, metavar="C",
         help="channels of the first cell (default: 16, a fraction of the time of the paper's 36)")
-    add("--layers", type=parsers.positive_int, default=8, metavar="L",
+    add("--layers", type=arguments.positive_int, default=8, metavar="L",
         help="cells (default: 8, likewise; the paper has 12)")
-    add("--steps", type=parsers.positive_int, default=10, metavar="N",
+    add("--steps", type=arguments.positive_int, default=10, metavar="N",
         help="steps of either side in a round (default: 10, seconds on two cores)")
     add("--amp", choices=["auto", "off", "bf16"], default="auto",
         help="precision of the forward pass (default: auto, bf16 on CUDA that has it)")
@@ -111,7 +112,7 @@ def _add_all(parser: argparse.ArgumentParser) -> None:
 def _add_common(parser: argparse.ArgumentParser, *, out: str) -> None:
     # fmt: off
     add = parser.add_argument
-    add("--rounds", type=parsers.positive_int, metavar="N",
+    add("--rounds", type=arguments.positive_int, metavar="N",
         help="times that each side is measured (default: 5, for a median; 1 with --short)")
     add("--out", default=out, metavar="FILE",
         help=f"JSON to write (default: {out}, which git ignores)")

@@ -17,7 +17,7 @@ MANIFEST = "MANIFEST.json"
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """The entries of `folder`/MANIFEST.json by name, none without one; UserError for another form.
 
-    An entry says `file` and `sha256` at least; tools.ship writes the rest.
+    An entry says `file` and `sha256` at least; tools.export_weights writes the rest.
     """
     path = folder / MANIFEST
     if not path.is_file():

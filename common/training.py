@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from common import ranks
+from common.plots import draw_curves
+from common.report import format_table, report_split, write_summary
 from data.augment import spread
 from data.fer2013 import CLASSES, Split
 from engine import (
@@ -21,9 +24,6 @@ from engine import (
     fit,
 )
 from model import Network
-from tools import ranks
-from tools.plots import draw_curves
-from tools.report import format_table, report_split, write_summary
 from utils import (
     LOGGER_NAME,
     Stop,

@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 
 from architect import EdgeScores
+from common.plots import draw_alphas, draw_cell, draw_curves, draw_decisions
+from common.report import format_table, headline, write_summary
 from genotypes import GENOTYPE_FILE, PRIMITIVES, Genotype, format_genotype, save_genotype
 from model_search import CELLS, EDGES
-from tools.plots import draw_alphas, draw_cell, draw_curves, draw_decisions
-from tools.report import format_table, headline, write_summary
 from utils import LOGGER_NAME
 
 _log = logging.getLogger(LOGGER_NAME)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from common.plots import draw_confusion
 from engine import Scores
-from tools.plots import draw_confusion
 from utils import write_text
 
 

@@ -19,10 +19,11 @@ from torch.utils.checkpoint import checkpoint
 
 import architect
 import model_search
+from benchmarks import benchmark_works
+from benchmarks.benchmark_pairs import PARTED, Measurement, Side
+from common import cli
 from model_search import Source
 from operations import ConcatNodes, DepthwiseConv2d, FactorizedReduce
-from tools import benchmark_works, cli
-from tools.benchmark_pairs import PARTED, Measurement, Side
 
 BASE = "ours"
 COLUMNS = ("lead", "kept?", "in", "times as fast", "memory")
@@ -31,7 +32,7 @@ COLUMNS = ("lead", "kept?", "in", "times as fast", "memory")
 class Lead(NamedTuple):
     """What the programs do, or with `kept` False could do, for speed or memory.
 
-    `patches` undo it, or do it, and `flags` of tools.benchmark_step likewise, in each of `works`.
+    `patches` undo it, or do it, and `flags` of benchmarks.benchmark_step likewise, in each of `works`.
     `apart` names a lead that must be undone on both sides for this one to be seen.
     """
 
@@ -147,7 +148,7 @@ def changed(name: str) -> Iterator[None]:
 
 
 def plan(works: Mapping[str, str], only: str = "") -> list[Measurement]:
-    """A measurement of each of PARTED, given the flags of tools.benchmark_step: a side a lead.
+    """A measurement of each of PARTED, given the flags of benchmarks.benchmark_step: a side a lead.
 
     Of the leads those whose names hold `only`, and what they are compared with.
     """

@@ -14,23 +14,23 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from data.augment import spread_rows
-from data.faces import Faces
-from data.folds import Fold, overlap
-from data.views import over_views
-from engine import TrainState, autocast, evaluate, final_weights, fit, network_predictor
-from model import Network
-from tools import cli, parsers, recipe
-from tools.checkpoints import (
+from common import arguments, cli, recipe
+from common.checkpoints import (
     is_finite,
     is_number,
     parts_of,
     restore_state,
     resume_optimisation,
 )
-from tools.fold_figures import summarise_folds, tabulate_folds, vote
-from tools.report import format_table, report_split, write_summary
-from tools.weights import finetuning_parsers, load_trained, require_weights
+from common.fold_figures import summarise_folds, tabulate_folds, vote
+from common.report import format_table, report_split, write_summary
+from common.weights import finetuning_parsers, load_trained, require_weights
+from data.augment import spread_rows
+from data.faces import Faces
+from data.folds import Fold, overlap
+from data.views import over_views
+from engine import TrainState, autocast, evaluate, final_weights, fit, network_predictor
+from model import Network
 from utils import (
     LOGGER_NAME,
     Stop,
@@ -58,19 +58,19 @@ def crossval_parser(
     parser = argparse.ArgumentParser(
         add_help=False,
         parents=[
-            parsers.common_parser(
+            arguments.common_parser(
                 data=data, batch_size=batch_size, batch_why="the published value", seed=0
             ),
-            parsers.folder_parser(label=name.lower()),
-            parsers.run_parser(script=f"test_{name}.py"),
+            arguments.folder_parser(label=name.lower()),
+            arguments.run_parser(script=f"test_{name}.py"),
             *finetuning_parsers(learning_rate=0.01794073, epochs=60, why="trained on FER2013"),
-            parsers.tta_parser(),
+            arguments.tta_parser(),
         ],
     )
     add = parser.add_argument_group("the test").add_argument
     add(
         "--fold",
-        type=parsers.positive_int,
+        type=arguments.positive_int,
         metavar="K",
         help="fine-tune on the K-th fold alone, as a job of its own; tools.collect merges them "
         "(default: all folds, one after the other)",
@@ -384,7 +384,7 @@ def main_on(
             {k: (train, spread_rows(test, limit)) for k, (train, test) in chosen.items()},
             FoldsFile(run, vars(args), inputs),
             classes=classes,
-            sgd=parsers.sgd_arguments(args),
+            sgd=arguments.sgd_arguments(args),
             ema=args.ema,
             drop_path_at=lambda epoch: trained.drop_path_at(
                 epoch, epochs=args.epochs, drop_path_prob=args.drop_path_prob

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from common import arguments
+from common.objective import objective
 from data.mix import mixing
-from tools import parsers
-from tools.objective import objective
 
 # Defaults of flags by --recipe. Learning rate, batch and epochs are each script's own. "strong" is,
 # but for a longer warm-up, what the best training of the small network had; see the README.
@@ -38,24 +38,24 @@ def recipe_parser() -> argparse.ArgumentParser:
     add("--recipe", choices=RECIPES, default="paper",
         help=f"other defaults for flags of training; strong is {strong.replace(' True', '')} "
         "(default: paper, what was published)")
-    add("--label_smoothing", type=parsers.fraction, default=0.0, metavar="E",
+    add("--label_smoothing", type=arguments.fraction, default=0.0, metavar="E",
         help="share of each label that is spread over all classes (default: 0, as published)")
-    add("--affine", type=parsers.fraction, default=0.0, metavar="A",
+    add("--affine", type=arguments.fraction, default=0.0, metavar="A",
         help="shift training images by up to A of their side, scale by 1-A to 1+A, rotate by up to "
         "50 A degrees (default: 0, as published)")
-    add("--erasing", type=parsers.fraction, default=0.0, metavar="P",
+    add("--erasing", type=arguments.fraction, default=0.0, metavar="P",
         help="probability of erasing a random rectangle of a training image (default: 0, as "
         "published)")
-    add("--mixup", type=parsers.non_negative, default=0.0, metavar="ALPHA",
+    add("--mixup", type=arguments.non_negative, default=0.0, metavar="ALPHA",
         help="blend each training image with another by a share drawn from Beta(ALPHA, ALPHA) "
         "(default: 0, off, as published)")
-    add("--cutmix", type=parsers.non_negative, default=0.0, metavar="ALPHA",
+    add("--cutmix", type=arguments.non_negative, default=0.0, metavar="ALPHA",
         help="paste a rectangle of another training image into each; with --mixup a coin decides "
         "for each batch (default: 0, off, as published)")
-    add("--mix_off_epochs", type=parsers.count, metavar="N",
+    add("--mix_off_epochs", type=arguments.count, metavar="N",
         help="last epochs without --mixup and --cutmix, fewer than --epochs; labels are repaired "
         "only in epochs without (default: a tenth of --epochs, so that training ends on faces)")
-    add("--ema", type=parsers.fraction, default=0.0, metavar="DECAY",
+    add("--ema", type=arguments.fraction, default=0.0, metavar="DECAY",
         help="keep an exponential moving average of weights and batch-norm statistics, step by "
         "step, the decay after n steps being at most (1+n)/(10+n); it is what is evaluated and "
         "saved as weights (default: 0, off, as published)")
@@ -71,14 +71,14 @@ def fit_arguments(
 ) -> dict[str, Any]:
     """What `engine.fit` takes from all the flags of training; `jitter` is the script's own.
 
-    `teaching` is what a teacher adds to the loss, see `tools.teacher`.
+    `teaching` is what a teacher adds to the loss, see `common.teacher`.
     """
-    usual = parsers.augmentation(args, jitter=jitter)
+    usual = arguments.augmentation(args, jitter=jitter)
     mix = mixing(mixup=args.mixup, cutmix=args.cutmix)
     sides = [side for side, n in zip(args.sizes, args.size_epochs, strict=True) for _ in range(n)]
     off = args.epochs // 10 if args.mix_off_epochs is None else args.mix_off_epochs
     return {
-        **parsers.fit_arguments(args),
+        **arguments.fit_arguments(args),
         "augmentation": replace(usual, affine=args.affine, erasing=args.erasing),
         "criterion_for": objective(label_smoothing=args.label_smoothing, **(teaching or {})),
         "size_at": lambda epoch: sides[epoch] if sides else None,

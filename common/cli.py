@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from tools import ranks
-from tools.checkpoints import parts_of
-from tools.recipe import RECIPES
+from common import ranks
+from common.checkpoints import parts_of
+from common.recipe import RECIPES
 from utils import (
     Interrupted,
     UserError,

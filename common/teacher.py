@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from tools import parsers
-from tools.weights import load_members
+from common import arguments
+from common.weights import load_members
 
 
 def teacher_parser() -> argparse.ArgumentParser:
@@ -16,13 +16,13 @@ def teacher_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     # fmt: off
     add = parser.add_argument_group("the teacher").add_argument
-    add("--teacher", type=parsers.names, default=[], metavar="X,Y,...",
+    add("--teacher", type=arguments.names, default=[], metavar="X,Y,...",
         help="trained networks whose mean logits the network learns to give, named as "
         "ensemble.py's (default: none, as published)")
-    add("--teacher_weight", type=parsers.fraction, default=0.5, metavar="W",
+    add("--teacher_weight", type=arguments.fraction, default=0.5, metavar="W",
         help="share of the loss that --teacher has, the labels having the rest (default: 0.5, "
         "both alike)")
-    add("--temperature", type=parsers.positive_float, default=2.0, metavar="T",
+    add("--temperature", type=arguments.positive_float, default=2.0, metavar="T",
         help="what logits are divided by for --teacher (default: 2, which shows the classes that "
         "the teacher finds less likely without making all seven alike)")
     # fmt: on
@@ -30,7 +30,7 @@ def teacher_parser() -> argparse.ArgumentParser:
 
 
 def teaching(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """What `tools.objective.objective` takes from the flags; UserError for what is no network."""
+    """What `common.objective.objective` takes from the flags; UserError for what is no network."""
     if not args.teacher:
         return {}
     return {

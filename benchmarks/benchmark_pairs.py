@@ -26,12 +26,12 @@ EVALUATION_BATCHES = (24, 48, 96, 192)
 # The works of a network, which are looked at part by part.
 PARTED = ("search", "train", "evaluate")
 
-# What a side found, as tools.benchmark_step prints it.
+# What a side found, as benchmarks.benchmark_step prints it.
 Found = dict[str, Any]
 
 
 class Side(NamedTuple):
-    """A side: `flags` of tools.benchmark_step; `against` is the side that it is compared with."""
+    """A side: `flags` of benchmarks.benchmark_step; `against` is the side that it is compared with."""
 
     name: str
     flags: str
@@ -46,7 +46,7 @@ class Measurement(NamedTuple):
 
 
 def works(*, short: bool) -> dict[str, str]:
-    """The flags of tools.benchmark_step by work, at the published sizes, or small ones, `short`."""
+    """The flags of benchmarks.benchmark_step by work, at the published sizes, or small ones, `short`."""
     batch, steps = (8, 1) if short else (24, 3)
     supernet = f"--init_channels {8 if short else 16} --layers {4 if short else 8}"
     network = "--init_channels 16 --layers 6" if short else "--init_channels 36 --layers 12"
@@ -88,13 +88,13 @@ def _pair(flags: str) -> list[Side]:
 
 
 def run_side(flags: str) -> Found:
-    """Run tools.benchmark_step with `flags`; UserError with its last line where it fails."""
-    words = [sys.executable, "-m", "tools.benchmark_step", *shlex.split(flags)]
+    """Run benchmarks.benchmark_step with `flags`; UserError with its last line where it fails."""
+    words = [sys.executable, "-m", "benchmarks.benchmark_step", *shlex.split(flags)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = done.stderr.strip().rpartition("\n")[2] or "nothing said"
         raise UserError(
-            f"tools.benchmark_step {flags}: ended with status {done.returncode}, expected 0; "
+            f"benchmarks.benchmark_step {flags}: ended with status {done.returncode}, expected 0; "
             f"it said: {said}"
         )
     return json.loads(done.stdout)

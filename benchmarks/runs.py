@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from tools import cli
+from common import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -161,7 +161,7 @@ def _forking() -> Any:
         [
             "train_FER2013",
             "search",
-            "tools.runs",
+            "benchmarks.runs",
             "torch._dynamo",
             "matplotlib.backends.backend_agg",
         ]

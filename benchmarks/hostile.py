@@ -21,7 +21,7 @@ import hypothesis
 from hypothesis import HealthCheck, Phase
 from hypothesis.strategies import SearchStrategy
 
-from tools.hostile_inputs import MARKER
+from benchmarks.hostile_inputs import MARKER
 from utils import UserError
 
 SLOW = 20.0  # seconds after which an input counts as not held; others take milliseconds

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.report import format_table, headline, report_split
 from data.faces import Faces
 from engine import Scores
-from tools.report import format_table, headline, report_split
 
 
 def vote(logits: Tensor, labels: Tensor, sequences: Sequence[str]) -> float:

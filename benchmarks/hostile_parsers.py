@@ -21,6 +21,20 @@ import model_search
 import search
 import test_CK48
 import train_FER2013
+from benchmarks import hostile_inputs as inputs
+from benchmarks.hostile import Parser, unwatched
+from common import cli
+from common.checkpoints import (
+    check_edges,
+    load_optimizer,
+    parts_of,
+    rebuild_supernet,
+    restore_state,
+    resume_training,
+)
+from common.crossval import FoldsFile, check_done, resume_fold
+from common.manifest import MANIFEST, verify
+from common.weights import load_trained
 from data.cache import cache_path, read_cached
 from data.ck48 import load_ck48
 from data.fer2013 import load_fer2013
@@ -33,20 +47,7 @@ from engine import TrainState
 from genotypes import Auto_FERNet, check_genotype, format_genotype, load_genotype
 from model import build_network
 from search import SearchState
-from tools import cli, collect
-from tools import hostile_inputs as inputs
-from tools.checkpoints import (
-    check_edges,
-    load_optimizer,
-    parts_of,
-    rebuild_supernet,
-    restore_state,
-    resume_training,
-)
-from tools.crossval import FoldsFile, check_done, resume_fold
-from tools.hostile import Parser, unwatched
-from tools.manifest import MANIFEST, verify
-from tools.weights import load_trained
+from tools import collect
 from utils import CHECKPOINT_FORMAT, UserError, load_checkpoint
 
 SIZE = {"C": 1, "num_classes": 7, "layers": 3}

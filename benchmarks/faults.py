@@ -1,6 +1,6 @@
 """The campaign of faults: kills, hostile input, full disks, counted.
 
-    python -m tools.faults
+    python -m benchmarks.faults
 
 Kills searches and trainings at random moments and compares what the resumed ones end with, bit for
 bit, with runs that nothing disturbed; gives every parser generated input; does every other fault to
@@ -19,11 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tools import cli, parsers
-from tools.fault_cases import FAULTS, WORDS, Bench, kill_and_resume
-from tools.hostile import try_inputs
-from tools.hostile_parsers import PARSERS
-from tools.report import format_table
+from benchmarks.fault_cases import FAULTS, WORDS, Bench, kill_and_resume
+from benchmarks.hostile import try_inputs
+from benchmarks.hostile_parsers import PARSERS
+from common import arguments, cli
+from common.report import format_table
 from utils import UserError, write_text
 
 KEPT = 20  # of each kind, what is told of those that did not hold
@@ -32,23 +32,23 @@ KEPT = 20  # of each kind, what is told of those that did not hold
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.faults", description=(__doc__ or "").split("\n")[0]
+        prog="python -m benchmarks.faults", description=(__doc__ or "").split("\n")[0]
     )
     # fmt: off
     add = parser.add_argument
-    add("--kills", type=parsers.count, default=100, metavar="N",
+    add("--kills", type=arguments.count, default=100, metavar="N",
         help="runs to kill, by turns searches and trainings (default: 100, some minutes)")
-    add("--inputs", type=parsers.count, default=12_000, metavar="N",
+    add("--inputs", type=arguments.count, default=12_000, metavar="N",
         help="generated inputs over all parsers (default: 12000, so that 10,000 are left when "
         "some of them come twice)")
-    add("--repeats", type=parsers.count, default=1, metavar="N",
+    add("--repeats", type=arguments.count, default=1, metavar="N",
         help="times that every other fault befalls each script (default: 1, as all but the second "
         "Ctrl-C befall at the same moment)")
     add("--scripts", default=",".join(WORDS), metavar="A,B",
         help="scripts to run (default: train,search)")
     add("--parsers", default=",".join(PARSERS), metavar="A,B",
         help="parsers to give input to (default: all)")
-    add("--seed", type=parsers.count, default=0, metavar="N",
+    add("--seed", type=arguments.count, default=0, metavar="N",
         help="seed of the moments and of the inputs (default: 0; another tries others)")
     add("--out", default="faults.json", metavar="FILE",
         help="where the counts go (default: faults.json, which git ignores)")

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.runs import Child, difference
 from data.cache import cache_path, read_cached
 from data.fer2013 import CLASSES, SPLITS, Split
 from data.writers import write_csv
-from tools.runs import Child, difference
 from utils import UserError, load_checkpoint
 
 # The smallest runs that have all that a real one has: several epochs of several steps, decisions.

@@ -11,9 +11,9 @@ from statistics import median
 
 import torch
 
+from benchmarks.benchmark_pairs import ROOT
+from benchmarks.benchmark_parts import Figures, take_turns
 from data.fer2013 import load_fer2013
-from tools.benchmark_pairs import ROOT
-from tools.benchmark_parts import Figures, take_turns
 from utils import UserError
 
 FIRST_STEP = "epoch 1 step 1/"
@@ -32,9 +32,7 @@ def measure_start(args: argparse.Namespace, device: torch.device) -> Figures:
             args.rounds,
             {
                 "from the command line through the first step": lambda: to_first_step(words),
-                "the import of torch alone": lambda: subprocess.run(
-                    torch_alone, check=True
-                ),
+                "the import of torch alone": lambda: subprocess.run(torch_alone, check=True),
             },
         )
     rows = [(name, median(each), min(each)) for name, each in seconds.items()]

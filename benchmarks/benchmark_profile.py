@@ -10,10 +10,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from tools import benchmark_step
-from tools.benchmark_pairs import PARTED, works
-from tools.benchmark_parts import take_turns, wait_for
-from tools.benchmark_works import WORKS, Step
+from benchmarks import benchmark_step
+from benchmarks.benchmark_pairs import PARTED, works
+from benchmarks.benchmark_parts import take_turns, wait_for
+from benchmarks.benchmark_works import WORKS, Step
 
 # Operators by a part of their names; the first that fits counts.
 KINDS = {

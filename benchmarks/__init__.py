@@ -1,0 +1,1 @@
+"""For developers: speed, profile, the plain reference, the fault campaign."""
