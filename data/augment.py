@@ -1,8 +1,8 @@
-"""Batches: random crops, flips, warps, jitter and holes, a whole batch at once, on its device.
+"""Batches: random crops, flips, warps, jitter and erasing, a whole batch at once, on its device.
 
-All random numbers of an epoch are drawn at its start, one set an image, from a CPU generator that
-(seed, stream, epoch) determine. So an image is cut alike on every device and at every batch size,
-and a run resumed in the middle of an epoch sees what it would have seen.
+All random numbers of an epoch are drawn at its start, one set per image, from a CPU generator
+seeded by (seed, stream, epoch). So augmentation does not depend on the device or the batch size,
+and a run that is resumed in the middle of an epoch continues with the same batches.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.fer2013 import Split
+from data.types import Split
 from utils import derive_seed
 
-# Names of the random streams of a run: two of them never share their numbers.
+# The random streams of a run, which share no numbers.
 WEIGHTS_STREAM, ALPHAS_STREAM = 0, 1
-# Pixels of a training image's side, and of the views of a test image that are of its size.
+# Side of a training image in pixels, and of the crops of test-time augmentation.
 CROP = 44
-# Images augmented at a time: enough that the cost of starting an operation no longer counts, and
-# 32 MB of float32 pixels.
+# Images augmented at a time: enough that the cost of starting an operation is negligible; 32 MB of
+# float32 pixels.
 CHUNK = 4096
 # Degrees of rotation for an affine strength of 1: 20 % come with 10 degrees, as published.
 ROTATION = 50.0
@@ -33,7 +33,7 @@ ERASED_AREA, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What training does to an image: sizes in pixels; `jitter` j draws factors from [1-j, 1+j].
+    """The augmentation of training images: sizes in pixels; `jitter` j gives factors in [1-j, 1+j].
 
     `affine` a shifts by up to a of the image's side both ways, scales by [1-a, 1+a] and rotates by
     up to `ROTATION` a degrees (Khaireddin and Chen, 2021, had a = 0.2); `erasing` is the
@@ -61,7 +61,7 @@ class Draws:
     angle: Tensor  # float32 (N,): degrees, clockwise
     scale: Tensor  # float32 (N,): factor
     shift: Tensor  # float32 (N, 2): pixels to the right and down
-    erased: Tensor  # int64 (N, 4): top, left, height, width in the crop; empty where none is
+    erased: Tensor  # int64 (N, 4): top, left, height, width in the crop; of size 0 if none
 
     def take(self, index: Tensor) -> Draws:
         """The draws of the images at `index`."""
@@ -81,7 +81,7 @@ def draw(augmentation: Augmentation, count: int, size: int, generator: torch.Gen
 
     def rectangles() -> Tensor:
         area = between(*ERASED_AREA) * crop * crop
-        ratio = between(*map(math.log, ERASED_RATIO)).exp()
+        ratio = between(math.log(ERASED_RATIO[0]), math.log(ERASED_RATIO[1])).exp()
         sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=1)
         sides = sides.round().clamp(1, crop)
         corner = (between(0.0, 1.0, 2) * (crop - sides + 1)).floor().clamp(max=crop - sides)
@@ -95,7 +95,7 @@ def draw(augmentation: Augmentation, count: int, size: int, generator: torch.Gen
         contrast=between(1.0 - jitter, 1.0 + jitter),
         contrast_first=torch.rand(count, generator=generator) < 0.5,
         hole=torch.randint(0, crop, (count, 2), generator=generator),
-        # After what there was before them, so that older runs resume to the same numbers.
+        # Drawn last, so that older runs resume with the same numbers.
         angle=between(-ROTATION * affine, ROTATION * affine),
         scale=between(1.0 - affine, 1.0 + affine),
         shift=between(-size * affine, size * affine, 2),
@@ -111,7 +111,7 @@ def to_float(images: Tensor) -> Tensor:
 def augment(images: Tensor, draws: Draws, augmentation: Augmentation) -> Tensor:
     """uint8 (N, 1, H, W) to float32 (N, 1, crop, crop) in [0, 1]: warp, crop, flip, jitter, erase.
 
-    The warp is torchvision's bilinear `affine`, black where nothing was. The jitters are its
+    The warp is torchvision's bilinear `affine`, black outside the image. The jitters are its
     `adjust_brightness` and `adjust_contrast` of gray images, each clamped to [0, 1]; cutout
     (DeVries and Taylor, 2017) zeroes a square clipped at the border, random erasing a rectangle
     inside it.
@@ -137,9 +137,9 @@ def augment(images: Tensor, draws: Draws, augmentation: Augmentation) -> Tensor:
 
 
 def resize(images: Tensor, size: int | None) -> Tensor:
-    """Resize float (N, C, H, W) to (N, C, size, size), bilinear with antialiasing; None: as it is.
+    """Resize float (N, C, H, W) to (N, C, size, size), bilinear with antialiasing; None: unchanged.
 
-    torch and Pillow widen the kernel alike when an image shrinks.
+    Equal to Pillow's bilinear resize, which widens the kernel when an image shrinks.
     """
     if size is None or images.shape[-1] == size:
         return images
@@ -147,20 +147,20 @@ def resize(images: Tensor, size: int | None) -> Tensor:
 
 
 def _warp(x: Tensor, draws: Draws) -> Tensor:
-    # Where each pixel comes from, in units of half a side: turned back, scaled back, shifted back.
+    # The inverse map from output to input pixels, in units of half a side.
     angle = draws.angle.deg2rad()
     cos, sin = angle.cos() / draws.scale, angle.sin() / draws.scale
     right, down = (draws.shift * (2.0 / x.shape[-1])).unbind(1)
     rows = [cos, sin, -cos * right - sin * down, -sin, cos, sin * right - cos * down]
     theta = torch.stack(rows, dim=1).view(-1, 2, 3)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    # Bilinear means of values in [0, 1] may round above one.
+    # Rounding may give values above one.
     return F.grid_sample(x, grid, padding_mode="zeros", align_corners=False).clamp_(0.0, 1.0)
 
 
 def _jitter_(x: Tensor, draws: Draws) -> None:
     brightness, contrast = _per_image(draws.brightness), _per_image(draws.contrast)
-    # Brightness may come first or last, as a multiplication by one where it is not its turn.
+    # Brightness comes first or last, as a multiplication by one in the other place.
     last = _per_image(draws.contrast_first)
     x.mul_(brightness.where(~last, 1.0)).clamp_(0.0, 1.0)
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
@@ -214,16 +214,16 @@ def evaluation_batches(split: Split, *, batch_size: int) -> Iterator[Tensor]:
         yield to_float(rows)
 
 
-def spread(split: Split, count: int | None) -> Split:
+def subsample(split: Split, count: int | None) -> Split:
     """At most `count` images of the split, evenly spaced, as splits are often sorted by class."""
     if count is None or count >= len(split.images):
         return split
     rows = torch.arange(len(split.images), device=split.images.device)
-    index = spread_rows(rows, count)
+    index = subsample_rows(rows, count)
     return split.map(lambda tensor: tensor[index])
 
 
-def spread_rows(rows: Tensor, count: int | None) -> Tensor:
+def subsample_rows(rows: Tensor, count: int | None) -> Tensor:
     """At most `count` of `rows` (N,), evenly spaced and in order."""
     total = len(rows)
     if count is None or count >= total:
@@ -232,6 +232,6 @@ def spread_rows(rows: Tensor, count: int | None) -> Tensor:
 
 
 def count_batches(count: int, batch_size: int, limit: int | None = None) -> int:
-    """How many batches `count` images make, at most `limit` of them."""
+    """The number of batches of `count` images, at most `limit`."""
     batches = -(-count // batch_size)
     return batches if limit is None else min(batches, limit)

@@ -1,4 +1,4 @@
-"""Streams from strangers: what is read of them at once, and in all, has limits."""
+"""Reading untrusted files with limits on what is read at once and in all."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ import io
 import json
 import lzma
 import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from utils import UserError
+import pandas as pd
+
+from utils import UserError, reading
 
 MAX_HEADER = 1024  # bytes of a table's first line; a hundred columns take less
 MAX_LINE = 1 << 16  # bytes; a row of FER2013 takes up to 9,300
+MAX_ROWS = 200_000  # blank ones included; FER2013 has 35,887
+ROWS_AT_ONCE = 2048
 MAX_READ = 1 << 26  # bytes at once; only a forged header of a member asks for as much
 MAX_UNPACKED = 1 << 31  # bytes; FER2013's table takes a seventh
 MAX_JSON = 1 << 22  # bytes; the largest summary takes some ten thousand
 
-_COMPRESSIONS = {
+_COMPRESSIONS: dict[bytes, Callable[[BinaryIO], Any]] = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
     b"\xfd7zXZ\0": lzma.LZMAFile,
     b"BZh": bz2.BZ2File,
@@ -27,7 +32,7 @@ _COMPRESSIONS = {
 
 
 def decompressed(file: BinaryIO) -> BinaryIO:
-    """`file` at its start, or what it holds where it is compressed by gzip, xz or bzip2."""
+    """`file`, at its start, or its content if it is compressed by gzip, xz or bzip2."""
     start = file.read(6)
     file.seek(0)
     for magic, opened in _COMPRESSIONS.items():
@@ -37,95 +42,114 @@ def decompressed(file: BinaryIO) -> BinaryIO:
 
 
 class Unpacked:
-    """A tar's stream of which nothing beyond MAX_UNPACKED bytes is read, nor MAX_READ at once.
+    """The stream of a tar: raises ValueError beyond MAX_UNPACKED bytes, or MAX_READ at once.
 
-    tarfile reads the headers of members whole, however long they say that they are; and members
-    that are passed over are decompressed nevertheless.
+    tarfile reads the headers of members whole, whatever length they claim, and decompresses
+    members that are skipped.
     """
 
-    def __init__(self, stream: BinaryIO, where: str) -> None:
+    def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._where = where
 
     def read(self, size: int = -1) -> bytes:
-        """As a file; UserError beyond the limits."""
         if not 0 <= size <= MAX_READ:
-            raise UserError(
-                f"{self._where}: a header of {size} bytes inside, expected at most {MAX_READ}"
-            )
+            raise ValueError(f"a header of {size} bytes inside, expected at most {MAX_READ}")
         self._check(self._stream.tell() + size)
         return self._stream.read(size)
 
     def seek(self, position: int) -> int:
-        """As a file; UserError beyond the limits."""
         self._check(position)
         return self._stream.seek(position)
 
     def tell(self) -> int:
-        """As a file."""
         return self._stream.tell()
 
     def seekable(self) -> bool:
-        """As a file."""
         return True
 
     def _check(self, position: int) -> None:
         if not 0 <= position <= MAX_UNPACKED:
-            raise UserError(
-                f"{self._where}: a member at or up to byte {position} of what it unpacks to, "
-                f"expected at most {MAX_UNPACKED} bytes in all"
-            )
+            raise ValueError(f"byte {position}, expected at most {MAX_UNPACKED} bytes in all")
 
 
 class Lines(io.RawIOBase):
-    """A table's bytes, refused where its first line or any other is too long to be of a table.
+    """The bytes of a table; raises ValueError for a line that is too long.
 
     pandas holds a line whole, and takes minutes for a header of a hundred thousand columns.
     """
 
-    def __init__(self, stream: BinaryIO, where: str) -> None:
+    def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._where = where
         self._ahead = stream.read(MAX_HEADER + 1)
         header = re.split(rb"[\r\n]", self._ahead, maxsplit=1)[0]
-        # With a quote left open the header would go on in the next line.
+        # With a quote left open the header would continue in the next line.
         if len(header) > MAX_HEADER or header.count(b'"') % 2:
-            raise UserError(
-                f"{where}, line 1: more than {MAX_HEADER} bytes or a quote left open, expected the "
-                "names of columns"
-            )
-        self._length = 0  # of the line under way
+            raise ValueError(f"line 1: more than {MAX_HEADER} bytes or a quote left open")
+        self._length = 0  # of the line that is not complete yet
 
     def readable(self) -> bool:
-        """As a file."""
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
-        """As a file; UserError beyond the limits."""
-        # No more at once than a line may have: then none can hide between two line ends.
+    def readinto(self, buffer: Any) -> int:
+        # At most MAX_LINE bytes at once, so that no longer line lies between two line ends.
         size = min(len(buffer), MAX_LINE)
         chunk, self._ahead = self._ahead[:size] or self._stream.read(size), self._ahead[size:]
         ends = [chunk.find(end) for end in (b"\n", b"\r") if end in chunk]
         if self._length + (min(ends) if ends else len(chunk)) > MAX_LINE:
-            raise UserError(f"{self._where}: a line of more than {MAX_LINE} bytes, expected a row")
+            raise ValueError(f"a line of more than {MAX_LINE} bytes")
         last = max(chunk.rfind(b"\n"), chunk.rfind(b"\r"))
         self._length = len(chunk) - last - 1 + (0 if ends else self._length)
         buffer[: len(chunk)] = chunk
         return len(chunk)
 
 
-def table_lines(stream: BinaryIO, where: str) -> BinaryIO:
-    """`stream` from its start as a table that pandas may read; UserError as `Lines`."""
-    return io.BufferedReader(Lines(stream, where), MAX_LINE)
+def read_table(
+    stream: BinaryIO, where: str, columns: Sequence[str], *, size: int, max_size: int
+) -> Iterator[pd.DataFrame]:
+    """Yield a CSV of `size` bytes in parts, as text; index n is line n + 2 of the file.
+
+    Blank lines are rows of empty text. Raises UserError, naming `where`, for a table that is
+    malformed, too large, or lacks one of `columns`.
+    """
+    with reading(where, f"a table with the columns {','.join(columns)}"):
+        if size > max_size:
+            raise ValueError(f"{size} bytes, at most {max_size} are read")
+        try:
+            parts = pd.read_csv(
+                io.BufferedReader(Lines(stream), MAX_LINE),
+                dtype=str,
+                na_filter=False,
+                skipinitialspace=True,
+                skip_blank_lines=False,
+                encoding_errors="replace",
+                chunksize=ROWS_AT_ONCE,
+            )
+            for part in parts:
+                part.columns = part.columns.str.strip()
+                if missing := [name for name in columns if list(part.columns).count(name) != 1]:
+                    raise ValueError(f"line 1: no column {', '.join(missing)}, or several")
+                # pandas makes an index of the first fields if there are more than names.
+                if not isinstance(part.index, pd.RangeIndex):
+                    raise ValueError(f"line 2: more than {len(part.columns)} fields")
+                if part.index.stop > MAX_ROWS:
+                    raise ValueError(f"more than {MAX_ROWS} lines")
+                yield part
+        except pd.errors.ParserError as error:
+            # pandas reports exhausted memory as an error of the table.
+            if "out of memory" in str(error) or "Calling read" in str(error):
+                raise MemoryError("reading a table") from error
+            raise
 
 
 def read_json(path: Path, expected: str) -> Any:
-    """What the JSON of a file says; UserError, saying what was `expected`, where it is none."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_JSON + 1)
+    """The content of a JSON file; raises UserError, naming what was `expected`."""
+    with reading(path, expected), path.open("rb") as file:
+        text = file.read(MAX_JSON + 1)
         if len(text) > MAX_JSON:
-            raise ValueError(f"more than {MAX_JSON} bytes")
+            raise UserError(f"{path}: more than {MAX_JSON} bytes, expected {expected}")
         return json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error}), expected {expected}") from error
+
+
+def quoted(text: str, length: int = 40) -> str:
+    """A word of a file, for an error message."""
+    return repr(text if len(text) <= length else f"{text[: length - 3]}...")

@@ -3,61 +3,61 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from common import ranks
-from data.readers import CLASSES, SIDE, SPLITS, Arrays, folder_files, read_set
-from utils import UserError, atomic_write
+from data.readers import Arrays, folder_files, read_set
+from data.types import CLASSES, SIDE, SPLITS
+from utils import LOGGER_NAME, UserError, atomic_write, rank_zero_first
 
 FORMAT = "fer2013-cache/2"
 
 
 def cache_path(source: Path) -> Path:
-    """Where the cache of `source` lies: `<source name>.cache.npz` in the same folder."""
-    # A link to a set far away is cached beside the link.
+    """The path of the cache of `source`: `<source name>.cache.npz` in the same folder."""
+    # A link to another folder is cached beside the link.
     source = Path(os.path.abspath(source))
     return source.with_name(source.name + ".cache.npz")
 
 
-def read_cached(source: Path, report: Callable[[str], None]) -> Arrays:
+def read_cached(source: Path) -> Arrays:
     """Read the set at `source` from its cache, or from the source, writing the cache.
 
-    A cache that is missing, unreadable or made from another state of the source is rebuilt. A
-    folder that cannot be written costs the cache only: `report` says so. The first of several
-    ranks reads before the others, for whom it leaves the cache. Raises UserError as
-    `data.readers.read_set` does.
+    A cache that is missing, unreadable or of another state of the source is rebuilt. If it cannot
+    be written, that is only logged. The first of several processes reads before the others, which
+    then find the cache. Raises UserError as `data.readers.read_set` does.
     """
-    with ranks.first_alone():
-        return _read_cached(source, report)
+    with rank_zero_first():
+        return _read_cached(source)
 
 
-def _read_cached(source: Path, report: Callable[[str], None]) -> Arrays:
+def _read_cached(source: Path) -> Arrays:
+    log = logging.getLogger(LOGGER_NAME).info
     path = cache_path(source)
-    # Taken before the read: a source that changes meanwhile does not match at the next start.
+    # Before reading: if the source changes meanwhile, the cache will not match at the next start.
     mark = fingerprint(source)
     if path.exists():
         try:
             return _load(path, mark)
-        except MemoryError:  # no fault of the cache
+        except MemoryError:
             raise
         except Exception as error:  # numpy and zipfile raise many kinds for broken files
-            report(f"{path}: rebuilt ({' '.join(str(error).split()) or type(error).__name__})")
-    arrays = read_set(source, report)
+            log(f"{path}: rebuilt ({' '.join(str(error).split()) or type(error).__name__})")
+    arrays = read_set(source)
     try:
         atomic_write(path, lambda file: np.savez(file, fingerprint=mark, **arrays._asdict()))
-        report(f"{path}: cache written")
+        log(f"{path}: cache written")
     except UserError as error:
-        report(f"cache could not be written: {error}")
+        log(f"cache could not be written: {error}")
     return arrays
 
 
 def fingerprint(source: Path) -> str:
-    """What tells this state of the source from another: sizes and times, not contents."""
+    """A text that changes with the sizes and times of the files of the source."""
     if source.is_dir():
         lines = (f"{name}\0{size}\0{time}\n" for name, size, time in folder_files(source))
         digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
@@ -69,19 +69,18 @@ def fingerprint(source: Path) -> str:
 def _load(path: Path, mark: str) -> Arrays:
     with zipfile.ZipFile(path) as archive:
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-            # It could unpack to anything.
-            raise ValueError("compressed")
+            raise ValueError("compressed")  # the unpacked size would be unlimited
     with np.load(path, allow_pickle=False) as file:
         if str(file["fingerprint"]) != mark:
             raise ValueError("the source has changed")
         arrays = Arrays(*(file[name] for name in Arrays._fields))
-    images, labels, usage = arrays
+    count = len(arrays.images)
+    shapes = [(array.dtype, array.shape) for array in arrays]
+    expected = [(np.uint8, (count, SIDE, SIDE)), (np.uint8, (count,)), (np.uint8, (count,))]
     if (
-        any(array.dtype != np.uint8 for array in arrays)
-        or images.shape != (len(images), SIDE, SIDE)
-        or not labels.shape == usage.shape == (len(images),)
-        or labels.max() >= len(CLASSES)
-        or usage.max() >= len(SPLITS)
+        shapes != expected
+        or arrays.labels.max() >= len(CLASSES)
+        or arrays.usage.max() >= len(SPLITS)
     ):
         raise ValueError("not the arrays of a set")
     return arrays

@@ -1,4 +1,4 @@
-"""Who is tested when: the folds of CK+48 and JAFFE, clean and as published. Nothing is read here.
+"""The folds of cross-validation of CK+48 and JAFFE, by subject and as published.
 
 A fold is a pair of indices, int64 and ascending: the images to train on and those to test on.
 """
@@ -13,8 +13,9 @@ import torch
 from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold
 from torch import Tensor
 
-from data.ck48 import CK_CLASSES, COUNTS
+from data.ck48 import COUNTS
 from data.jaffe import EXAMPLE
+from data.types import CK_CLASSES
 from utils import UserError
 
 Fold = tuple[Tensor, Tensor]
@@ -26,9 +27,9 @@ FRAMES = 3  # a sequence
 
 
 def subject_folds(subjects: Sequence[str], labels: Tensor, folds: int, seed: int) -> list[Fold]:
-    """Folds by subject, classes spread over them as evenly as whole subjects allow.
+    """Folds by subject, in each of which the classes have about equal shares.
 
-    `labels` int64 (N,). Every image is tested once and no subject is on both sides of a fold.
+    `labels` int64 (N,). Every image is tested once; no subject is both trained on and tested.
     Raises UserError when `folds` is below 2 or above what subjects and classes have.
     """
     people, largest = len(set(subjects)), int(torch.bincount(labels).max())
@@ -41,7 +42,7 @@ def subject_folds(subjects: Sequence[str], labels: Tensor, folds: int, seed: int
         )
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32)
     with warnings.catch_warnings():
-        # Of a class with fewer images than folds, which some folds then do without.
+        # For a class with fewer images than folds, which some folds then lack.
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         pairs = list(splitter.split(np.zeros(len(labels)), labels.numpy(), np.array(subjects)))
     return _checked(pairs)
@@ -50,23 +51,23 @@ def subject_folds(subjects: Sequence[str], labels: Tensor, folds: int, seed: int
 def published_ck48_folds(labels: Tensor, folds: int = PUBLISHED_FOLDS) -> list[Fold]:
     """The published folds of CK+48: runs of consecutive images in each class's sorted list.
 
-    `labels` int64 (N,) in the order of CK_CLASSES, images of a class sorted by name. Of a class
-    with runs of t images, fold f tests images (f - 1) t to f t - 1 and the last fold the last t;
-    the rest of the set is trained on. As published, a run longer than what is left of its class
-    goes on into the next one, so that of the 981 images 24 are never tested and 33 twice.
+    `labels` int64 (N,) in the order of CK_CLASSES, images of a class sorted by name. Of each
+    class fold f tests images (f - 1) t to f t - 1 and the last fold the last t; the rest is
+    trained on. As published, a run that exceeds its class continues into the next one, so that of
+    the 981 images 24 are never tested and 33 twice.
 
-    t is PUBLISHED_RUNS for ten folds of the whole set. For any other number of folds or images
-    (no other is published in detail) it is the nearest number of whole sequences to an equal
-    share, a rule that gives PUBLISHED_RUNS too but for fear (6 instead of 9), and an equal share
-    of single images where that is none. Raises UserError when `folds` is below 2 or leaves a
-    fold with nothing to train on.
+    t is PUBLISHED_RUNS for ten folds of the whole set. For other numbers of folds or images,
+    which are not published in detail, it is the number of whole sequences nearest to an equal
+    share (which would give PUBLISHED_RUNS except for fear: 6 instead of 9), or an equal share of
+    single images if that is 0. Raises UserError when `folds` is below 2 or leaves a fold with
+    nothing to train on.
     """
     count = len(labels)
     if not 2 <= folds <= count:
         raise UserError(f"--folds {folds}: {count} images, expected 2 to {count} folds")
     sizes = torch.bincount(labels, minlength=len(CK_CLASSES)).tolist()
     if folds == PUBLISHED_FOLDS and tuple(sizes) == COUNTS:
-        runs = PUBLISHED_RUNS
+        runs: tuple[int, ...] = PUBLISHED_RUNS
     else:
         runs = tuple(_run(size, folds) for size in sizes)
     order = np.argsort(labels.numpy(), kind="stable")
@@ -76,16 +77,16 @@ def published_ck48_folds(labels: Tensor, folds: int = PUBLISHED_FOLDS) -> list[F
         tested = np.zeros(count, bool)
         for first, size, run in zip(firsts, sizes, runs, strict=True):
             start = first + (size - run if fold == folds - 1 else fold * run)
-            # After the last class comes the first; the 981 images never get that far.
+            # Wraps around in small sets only.
             tested[order[np.arange(start, start + run) % count]] = True
         pairs.append((np.flatnonzero(~tested), np.flatnonzero(tested)))
     return _checked(pairs)
 
 
 def leave_one_subject_out(subjects: Sequence[str]) -> list[Fold]:
-    """A fold for each subject, in sorted order, that tests on all images of it.
+    """A fold for each subject, in sorted order, that tests all images of it.
 
-    Raises UserError when there are fewer than two subjects, or images of whom none is known ("").
+    Raises UserError when there are fewer than two subjects, or images of an unknown subject ("").
     """
     if unknown := sum(not subject for subject in subjects):
         raise UserError(
@@ -99,7 +100,7 @@ def leave_one_subject_out(subjects: Sequence[str]) -> list[Fold]:
 
 
 def overlap(train_index: Tensor, test_index: Tensor, groups: Sequence[str]) -> int:
-    """How many test images are of a group (a subject, a sequence) that is trained on too."""
+    """The number of test images whose group (subject or sequence) is also trained on."""
     trained = {groups[row] for row in train_index.tolist()}
     return sum(groups[row] in trained for row in test_index.tolist())
 

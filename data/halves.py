@@ -1,4 +1,4 @@
-"""The two halves of a search: which images train the weights, and which the alphas, and when."""
+"""The two parts of the images of a search: one trains the weights, one the alphas."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from data.augment import ALPHAS_STREAM, Augmentation, count_batches, training_batches
-from data.fer2013 import SPLITS, Split
+from data.types import SPLITS, Split
 from utils import UserError, derive_seed
 
 
 def search_halves(
     splits: Mapping[str, Split], *, protocol: str, train_portion: float, seed: int
 ) -> tuple[Split, Split]:
-    """The images that train the weights, and those that train the alphas.
+    """Return the images that train the weights, and those that train the alphas.
 
     "clean": Training alone, shuffled by `seed`. "paper": all three splits in file order, test
-    images included, as the published search had it. The first `train_portion` is the weights'.
+    images included, as in the published search. The first `train_portion` is for the weights.
     Raises UserError when a part would be empty.
     """
     if protocol == "paper":
@@ -43,9 +43,9 @@ def search_halves(
 def alphas_batches(
     split: Split, *, batch_size: int, augmentation: Augmentation, seed: int, epoch: int, step: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Random batches for the alphas from step `step` on, without end: a new order each pass.
+    """Random batches for the alphas from step `step` on, endless, reshuffled each pass.
 
-    As `training_batches`, from a stream of numbers of its own.
+    As `training_batches`, from a random stream of its own.
     """
     first_pass, first_step = divmod(step, count_batches(len(split.images), batch_size))
     for number in itertools.count(first_pass):

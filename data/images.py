@@ -1,92 +1,85 @@
-"""Decoding one image file: sizes are checked before anything is decoded."""
+"""Decoding one image file: its sizes are checked before its pixels are decoded."""
 
 from __future__ import annotations
 
 import io
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from utils import UserError
+from data.types import SIDE
+from utils import reading
 
-SIDE = 48
 MAX_IMAGE_BYTES = 1 << 20
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
 
 
-def decode_image(stream: BinaryIO, size: int, where: str) -> np.ndarray:
-    """Decode a 48x48 JPEG or PNG of `size` bytes to gray: uint8 (48, 48).
-
-    The sizes of file and image are checked before anything is decoded. Raises UserError.
-    """
-    return open_image(
-        stream,
-        size,
-        where,
-        max_bytes=MAX_IMAGE_BYTES,
-        formats=("JPEG", "PNG"),
-        expected=f"a {SIDE}x{SIDE} JPEG or PNG",
-        fits=lambda width, height: width == height == SIDE,
-        expected_size=f"{SIDE}x{SIDE}",
-        convert=lambda image: np.asarray(image.convert("L")),
-    )
+def decode_image(source: Path | BinaryIO, where: str) -> np.ndarray:
+    """Decode a 48x48 JPEG or PNG to gray: uint8 (48, 48). Raises UserError, naming `where`."""
+    expected = f"a {SIDE}x{SIDE} JPEG or PNG"
+    with open_image(source, where, ("JPEG", "PNG"), MAX_IMAGE_BYTES, expected) as image:
+        check_size(image, image.size == (SIDE, SIDE))
+        return np.asarray(normalise(image).convert("L"))
 
 
+@contextmanager
 def open_image(
-    stream: BinaryIO,
-    size: int,
-    where: str,
-    *,
-    max_bytes: int,
-    formats: Sequence[str],
-    expected: str,
-    fits: Callable[[int, int], bool],
-    expected_size: str,
-    convert: Callable[[Image.Image], np.ndarray],
-) -> np.ndarray:
-    """What `convert` makes of an image of `size` bytes, none of which is decoded before it `fits`.
+    source: Path | BinaryIO, where: str, formats: tuple[str, ...], max_bytes: int, expected: str
+) -> Iterator[Image.Image]:
+    """Open an image of at most `max_bytes` in one of pillow's `formats`, without decoding it.
 
-    `formats` are those that pillow may open it as. `convert` gets the first picture of the file,
-    upright where its EXIF data say how it was held, 16-bit grays as the nearest of 8 bits. Raises
-    UserError: for more than `max_bytes`, what is no image, saying what was `expected`, and a width
-    and height that do not fit.
+    Anything raised in the block becomes a UserError that names `where` and what was `expected`.
     """
-    if size > max_bytes:
-        raise UserError(f"{where}: {size} bytes, expected an image of at most {max_bytes}")
-    data = io.BytesIO(stream.read(max_bytes))
-    try:
-        with warnings.catch_warnings():
-            # Of sizes, which are checked here, and of damage that leaves an image to read.
-            warnings.simplefilter("ignore")
-            image = Image.open(data, formats=formats)
-            width, height = image.size
-            if fits(width, height):
-                return convert(_upright(_eight_bits(image)))
-    except MemoryError:
-        raise
-    except Exception as error:  # pillow raises many kinds for broken files
-        raise UserError(
-            f"{where}: unreadable image ({type(error).__name__}), expected {expected}"
-        ) from error
-    raise UserError(f"{where}: image of {width}x{height}, expected {expected_size}")
+    with reading(where, expected), warnings.catch_warnings():
+        # Pillow warns of large sizes, which are checked here, and of damage that it can skip.
+        warnings.simplefilter("ignore")
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
+            content = stream.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise ValueError(f"more than {max_bytes} bytes")
+        try:
+            image = Image.open(io.BytesIO(content), formats=formats)
+        except UnidentifiedImageError:  # its text is the address of the stream
+            raise ValueError("unreadable image") from None
+        yield image
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grays of 16 bits or of numbers in [0, 1] scaled to 8 bits; pillow would only clip them."""
-    if image.mode.startswith("I"):
-        return Image.fromarray(_scaled(np.asarray(image), 65535))
-    if image.mode == "F":
-        return Image.fromarray(_scaled(np.asarray(image), 1))
-    return image
+def check_size(image: Image.Image, fits: bool) -> None:
+    """Raise ValueError, naming the size of the image, unless it `fits`."""
+    if not fits:
+        raise ValueError(f"image of {image.width}x{image.height}")
 
 
-def _scaled(pixels: np.ndarray, highest: int) -> np.ndarray:
-    if not (pixels.min() >= 0 and pixels.max() <= highest):  # which no NaN passes either
-        raise ValueError(f"grays outside 0 to {highest}")
-    return np.rint(pixels * (255 / highest)).astype(np.uint8)
+def normalise(image: Image.Image) -> Image.Image:
+    """The first frame, upright as its EXIF data say, deeper grays scaled to 8 bits.
 
-
-def _upright(image: Image.Image) -> Image.Image:
+    Pillow's own conversion would clip 16-bit grays and floats in [0, 1].
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        highest = 1 if image.mode == "F" else 65535
+        pixels = np.asarray(image)
+        if not (pixels.min() >= 0 and pixels.max() <= highest):  # also true of NaN
+            raise ValueError(f"grays outside 0 to {highest}")
+        image = Image.fromarray(np.rint(pixels * (255 / highest)).astype(np.uint8))
     return ImageOps.exif_transpose(image) if image.getexif() else image
+
+
+def list_folder(
+    folder: Path, suffixes: tuple[str, ...] = SUFFIXES
+) -> tuple[list[Path], list[Path]]:
+    """The images and the folders in `folder`, by name; hidden and other files are skipped."""
+    with reading(folder, "a folder"), os.scandir(folder) as entries:
+        seen = [entry for entry in entries if entry.name[0] != "." and entry.name != "__MACOSX"]
+        folders = sorted(folder / entry.name for entry in seen if entry.is_dir())
+        images = sorted(
+            folder / entry.name
+            for entry in seen
+            if entry.name.lower().endswith(suffixes) and entry.is_file()
+        )
+    return images, folders

@@ -1,8 +1,8 @@
-"""Relabelling: doubtful labels of a batch moved to what the network sees, and a record of it."""
+"""Relabelling: doubtful labels are replaced by the predicted class, and the changes counted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,22 +10,22 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from common import ranks
 from data.augment import Augmentation, training_batches
-from data.fer2013 import CLASSES, Split
+from data.types import CLASSES, Split
+from utils import all_reduce_sum, rank, shard
 
 
 def relabel(
     logits: Tensor, labels: Tensor, *, threshold: float, fes: Tensor | None, fes_threshold: float
 ) -> Tensor:
-    """The labels to train a batch on: int64 (B,), doubtful ones replaced by the likeliest class.
+    """The labels to train a batch on: int64 (B,), doubtful ones replaced by the top class.
 
     `logits` float (B, K), `labels` int64 (B,) in 0..K-1, `fes` float (K, K) or None, all on one
-    device, which the host never waits for. With p = softmax(logits) and gap = max p - p[label], a
+    device, without a host sync. With p = softmax(logits) and gap = max p - p[label], a
     label becomes argmax p (the first of equals) when 0 < gap < `threshold` and
     fes[label, argmax p] > `fes_threshold`; without `fes`, when gap < `threshold`.
     """
-    # Classes first: CPUs take the softmax of so short rows far faster as one of columns.
+    # Transposed, as the softmax of short rows is far slower on CPUs than that of columns.
     p = logits.t().softmax(dim=0)
     highest, likeliest = p.max(dim=0)
     gap = highest - p.gather(0, labels[None]).squeeze(0)
@@ -37,11 +37,11 @@ def relabel(
 
 @dataclass(frozen=True, eq=False)
 class Repairs:
-    """What happened to the labels of an epoch; all of them count, changed or not.
+    """The changes of the labels of an epoch.
 
-    `matrix` int64 (7, 7) on the CPU: labels by given (row) and new (column) class, those kept on
-    its diagonal. `wrong`: labels given that were not the true ones; `repaired`: those of them
-    changed to the true one; both None where the truth is not known.
+    `matrix` int64 (7, 7) on the CPU: number of labels by given (row) and new (column) class,
+    unchanged ones on the diagonal. `wrong`: given labels that were not the true ones; `repaired`:
+    those of them changed to the true one; both None where the truth is not known.
     """
 
     matrix: Tensor
@@ -50,22 +50,22 @@ class Repairs:
 
     @property
     def seen(self) -> int:
-        """Labels that came by."""
+        """The number of labels."""
         return int(self.matrix.sum())
 
     @property
     def changed(self) -> int:
-        """Labels that left as another class than they came."""
+        """The number of labels that changed."""
         return self.seen - int(self.matrix.trace())
 
     @property
     def precision(self) -> float | None:
-        """The part of the changed labels that became true, in [0, 1]; None without any."""
+        """The share of the changed labels that became true, in [0, 1]; None without any."""
         return self.repaired / self.changed if self.repaired is not None and self.changed else None
 
     @property
     def recall(self) -> float | None:
-        """The part of the wrong labels that became true, in [0, 1]; None without any."""
+        """The share of the wrong labels that became true, in [0, 1]; None without any."""
         return self.repaired / self.wrong if self.repaired is not None and self.wrong else None
 
     def record(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Repairs:
         return {"labels": self.seen, "changed": self.changed, **known}
 
     def rows(self, epoch: int) -> list[dict[str, Any]]:
-        """A row for each pair of classes: how many labels of the one became the other."""
+        """A row for each pair of classes: the number of labels of the one that became the other."""
         return [
             {"epoch": epoch, "given": given, "new": new, "labels": int(self.matrix[i, j])}
             for i, given in enumerate(CLASSES)
@@ -82,7 +82,7 @@ class Repairs:
         ]
 
     def describe(self) -> str:
-        """For the log: how many labels changed, and a table of which became which."""
+        """For the log: the number of changed labels, and the matrix as a table."""
         table = pd.DataFrame(self.matrix.numpy(), index=CLASSES, columns=CLASSES)
         known = (
             ""
@@ -100,48 +100,79 @@ def _percent(part: float | None) -> str:
     return "none" if part is None else f"{100 * part:.1f} %"
 
 
-class Changes:
-    """A rule as the training loop's `relabel` hook that counts, on the device, what it changes.
+class Relabelling:
+    """The relabelling of a training: applies `relabel` from the second epoch on, and counts.
 
-    `rule` maps logits (B, K) and labels (B,) to new labels (B,). `truth`, where it is known, yields
-    the true labels of the same batches (see `truth_batches`). `counts`, int32, holds labels by
-    given, new and (with `truth`) true class; a resumed epoch goes on from `counts`, as lists.
-    Each rank counts its own share; what is read is of all.
+    Counts, int32 on the device of the labels, are of the epoch under way, by given, new and, where
+    `training` has true labels, true class. Each process counts its shard; results are of all.
     """
 
     def __init__(
         self,
-        rule: Callable[[Tensor, Tensor], Tensor],
-        device: torch.device,
-        truth: Iterator[Tensor] | None = None,
-        counts: list | None = None,
+        training: Split,
+        *,
+        threshold: float,
+        fes: Tensor | None,
+        fes_threshold: float,
+        batch_size: int,
+        seed: int,
     ) -> None:
-        self._rule = rule
-        self._truth = truth
-        axes = 2 if truth is None else 3
-        # int32 is exact beyond any epoch, and every device adds it up.
-        self._counts = torch.zeros((len(CLASSES),) * axes, dtype=torch.int32, device=device)
-        if counts is not None and ranks.rank() == 0:
+        """`training`, `batch_size` and `seed` as for `training_batches`; the rest as `relabel`."""
+        self._training = training
+        self._threshold = threshold
+        self._fes = None if fes is None else fes.to(training.labels.device)
+        self._fes_threshold = fes_threshold
+        self._batch_size = batch_size
+        self._seed = seed
+        self._truth: Iterator[Tensor] | None = None
+        axes = 2 if training.true_labels is None else 3
+        # int32 is exact beyond any epoch, and every device can add it up.
+        self._counts = torch.zeros(
+            (len(CLASSES),) * axes, dtype=torch.int32, device=training.labels.device
+        )
+
+    def start_epoch(self, epoch: int, step: int, counts: list | None) -> bool:
+        """Prepare epoch `epoch` (from 0) from step `step` on, continuing `counts`.
+
+        Returns False for epoch 0, in which labels are never changed.
+        """
+        self._counts.zero_()
+        if counts is not None and rank() == 0:
             self._counts.copy_(torch.tensor(counts))
+        if self._training.true_labels is not None:
+            self._truth = truth_batches(
+                self._training,
+                batch_size=self._batch_size,
+                seed=self._seed,
+                epoch=epoch,
+                first_step=step,
+            )
+        return epoch > 0
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The rule's labels, counted."""
-        new = self._rule(logits, labels)
+        """The labels, int64 (B,), to train the next batch on."""
+        new = relabel(
+            logits,
+            labels,
+            threshold=self._threshold,
+            fes=self._fes,
+            fes_threshold=self._fes_threshold,
+        )
         cell = labels * len(CLASSES) + new
         if self._truth is not None:
             cell = cell * len(CLASSES) + next(self._truth)
-        # Unlike bincount, this never asks the device how large the numbers are.
+        # Unlike bincount, this needs no host sync.
         self._counts.view(-1).scatter_add_(0, cell, torch.ones_like(cell, dtype=torch.int32))
         return new
 
     def totals(self) -> list:
-        """The counts so far, which a resumed epoch can go on from; waits for the device."""
-        return ranks.total(self._counts).tolist()
+        """The counts so far, for `start_epoch` of a resumed run; waits for the device."""
+        return all_reduce_sum(self._counts).tolist()
 
     def read(self) -> Repairs:
-        """What the labels so far became; waits for the device."""
+        """The changes so far; waits for the device."""
         counts = torch.tensor(self.totals())
-        if self._truth is None:
+        if self._training.true_labels is None:
             return Repairs(counts)
         given, new, true = torch.meshgrid(3 * [torch.arange(len(CLASSES))], indexing="ij")
         wrong = given != true
@@ -153,11 +184,12 @@ class Changes:
 def truth_batches(
     split: Split, *, batch_size: int, seed: int, epoch: int, first_step: int = 0
 ) -> Iterator[Tensor]:
-    """The true labels, int64 (B,), of this rank's share of the batches of `training_batches`.
+    """The true labels, int64 (B,), of this process's shard of the batches of `training_batches`.
 
-    They come in the same order for the same arguments, whatever the augmentation.
+    The order does not depend on the augmentation.
     """
-    # The order hangs on the number of images alone, so images of one pixel take the same road.
+    assert split.true_labels is not None
+    # The order depends on the number of images only, so images of one pixel suffice.
     stand_in = Split(split.images[:, :, :1, :1], split.true_labels)
     batches = training_batches(
         stand_in,
@@ -167,4 +199,4 @@ def truth_batches(
         epoch=epoch,
         first_step=first_step,
     )
-    return (labels[ranks.own_share(len(labels)).rows] for _, labels in batches)
+    return (labels[shard(len(labels)).rows] for _, labels in batches)

@@ -1,10 +1,10 @@
 """The synthetic FER2013: drawn faces, ten annotators' votes, known wrong labels in Training.
 
-No data set may be shipped, so `--data synthetic` draws one. A face is an identity, a picture's
-conditions (pose, light, blur, noise) and an expression: an intensity of its true class with a
-second class mixed in. The mixture decides the face, the annotators' votes and, in the training
-split, which labels go wrong and where to. Everything follows from the seed, byte for byte on every
-machine (see `data.synthetic_faces` for how).
+No data set may be shipped, so `--data synthetic` draws one. A face has an identity, conditions of
+its picture (pose, light, blur, noise) and an expression: its true class at some intensity, blended
+with a second class. The blend determines the face, the annotators' votes and, in the training
+split, which labels are wrong. The seed determines every byte, on every machine (see
+`data.synthetic_faces`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data.fer2013 import CLASSES, SPLITS, Split
 from data.synthetic_faces import (
     ACTIONS,
     CONDITIONS,
@@ -24,6 +23,7 @@ from data.synthetic_faces import (
     draw_ranges,
     render,
 )
+from data.types import CLASSES, SPLITS, Split
 
 VOTE_COLUMNS = (
     "neutral", "happiness", "surprise", "sadness", "anger",
@@ -37,7 +37,7 @@ DEFAULT_COUNTS = {"Training": 2800, "PublicTest": 350, "PrivateTest": 350}
 SHARES = (14, 5, 14, 24, 16, 11, 16)
 WRONG_SHARE = 0.12
 
-# How readily a face of the row's class is taken for the column's: integer weights.
+# How often a face of the row's class is taken for the column's: integer weights.
 CONFUSIONS = np.array(
     [
         [0, 8, 3, 0, 4, 1, 4],  # angry
@@ -50,19 +50,19 @@ CONFUSIONS = np.array(
     ],
     dtype=np.int64,
 )
-# How far a face of the class goes from neutral: lowest and highest intensity.
+# Lowest and highest intensity of an expression; 0 is neutral.
 INTENSITY = (0.25, 1.10)
 # At most this part of an expression comes from a second class.
 BLEND = 0.42
-# Each part of the face answers an expression up to this much more or less than the table says,
-# and moves up to this part of its reach without cause.
+# Random factor 1 +- MANNER on each action of the expression, and a random movement of up to TWITCH
+# of the action's range.
 MANNER = 0.40
 TWITCH = 0.09
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One split as it was thought up, before a pixel is drawn; everything numpy, N images.
+    """The parameters of one split, before it is rendered; numpy, N images.
 
     `face` maps each trait, condition and action to float64 (N,); `labels` (given) and
     `true_labels` int64 (N,) in 0..6; `votes` int64 (N, 10), columns VOTE_COLUMNS, each row summing
@@ -103,7 +103,7 @@ def draw_votes(seed: int = 0, counts: dict[str, int] | None = None) -> dict[str,
 
 
 def draw_records(seed: int = 0, counts: dict[str, int] | None = None) -> dict[str, Drawing]:
-    """What `draw_fer2013(seed, counts)` draws, without the pixels: {split name: Drawing}."""
+    """The parameters of `draw_fer2013(seed, counts)`, not rendered: {split name: Drawing}."""
     counts = DEFAULT_COUNTS if counts is None else counts
     return {
         name: _draw_split(random_stream(seed, index, 0), counts.get(name, 0), name == "Training")
@@ -112,7 +112,7 @@ def draw_records(seed: int = 0, counts: dict[str, int] | None = None) -> dict[st
 
 
 def random_stream(seed: int, *purpose: int) -> np.random.RandomState:
-    """A random stream of its own for each seed and purpose, of a generator numpy keeps frozen."""
+    """A separate random stream for each seed and purpose; numpy keeps RandomState unchanged."""
     return np.random.RandomState([seed % 2**32, *purpose])
 
 
@@ -126,8 +126,8 @@ def express(
 ) -> Face:
     """The face's actions for `classes` (int64 (N,) into `names`) at `intensity` (float64 (N,)).
 
-    `blend` (0 to 1) of the expression comes from the class `second`. Each person moves each part
-    a little differently, and a little without cause. Returns {action: float64 (N,)}.
+    `blend` (0 to 1) of the expression comes from the class `second`; MANNER and TWITCH vary each
+    action. Returns {action: float64 (N,)}.
     """
     table = np.array([EXPRESSIONS[name] for name in names], dtype=np.float64)
     reach = np.array(
@@ -201,7 +201,7 @@ def _vote(
 
 
 def _mislabel(stream: np.random.RandomState, labels: np.ndarray, votes: np.ndarray) -> None:
-    """Make WRONG_SHARE of `labels` wrong in place, rather where and whereto the votes disagree."""
+    """Make WRONG_SHARE of `labels` wrong in place, preferring images whose votes disagree."""
     count = len(labels)
     rows = np.arange(count)
     doubt = votes[:, CLASS_COLUMNS] * 4 + CONFUSIONS[labels]
@@ -215,9 +215,9 @@ def _mislabel(stream: np.random.RandomState, labels: np.ndarray, votes: np.ndarr
 
 def _choose(stream: np.random.RandomState, weights: np.ndarray) -> np.ndarray:
     """For each row of `weights` (N, K) a column, drawn in proportion; int64 (N,)."""
-    # Column by column: the order of the additions, hence every bit, is the same everywhere.
+    # Column by column: so the order of the additions, hence every bit, is the same everywhere.
     edges = [weights[:, 0] + 0.0]
     for column in range(1, weights.shape[1]):
         edges.append(edges[-1] + weights[:, column])
     point = stream.random_sample(len(weights)) * edges[-1]
-    return sum((point >= edge).astype(np.int64) for edge in edges[:-1])
+    return np.stack([point >= edge for edge in edges[:-1]]).sum(axis=0)

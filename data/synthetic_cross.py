@@ -1,7 +1,7 @@
 """Synthetic sets shaped like CK+48 and JAFFE, for the cross-dataset tests.
 
-Unlike the synthetic FER2013, people recur: a subject keeps its identity over all its pictures.
-The pictures are posed, so expressions are clear, light even and labels right.
+Unlike in the synthetic FER2013, a subject has several pictures with one identity. As these are
+posed, expressions are clear, light is even and labels are correct.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data.fer2013 import CLASSES
-from data.jaffe import CODES
 from data.synthetic import class_labels, express, random_stream
 from data.synthetic_faces import ACTIONS, CONDITIONS, TRAITS, Face, draw_ranges, render
+from data.types import CLASSES, JAFFE_CODES
 
 # CK+'s sequences of each class.
 CK48_SEQUENCES = (45, 59, 25, 69, 28, 83, 18)
@@ -22,7 +21,7 @@ CK48_SEQUENCES = (45, 59, 25, 69, 28, 83, 18)
 _CK48_EXPRESSIONS = ["angry", "disgust", "fear", "happy", "sad", "surprise", "contempt"]
 JAFFE_SUBJECTS = ("KA", "KL", "KM", "KR", "MK", "NA", "NM", "TM", "UY", "YM")
 
-# A studio: little pose, even light, little noise.
+# Little pose, even light, little noise.
 _STUDIO = {
     "shift_u": (-0.05, 0.05),
     "shift_v": (-0.05, 0.05),
@@ -110,7 +109,7 @@ def draw_jaffe(seed: int = 0, takes: int = 3) -> CrossSet:
     images = render(face, random_stream(seed, 4, 1), size=256, unit=74.0, centre=(130.0, 150.0))
     subjects = [JAFFE_SUBJECTS[owner] for owner in owners]
     names = [
-        f"{subject}.{CODES[label]}{index % takes + 1}.{index + 1}.tiff"
+        f"{subject}.{JAFFE_CODES[label]}{index % takes + 1}.{index + 1}.tiff"
         for index, (subject, label) in enumerate(zip(subjects, labels, strict=True))
     ]
     return _cross_set(images, labels, names, subjects)

@@ -1,4 +1,4 @@
-"""Test-time augmentation: several views of an image, and the mean of what is predicted of them."""
+"""Test-time augmentation: the mean prediction over several views of an image."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ TTA = ("none", "flip", "tencrop")
 
 
 def views(images: Tensor, tta: str) -> tuple[Tensor, ...]:
-    """The views of float32 (B, 1, 48, 48): each image "none" as it is, or "flip" mirrored too.
+    """The views of float32 (B, 1, 48, 48): "none" the image itself, "flip" its mirror image too.
 
     "tencrop": the four corners and the centre of 44x44, and the mirror images of the five
     (Krizhevsky et al., 2012).
     """
     if tta == "none":
         return (images,)
-    # Only now, as it takes longer to import than a run without it takes to start.
+    # Imported here, as it takes longer than a run without it takes to start.
     from torchvision.transforms.functional import hflip, ten_crop
 
     return ten_crop(images, CROP) if tta == "tencrop" else (images, hflip(images))
 
 
-def over_views(predict: Callable[[Tensor], Tensor], tta: str) -> Callable[[Tensor], Tensor]:
+def tta_predict(predict: Callable[[Tensor], Tensor], tta: str) -> Callable[[Tensor], Tensor]:
     """`predict`, from images to logits, as the mean of the logits over the views of each image.
 
-    Logits and not probabilities, as the ensemble averages them: one view that is sure does not
-    outvote the rest, and the views of several networks may be averaged in any order.
+    The mean is of logits, as in the ensemble, so that views of several networks may be averaged in
+    any order.
     """
     if tta == "none":
         return predict

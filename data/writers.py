@@ -1,7 +1,7 @@
-"""Sets written in the forms that users have them in, so that the real readers read them.
+"""Writing the synthetic sets in the forms of the real ones, for the same readers.
 
-The same set gives the same bytes wherever the format allows: archives carry no dates and no
-owners. (What compresses PNGs and archives may differ from one zlib to another.)
+The same set gives the same bytes: archives contain no dates and no owners. (Compression may differ
+from one zlib to another.)
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from data.ck48 import CK_CLASSES
-from data.fer2013 import CLASSES, SPLITS, Split
 from data.synthetic import VOTE_COLUMNS
 from data.synthetic_cross import CrossSet
+from data.types import CK_CLASSES, CLASSES, SPLITS, Split
 from utils import UserError, atomic_write, write_text
 
 ARCHIVE_FORMS = (".zip", ".tar", ".tar.gz", ".tar.xz")
 # JAFFE keeps 23 of its 213 files as palette images: about one in nine.
 PALETTE_EVERY = 9
-# What numbers begin with in the folder form, so that names sort in the order of the rows.
+# First number in the file names of the folder form; names sort in the order of the rows.
 FIRST_NUMBER = 10_000_000
 
 
@@ -71,6 +70,7 @@ def write_archive(
     """
     path = Path(path)
     form = next((form for form in ARCHIVE_FORMS if path.name.endswith(form)), None)
+    files: Iterable[tuple[str, bytes]]
     if form is None:
         raise UserError(f"{path}: not an archive's name; expected one of {' '.join(ARCHIVE_FORMS)}")
     if table:
@@ -176,7 +176,7 @@ def _write_files(folder: Path | str, files: Iterable[tuple[str, bytes]]) -> None
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _compressed(file: BinaryIO, form: str) -> AbstractContextManager[BinaryIO]:
+def _compressed(file: BinaryIO, form: str) -> AbstractContextManager[Any]:
     if form == ".tar.gz":
         return gzip.GzipFile("", "wb", fileobj=file, mtime=0)
     if form == ".tar.xz":

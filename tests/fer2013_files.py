@@ -1,16 +1,21 @@
-"""A small random FER2013 and the files that users have it in, for the tests of its readers."""
+"""A small random FER2013 in the forms of the real one, for the tests of its readers."""
 
 from __future__ import annotations
 
 import io
+import logging
 import tarfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from data.readers import CLASSES, SPLITS, Arrays
+from data.readers import Arrays
+from data.types import CLASSES, SPLITS
+from utils import LOGGER_NAME
 
 TAR_MODES = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz", ".tar.xz": "w:xz"}
 
@@ -82,3 +87,20 @@ def write_archive(path: Path, files: dict[str, bytes]) -> Path:
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return path
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    """The lines that are logged in the block."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger(LOGGER_NAME)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""Every form in which users have FER2013 gives the same pixels and labels."""
+"""Every form of FER2013 gives the same pixels and labels."""
 
 from __future__ import annotations
 
@@ -13,23 +13,20 @@ import torch
 from fer2013_files import (
     folder_images,
     image_bytes,
+    logged,
     small_set,
     table_rows,
     table_text,
     write_archive,
     write_folder,
 )
-from PIL import Image
 
-from data.fer2013 import CLASSES, COUNTS, SPLITS, find_fer2013, load_fer2013
+from data.fer2013 import COUNTS, find_fer2013, load_fer2013
 from data.readers import read_set
+from data.types import CLASSES, SPLITS
 
 ARCHIVES = [".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz"]
 SMALL = small_set()
-
-
-def ignore(line):
-    pass
 
 
 def assert_same(found, expected):
@@ -44,21 +41,31 @@ def shuffled(files):
     return {name: files[name] for name in names}
 
 
-def test_the_table_keeps_its_row_order(tmp_path):
+def write(tmp_path, form, files):
+    if form == "folder":
+        return write_folder(tmp_path / "fer2013", files)
+    return write_archive(tmp_path / f"fer2013{form}", files)
+
+
+# --- tables
+
+
+def test_csv_row_order_is_kept(tmp_path):
     rows = table_rows(SMALL)
     order = random.Random(1).sample(range(len(rows)), len(rows))
+    order += order[:2]  # repeated rows are kept, too
     (tmp_path / "fer2013.csv").write_text(table_text([rows[index] for index in order]))
-    found = read_set(tmp_path / "fer2013.csv", ignore)
-    assert_same(found, [array[order] for array in SMALL])
+    assert_same(read_set(tmp_path / "fer2013.csv"), [array[order] for array in SMALL])
 
 
-def test_the_challenge_table_has_another_column_order_and_leading_blanks(tmp_path):
+def test_columns_of_the_challenge(tmp_path):
     rows = [f"{emotion},{usage},{pixels}" for emotion, pixels, usage in table_rows(SMALL)]
     path = tmp_path / "icml_face_data.csv"
     path.write_text("\n".join(["emotion, Usage, pixels", *rows]) + "\n")
-    assert_same(read_set(path, ignore), SMALL)
+    assert_same(read_set(path), SMALL)
 
 
+@pytest.mark.parametrize("rows_at_once", [5, 2048])
 @pytest.mark.parametrize(
     "change",
     [
@@ -70,52 +77,41 @@ def test_the_challenge_table_has_another_column_order_and_leading_blanks(tmp_pat
     ],
     ids=["windows line ends", "byte order mark", "blank last lines", "no last line end", "quotes"],
 )
-def test_the_table_is_read_however_it_was_saved(tmp_path, change):
+def test_csv_variants(tmp_path, change, rows_at_once, monkeypatch):
+    monkeypatch.setattr("data.bounded.ROWS_AT_ONCE", rows_at_once)
     text = table_text(table_rows(SMALL))
     assert change(text) != text
     (tmp_path / "fer2013.csv").write_bytes(change(text).encode())
-    assert_same(read_set(tmp_path / "fer2013.csv", ignore), SMALL)
+    assert_same(read_set(tmp_path / "fer2013.csv"), SMALL)
 
 
-def test_a_table_longer_than_one_chunk_is_read_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.readers.ROWS_AT_ONCE", 5)
-    (tmp_path / "fer2013.csv").write_text(table_text(table_rows(SMALL)))
-    assert_same(read_set(tmp_path / "fer2013.csv", ignore), SMALL)
+# --- folders and archives
 
 
-def test_repeated_rows_are_kept(tmp_path):
-    rows = table_rows(SMALL)
-    (tmp_path / "fer2013.csv").write_text(table_text([*rows, rows[0], rows[0]]))
-    assert len(read_set(tmp_path / "fer2013.csv", ignore).images) == len(rows) + 2
-
-
-def test_the_folder_gives_the_pixels_of_the_table(tmp_path):
-    root = write_folder(tmp_path / "set", shuffled(folder_images(SMALL)))
-    assert_same(read_set(root, ignore), SMALL)
+def test_folder(tmp_path):
+    assert_same(read_set(write(tmp_path, "folder", shuffled(folder_images(SMALL)))), SMALL)
 
 
 @pytest.mark.parametrize("suffix", ARCHIVES)
 @pytest.mark.parametrize("top", ["", "fer2013/", "./", "some/where/"])
-def test_an_archived_folder_gives_the_same_whatever_its_order(tmp_path, suffix, top):
+def test_archived_folder(tmp_path, suffix, top):
     files = {top + name: content for name, content in folder_images(SMALL).items()}
-    path = write_archive(tmp_path / f"fer2013{suffix}", shuffled(files))
-    assert_same(read_set(path, ignore), SMALL)
+    assert_same(read_set(write(tmp_path, suffix, shuffled(files))), SMALL)
 
 
 @pytest.mark.parametrize("suffix", ARCHIVES)
 @pytest.mark.parametrize("name", ["fer2013.csv", "fer2013/fer2013.csv", "icml_face_data.csv"])
-def test_an_archived_table_gives_the_same(tmp_path, suffix, name):
+def test_archived_table(tmp_path, suffix, name):
     text = table_text(table_rows(SMALL)).encode()
     files = {"README": b"x", "train.csv": b"emotion,pixels\n0,1\n", name: text, "z.bib": b"y"}
-    assert_same(read_set(write_archive(tmp_path / f"any{suffix}", files), ignore), SMALL)
+    assert_same(read_set(write(tmp_path, suffix, files)), SMALL)
 
 
 @pytest.mark.parametrize("suffix", ARCHIVES)
-def test_jpegs_decode_alike_from_folder_and_archive(tmp_path, suffix):
+def test_jpegs_decode_alike(tmp_path, suffix):
     files = folder_images(SMALL, "JPEG")
-    found = read_set(write_archive(tmp_path / f"fer2013{suffix}", files), ignore)
-    expected = read_set(write_folder(tmp_path / "set", files), ignore)
-    assert_same(found, expected)
+    found = read_set(write(tmp_path, suffix, files))
+    assert_same(found, read_set(write(tmp_path, "folder", files)))
     assert np.abs(found.images.astype(int) - SMALL.images).mean() < 20
 
 
@@ -123,67 +119,73 @@ def test_colour_images_become_gray(tmp_path):
     files = folder_images(SMALL)
     first = next(iter(files))
     files[first] = image_bytes(np.repeat(SMALL.images[0][..., None], 3, axis=2))
-    assert_same(read_set(write_folder(tmp_path / "set", files), ignore), SMALL)
+    assert_same(read_set(write(tmp_path, "folder", files)), SMALL)
 
 
 @pytest.mark.parametrize("form", ["folder", ".zip", ".tar.gz"])
-def test_what_is_no_part_of_the_set_is_left_out(tmp_path, form):
+def test_other_files_are_skipped(tmp_path, form):
     files = folder_images(SMALL)
     image = next(iter(files.values()))
     stray = {
         "README.md": b"about",
-        ".DS_Store": b"\0",
-        "train/.DS_Store": b"\0",
         "train/angry/.DS_Store": b"\0",
         "train/angry/._Training_100.png": b"\0",
         "train/angry/Thumbs.db": b"\0",
+        "train/angry/Training_100.bmp": b"BM",
         "__MACOSX/train/angry/Training_1.png": b"\0",
         "examples/happy.png": image,
         "train/montage.png": image,
     }
-    if form == "folder":
-        path = write_folder(tmp_path / "set", files | stray)
-    else:
-        path = write_archive(tmp_path / f"fer2013{form}", files | stray)
-    assert_same(read_set(path, ignore), SMALL)
+    with logged() as lines:
+        assert_same(read_set(write(tmp_path, form, files | stray)), SMALL)
+    left_out = (
+        f"{tmp_path}/fer2013{form}: 4 images outside train/<class>/ and test/<class>/ left out"
+    )
+    assert lines == ([] if form == "folder" else [left_out])
 
 
-def test_images_left_out_of_an_archive_are_reported(tmp_path):
+def test_links_in_archives_are_skipped(tmp_path):
     files = folder_images(SMALL)
-    files["montage.png"] = files["train/more.png"] = next(iter(files.values()))
-    lines = []
-    read_set(write_archive(tmp_path / "fer2013.zip", files), lines.append)
-    assert lines == [
-        f"{tmp_path}/fer2013.zip: 2 images outside train/<class>/ and test/<class>/ left out"
-    ]
-
-
-def test_links_in_archives_are_passed_over(tmp_path):
-    files = folder_images(SMALL)
-    path = write_archive(tmp_path / "fer2013.tar", files)
+    path = write(tmp_path, ".tar", files)
     with tarfile.open(path, "a") as archive:
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
             link = tarfile.TarInfo(f"train/angry/Training_9{kind.decode()}.png")
             link.type, link.linkname = kind, next(iter(files))
             archive.addfile(link)
-    assert_same(read_set(path, ignore), SMALL)
-    path = write_archive(tmp_path / "fer2013.zip", files)
+    assert_same(read_set(path), SMALL)
+    path = write(tmp_path, ".zip", files)
     with zipfile.ZipFile(path, "a") as archive:
         link = zipfile.ZipInfo("train/angry/Training_9.png")
         link.create_system, link.external_attr = 3, 0o120777 << 16
         archive.writestr(link, "/etc/passwd")
-    assert_same(read_set(path, ignore), SMALL)
+    assert_same(read_set(path), SMALL)
 
 
-def test_a_number_that_recurs_names_two_images(tmp_path):
+def test_one_name_in_two_class_folders(tmp_path):
     files = folder_images(SMALL)
     files["train/sad/Training_100.png"] = image_bytes(np.full((48, 48), 7, np.uint8))
-    found = read_set(write_folder(tmp_path / "set", files), ignore)
+    found = read_set(write(tmp_path, "folder", files))
     assert len(found.images) == len(SMALL.images) + 1
     assert found.labels[found.images.min(axis=(1, 2)) == 7].tolist() == [CLASSES.index("sad")]
 
 
-def test_splits_are_tensors_of_the_rows_of_their_usage(tmp_path):
+@pytest.mark.parametrize("form", ["folder", ".zip"])
+def test_folder_is_sorted_by_file_name(form, tmp_path):
+    pixels = image_bytes(np.zeros((48, 48), np.uint8))
+    usages = {"Training": "train", "PublicTest": "test", "PrivateTest": "test"}
+    files = {
+        f"{part}/{name}/{usage}_{100 * turn + label}.png": pixels
+        for usage, part in usages.items()
+        for label, name in enumerate(CLASSES)
+        for turn in (1, 2)
+    }
+    assert read_set(write(tmp_path, form, files)).labels.tolist() == [*range(7), *range(7)] * 3
+
+
+# --- load_fer2013
+
+
+def test_splits_are_rows_of_their_usage(tmp_path):
     order = random.Random(2).sample(range(len(SMALL.images)), len(SMALL.images))
     rows = table_rows(SMALL)
     (tmp_path / "mixed.csv").write_text(table_text([rows[index] for index in order]))
@@ -200,21 +202,18 @@ def test_splits_are_tensors_of_the_rows_of_their_usage(tmp_path):
             assert torch.equal(found.labels, torch.tensor(SMALL.labels[rows]).long())
 
 
-def test_counts_other_than_those_of_fer2013_are_reported(tmp_path):
+def test_other_counts_are_logged(tmp_path):
+    assert [sum(COUNTS[split]) for split in SPLITS] == [28709, 3589, 3589]
     (tmp_path / "fer2013.csv").write_text(table_text(table_rows(SMALL)))
-    lines = []
-    load_fer2013(tmp_path, report=lines.append)
+    with logged() as lines:
+        load_fer2013(tmp_path)
     (line,) = [line for line in lines if "counts differ" in line]
     assert line.startswith(f"{tmp_path}/fer2013.csv: ")
     assert "Training angry 2 instead of 3995" in line
     assert "PrivateTest neutral 2 instead of 626" in line
 
 
-def test_the_counts_of_fer2013_sum_up():
-    assert [sum(COUNTS[split]) for split in SPLITS] == [28709, 3589, 3589]
-
-
-def test_a_folder_is_searched_in_a_fixed_order(tmp_path):
+def test_search_order_in_a_folder(tmp_path):
     text = table_text(table_rows(SMALL))
     sources = [tmp_path / "fer2013.csv", tmp_path / "icml_face_data.csv"]
     sources += [tmp_path / f"fer2013_copy{suffix}" for suffix in ARCHIVES]
@@ -233,41 +232,15 @@ def test_a_folder_is_searched_in_a_fixed_order(tmp_path):
         (tmp_path / "gone").rename(tmp_path.parent / f"{tmp_path.name}-{source.name}")
 
 
-def test_a_folder_named_fer2013_may_hold_the_table(tmp_path):
+def test_table_in_folder_named_fer2013(tmp_path):
     (tmp_path / "fer2013").mkdir()
     (tmp_path / "fer2013" / "fer2013.csv").write_text("")
     assert find_fer2013(tmp_path) == tmp_path / "fer2013" / "fer2013.csv"
 
 
-def test_the_synthetic_set_needs_no_file(tmp_path, monkeypatch):
+def test_synthetic_needs_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     splits = load_fer2013("synthetic")
     assert tuple(splits) == SPLITS
     assert splits["Training"].true_labels is not None
     assert list(tmp_path.iterdir()) == []
-
-
-def test_files_of_other_image_formats_are_left_out(tmp_path):
-    files = folder_images(SMALL)
-    Image.fromarray(SMALL.images[0]).save(tmp_path / "image.bmp")
-    files["train/angry/Training_100.bmp"] = (tmp_path / "image.bmp").read_bytes()
-    assert_same(read_set(write_folder(tmp_path / "set", files), ignore), SMALL)
-
-
-@pytest.mark.parametrize("form", ["folder", "archive"])
-def test_the_numbers_in_the_names_order_a_folder_so_that_classes_mix(form, tmp_path):
-    pixels = image_bytes(np.zeros((48, 48), np.uint8))
-    usages = {"Training": "train", "PublicTest": "test", "PrivateTest": "test"}
-    # Class by class in the folders, class after class by the numbers.
-    files = {
-        f"{part}/{name}/{usage}_{100 * turn + label}.png": pixels
-        for usage, part in usages.items()
-        for label, name in enumerate(CLASSES)
-        for turn in (1, 2)
-    }
-    source = (
-        write_folder(tmp_path / "fer2013", files)
-        if form == "folder"
-        else write_archive(tmp_path / "fer2013.zip", files)
-    )
-    assert read_set(source, print).labels.tolist() == [*range(7), *range(7)] * 3

@@ -1,4 +1,4 @@
-"""Folds: no subject on both sides when clean; as published, what was published."""
+"""Folds of cross-validation: by subject, and as published."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def assert_complementary(folds, count):
         assert torch.equal(torch.cat([train, test]).sort().values, torch.arange(count))
 
 
-# ---------------------------------------------------------------- clean
+# --- by subject
 
 
 @pytest.mark.parametrize("folds", [2, 8, 10])
-def test_clean_folds_part_subjects_and_test_each_image_once(folds):
+def test_subjects_are_disjoint(folds):
     pairs = subject_folds(SUBJECTS, LABELS, folds, 0)
     assert len(pairs) == folds
     assert_complementary(pairs, 981)
@@ -43,7 +43,7 @@ def test_clean_folds_part_subjects_and_test_each_image_once(folds):
     assert all(overlap(train, test, SUBJECTS) == 0 for train, test in pairs)
 
 
-def test_clean_folds_spread_every_class():
+def test_classes_have_equal_shares():
     shares = torch.stack(
         [
             torch.bincount(LABELS[test], minlength=7) / torch.tensor(COUNTS)
@@ -54,7 +54,7 @@ def test_clean_folds_spread_every_class():
     assert shares.max() < 0.25
 
 
-def test_clean_folds_follow_the_seed_alone():
+def test_folds_depend_on_seed():
     first, again, other = (subject_folds(SUBJECTS, LABELS, 10, seed) for seed in (1, 1, 2))
     assert all(torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(a[1], b[1]) for a, b in zip(first, other, strict=True))
@@ -67,7 +67,7 @@ def test_clean_folds_follow_the_seed_alone():
     seed=st.integers(0, 2**40),
     data=st.data(),
 )
-def test_clean_folds_of_any_set_are_clean_or_refused(people, folds, seed, data):
+def test_subjects_are_disjoint_in_any_set(people, folds, seed, data):
     labels = data.draw(st.lists(st.integers(0, 6), min_size=len(people), max_size=len(people)))
     subjects = [f"S{person}" for person in people]
     if folds > min(len(set(subjects)), max(map(labels.count, labels))):
@@ -82,20 +82,20 @@ def test_clean_folds_of_any_set_are_clean_or_refused(people, folds, seed, data):
 
 
 @pytest.mark.parametrize("folds", [-1, 0, 1, 119])
-def test_a_number_of_folds_that_subjects_cannot_fill_is_refused(folds):
+def test_more_folds_than_subjects(folds):
     with pytest.raises(UserError, match=f"--folds {folds}: 118 subjects, expected 2 to 118"):
         subject_folds(SUBJECTS, LABELS, folds, 0)
 
 
-def test_more_folds_than_any_class_has_images_is_refused():
+def test_more_folds_than_images_of_a_class():
     with pytest.raises(UserError, match="--folds 3: no class has more than 2 images"):
         subject_folds(list("abcdef"), torch.tensor([0, 0, 1, 1, 2, 2]), 3, 0)
 
 
-# ---------------------------------------------------------------- as published
+# --- as published
 
 
-def test_published_folds_leave_24_images_out_and_test_33_twice():
+def test_published_folds_overlap():
     pairs = published_ck48_folds(LABELS)
     assert len(pairs) == 10
     assert_complementary(pairs, 981)
@@ -103,9 +103,9 @@ def test_published_folds_leave_24_images_out_and_test_33_twice():
     assert torch.bincount(times_tested(pairs, 981)).tolist() == [24, 981 - 24 - 33, 33]
 
 
-def test_published_folds_are_runs_of_consecutive_images_of_each_class():
+def test_published_folds_are_runs():
     pairs = published_ck48_folds(LABELS)
-    for fold in range(8):  # up to there no run passes the end of its class
+    for fold in range(8):  # in the others runs exceed their class
         tested = pairs[fold][1]
         for label, (run, first) in enumerate(
             zip((12, 18, 9, 21, 9, 24, 6), np.cumsum([0, *COUNTS]), strict=False)
@@ -118,21 +118,21 @@ def test_published_folds_are_runs_of_consecutive_images_of_each_class():
         assert torch.equal(last[LABELS[last] == label], whole[-run:])
 
 
-def test_the_ninth_run_of_fear_goes_on_into_happy():
+def test_ninth_run_of_fear_continues_in_happy():
     tested = published_ck48_folds(LABELS)[8][1]
     fear, happy = sum(COUNTS[:2]), sum(COUNTS[:3])
     own = [row for row in tested.tolist() if fear <= row < happy + 21]
     assert own == [*range(fear + 72, happy), *range(happy, happy + 6)]
 
 
-def test_published_folds_keep_sequences_together_yet_share_subjects():
+def test_published_folds_share_subjects():
     for train, test in published_ck48_folds(LABELS):
         assert overlap(train, test, SEQUENCES) == 0
         assert overlap(train, test, SUBJECTS) > len(test) // 3
 
 
-@pytest.mark.parametrize("folds", [2, 5, 8, 9, 11, 20])
-def test_other_numbers_of_published_folds_test_near_equal_shares(folds):
+@pytest.mark.parametrize("folds", [2, 8, 11, 20])
+def test_other_numbers_of_published_folds(folds):
     pairs = published_ck48_folds(LABELS, folds)
     assert len(pairs) == folds
     assert_complementary(pairs, 981)
@@ -144,7 +144,7 @@ def test_other_numbers_of_published_folds_test_near_equal_shares(folds):
     assert (times_tested(pairs, 981) == 1).sum() >= 981 - 10.5 * folds
 
 
-def test_published_folds_do_not_depend_on_the_order_of_the_rows():
+def test_published_folds_in_any_row_order():
     order = torch.from_numpy(np.argsort(np.tile(np.arange(3), 327), kind="stable"))
     labels = LABELS[order]
     place = torch.argsort(labels, stable=True)
@@ -154,7 +154,7 @@ def test_published_folds_do_not_depend_on_the_order_of_the_rows():
         assert torch.equal(mixed[1], place[plain[1]].sort().values)
 
 
-def test_the_synthetic_set_has_published_folds_as_well():
+def test_published_folds_of_synthetic_set():
     faces = load_ck48("synthetic")
     pairs = published_ck48_folds(faces.labels)
     assert len(pairs) == 10
@@ -163,32 +163,32 @@ def test_the_synthetic_set_has_published_folds_as_well():
 
 
 @pytest.mark.parametrize("folds", [1, 982])
-def test_a_number_of_published_folds_that_makes_no_sense_is_refused(folds):
+def test_bad_number_of_published_folds(folds):
     with pytest.raises(UserError, match=f"--folds {folds}: 981 images, expected 2 to 981"):
         published_ck48_folds(LABELS, folds)
 
 
-def test_a_fold_with_nothing_to_train_on_is_refused():
+def test_nothing_to_train_on():
     with pytest.raises(UserError, match="--folds 2: fold 1 has no image to train on"):
         published_ck48_folds(torch.tensor([0, 1]), 2)
 
 
-# ---------------------------------------------------------------- by subject, overlap
+# --- leave one subject out, overlap
 
 
-def test_each_subject_is_left_out_once():
+def test_leave_one_subject_out():
     subjects = ["KL", "KA", "YM", "KA", "KL", "YM", "KA"]
     pairs = leave_one_subject_out(subjects)
     assert_complementary(pairs, 7)
     assert [test.tolist() for _, test in pairs] == [[1, 3, 6], [0, 4], [2, 5]]
 
 
-def test_a_single_subject_cannot_be_left_out():
+def test_single_subject():
     with pytest.raises(UserError, match="1 in the set, expected two subjects or more"):
         leave_one_subject_out(["KA", "KA"])
 
 
-def test_overlap_counts_test_images_of_groups_that_are_trained_on():
+def test_overlap():
     groups = ["a", "a", "b", "c", "b", "b"]
     assert overlap(torch.tensor([0, 2]), torch.tensor([1, 3, 4, 5]), groups) == 3
     assert overlap(torch.tensor([3]), torch.tensor([0, 1, 2]), groups) == 0

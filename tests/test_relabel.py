@@ -1,4 +1,4 @@
-"""The rule of relabelling label by label, and the record of what it changed."""
+"""Relabelling: the rule against a plain version, and the counts of changes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.augment import Augmentation, training_batches
-from data.fer2013 import Split
 from data.fes import PUBLISHED_FES
-from data.relabel import Changes, relabel, truth_batches
+from data.relabel import Relabelling, relabel
+from data.types import Split
 
 FES = torch.from_numpy(PUBLISHED_FES)
-CPU = torch.device("cpu")
 
 
 def label_by_label(logits, labels, *, threshold, fes, fes_threshold):
-    """The rule as it reads, one label after the other."""
+    """The rule, one label after the other."""
     new = []
     for row, label in zip(logits, labels, strict=True):
         p = row.softmax(dim=0)
@@ -36,7 +35,7 @@ def label_by_label(logits, labels, *, threshold, fes, fes_threshold):
 
 
 def batch(seed, size, scale=1.0):
-    """Logits with ties in them, labels of which about half are nearly the likeliest class."""
+    """Logits with ties, labels of which about half are the second class."""
     generator = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(size, 7, generator=generator)
     # Coarse steps make equal logits, among them equal highest ones.
@@ -48,7 +47,7 @@ def batch(seed, size, scale=1.0):
     return logits, labels
 
 
-# ---------------------------------------------------------------- the rule
+# --- the rule
 
 
 @pytest.mark.parametrize("fes", [None, FES, FES.float()], ids=["softmax", "FES", "FES float32"])
@@ -60,7 +59,7 @@ def batch(seed, size, scale=1.0):
     fes_threshold=st.sampled_from([0.01, 0.03, 0.05, 0.2]),
 )
 @settings(max_examples=60, deadline=None)
-def test_the_rule_is_that_of_each_label(fes, seed, size, scale, threshold, fes_threshold):
+def test_rule_equals_plain_version(fes, seed, size, scale, threshold, fes_threshold):
     logits, labels = batch(seed, size, scale)
     given_labels = labels.clone()
     rule = {"threshold": threshold, "fes": fes, "fes_threshold": fes_threshold}
@@ -72,7 +71,7 @@ def test_the_rule_is_that_of_each_label(fes, seed, size, scale, threshold, fes_t
 
 
 @pytest.mark.parametrize("fes", [None, FES], ids=["softmax", "FES"])
-def test_random_batches_hold_labels_that_change_and_labels_that_stay(fes):
+def test_random_batches_hold_all_cases(fes):
     logits, labels = batch(0, 512)
     new = relabel(logits, labels, threshold=0.2, fes=fes, fes_threshold=0.03)
     assert 50 < (new != labels).sum() < 462
@@ -99,21 +98,21 @@ def quarters(label, others):
         (6, (0, 1, 4, 6), 0.0, 6, 6),  # gap 0 is not below 0
     ],
 )
-def test_gaps_on_the_borders(label, others, threshold, without, with_fes):
+def test_gap_at_threshold(label, others, threshold, without, with_fes):
     logits, labels = quarters(label, others)
     for fes, expected in ((None, without), (FES, with_fes)):
         rule = {"threshold": threshold, "fes": fes, "fes_threshold": 0.03}
         assert relabel(logits, labels, **rule).item() == expected
 
 
-def test_a_similarity_must_exceed_its_threshold():
+def test_similarity_at_threshold():
     logits, labels = quarters(4, (0, 3, 5, 6))
     above, below = (torch.full((7, 7), x, dtype=torch.float64) for x in (0.5 + 1e-9, 0.5))
     assert relabel(logits, labels, threshold=0.5, fes=above, fes_threshold=0.5).item() == 0
     assert relabel(logits, labels, threshold=0.5, fes=below, fes_threshold=0.5).item() == 4
 
 
-def test_similarity_is_looked_up_from_the_given_label_to_the_new_one():
+def test_similarity_is_indexed_by_given_and_new_label():
     logits, labels = quarters(4, (0, 3, 5, 6))
     one_way = torch.zeros(7, 7)
     one_way[4, 0] = 1.0
@@ -122,26 +121,14 @@ def test_similarity_is_looked_up_from_the_given_label_to_the_new_one():
 
 
 @pytest.mark.parametrize("fes", [None, FES], ids=["softmax", "FES"])
-def test_what_is_not_a_number_changes_no_label(fes):
+def test_nan_changes_no_label(fes):
     logits, labels = torch.full((3, 7), torch.nan), torch.tensor([0, 3, 6])
     new = relabel(logits, labels, threshold=1.0, fes=fes, fes_threshold=0.0)
     assert torch.equal(new, labels)
 
 
-@pytest.mark.parametrize("fes", [None, FES], ids=["softmax", "FES"])
-def test_no_value_is_asked_of_the_device(fes):
-    # Tensors without values refuse every question whose answer the host would wait for.
-    fes = None if fes is None else fes.to("meta")
-    rule = partial(relabel, threshold=0.2, fes=fes, fes_threshold=0.03)
-    labels = torch.zeros(5, dtype=torch.int64, device="meta")
-    hook = Changes(rule, torch.device("meta"), iter([labels]))
-    assert hook(torch.zeros(5, 7, device="meta"), labels).shape == (5,)
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        labels.max().item()
-
-
 def best_time(function, repeats):
-    """The fewest seconds of the processor's time: the turns of other programs do not count."""
+    """The fewest seconds of CPU time."""
     times = []
     for _ in range(repeats):
         start = time.thread_time()
@@ -151,11 +138,11 @@ def best_time(function, repeats):
 
 
 @pytest.mark.parametrize("fes", [None, FES], ids=["softmax", "FES"])
-def test_a_batch_takes_a_hundredth_of_the_time_of_its_labels(fes):
+def test_speed_of_a_batch(fes):
     logits, labels = batch(1, 512)
     rule = {"threshold": 0.2, "fes": fes, "fes_threshold": 0.03}
     slow = fast = math.inf
-    # Other programs also cool the caches, so the two alternate and the best of each counts.
+    # Alternately, as other programs affect the caches.
     for _ in range(5):
         slow = min(slow, best_time(partial(label_by_label, logits, labels, **rule), 2))
         fast = min(fast, best_time(partial(relabel, logits, labels, **rule), 50))
@@ -164,96 +151,120 @@ def test_a_batch_takes_a_hundredth_of_the_time_of_its_labels(fes):
     assert ratio > 100
 
 
-# ---------------------------------------------------------------- the record
+# --- Relabelling
 
 
-def mixed_rule(_logits, labels):
-    """New labels that follow from the given ones: some kept, some moved."""
-    return torch.where(labels % 2 == 0, (labels * 3 + 1) % 7, labels)
+BATCH, EPOCH = 20, 5
 
 
-def epoch_of_labels(seed, batches=6, size=20):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 7, (batches, size), generator=generator)
-    truth = torch.where(
-        torch.rand(batches, size, generator=generator) < 0.4,
-        mixed_rule(None, labels),
-        torch.randint(0, 7, (batches, size), generator=generator),
+def training_set(truth=True):
+    """Images whose label can be found from their value, and logits by given label."""
+    labels, images = torch.arange(90) % 7, torch.zeros(90, 1, 48, 48, dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    true = torch.where(torch.rand(90, generator=generator) < 0.6, (labels * 3 + 1) % 7, labels)
+    return Split(images, labels, true if truth else None)
+
+
+def relabelling(split, fes=None, seed=3):
+    return Relabelling(
+        split, threshold=0.2, fes=fes, fes_threshold=0.03, batch_size=BATCH, seed=seed
     )
-    return labels, truth
 
 
-def test_changes_are_those_of_plain_counting():
-    labels, truth = epoch_of_labels(0)
-    hook = Changes(mixed_rule, CPU, iter(truth))
+def logits_of(labels):
+    """Even labels are nearly as likely as (3 * label + 1) % 7, odd ones the likeliest."""
+    new = torch.where(labels % 2 == 0, (labels * 3 + 1) % 7, labels)
+    rows = torch.arange(len(labels))
+    logits = torch.zeros(len(labels), 7)
+    logits[rows, labels] = 2.0
+    logits[rows, new] = 2.1
+    return logits, new
+
+
+def batches_of(split, step=0, seed=3):
+    """(number, label) of the images of each batch, by training_batches itself."""
+    place = {"batch_size": BATCH, "seed": seed, "epoch": EPOCH, "first_step": step}
+    numbered = Split(split.images, torch.arange(len(split.labels)))
+    for _, numbers in training_batches(numbered, augmentation=Augmentation(), **place):
+        yield numbers, split.labels[numbers]
+
+
+def run(hook, split, step=0, counts=None, steps=None):
+    assert hook.start_epoch(EPOCH, step, counts)
+    for _, labels in [*batches_of(split, step)][:steps]:
+        logits, new = logits_of(labels)
+        assert torch.equal(hook(logits, labels), new)
+
+
+def test_counts_equal_plain_counting():
+    split = training_set()
+    hook = relabelling(split)
+    run(hook, split)
     matrix = [[0] * 7 for _ in range(7)]
     changed = wrong = repaired = 0
-    for step, given_labels in enumerate(labels):
-        new = hook(torch.zeros(20, 7), given_labels)
-        assert torch.equal(new, mixed_rule(None, given_labels))
-        for old, now, true in zip(
-            given_labels.tolist(), new.tolist(), truth[step].tolist(), strict=True
-        ):
+    for numbers, labels in batches_of(split):
+        new = logits_of(labels)[1].tolist()
+        true = split.true_labels[numbers].tolist()
+        for old, now, right in zip(labels.tolist(), new, true, strict=True):
             matrix[old][now] += 1
             changed += old != now
-            wrong += old != true
-            repaired += old != true and now == true
+            wrong += old != right
+            repaired += old != right and now == right
     repairs = hook.read()
     assert repairs.matrix.tolist() == matrix
     assert repairs.matrix.dtype == torch.int64
-    assert (repairs.seen, repairs.changed) == (120, changed)
+    assert (repairs.seen, repairs.changed) == (90, changed)
     assert (repairs.wrong, repairs.repaired) == (wrong, repaired)
     assert 0 < repaired < min(changed, wrong)
     assert repairs.precision == repaired / changed
     assert repairs.recall == repaired / wrong
+    unknown = training_set(truth=False)
+    hook = relabelling(unknown)
+    run(hook, unknown)
+    assert hook.read().matrix.tolist() == matrix
+    assert (hook.read().wrong, hook.read().repaired) == (None, None)
+    assert (hook.read().precision, hook.read().recall) == (None, None)
 
 
-def test_without_the_truth_changes_alone_are_known():
-    labels, truth = epoch_of_labels(1)
-    with_truth, without = Changes(mixed_rule, CPU, iter(truth)), Changes(mixed_rule, CPU)
-    for given_labels in labels:
-        with_truth(torch.zeros(20, 7), given_labels)
-        without(torch.zeros(20, 7), given_labels)
-    repairs = without.read()
-    assert torch.equal(repairs.matrix, with_truth.read().matrix)
-    assert (repairs.wrong, repairs.repaired, repairs.precision, repairs.recall) == (None,) * 4
+def test_first_epoch_and_new_epochs():
+    split = training_set()
+    hook = relabelling(split)
+    assert not hook.start_epoch(0, 0, None)
+    run(hook, split)
+    run(hook, split)
+    assert hook.read().seen == 90
+    assert hook.start_epoch(EPOCH + 1, 0, None)
+    assert (hook.read().seen, hook.read().precision, hook.read().recall) == (0, None, None)
 
 
-def test_nothing_changed_or_wrong_has_no_shares():
-    labels = torch.tensor([0, 1, 2])
-    hook = Changes(lambda _logits, labels: labels, CPU, iter([labels]))
-    assert (hook.read().seen, hook.read().precision) == (0, None)
-    hook(torch.zeros(3, 7), labels)
-    repairs = hook.read()
-    assert (repairs.seen, repairs.changed, repairs.wrong, repairs.repaired) == (3, 0, 0, 0)
-    assert (repairs.precision, repairs.recall) == (None, None)
-
-
-def test_a_resumed_epoch_ends_with_the_same_record():
-    labels, truth = epoch_of_labels(2)
-    whole = Changes(mixed_rule, CPU, iter(truth))
-    first = Changes(mixed_rule, CPU, iter(truth[:3]))
-    for step, given_labels in enumerate(labels):
-        whole(torch.zeros(20, 7), given_labels)
-        if step < 3:
-            first(torch.zeros(20, 7), given_labels)
-    resumed = Changes(mixed_rule, CPU, iter(truth[3:]), first.totals())
-    for given_labels in labels[3:]:
-        resumed(torch.zeros(20, 7), given_labels)
+@pytest.mark.parametrize("truth", [True, False])
+def test_resumed_epoch_has_the_same_counts(truth):
+    split = training_set(truth)
+    whole, first, resumed = (relabelling(split) for _ in range(3))
+    run(whole, split)
+    run(first, split, steps=2)
+    run(resumed, split, step=2, counts=first.totals())
     assert resumed.totals() == whole.totals()
 
 
-@pytest.mark.parametrize("first_step", [0, 3])
-def test_true_labels_keep_step_with_the_training_batches(first_step):
-    # The true label follows from the given one, so that a pair out of step would show.
-    labels = torch.arange(50)
-    images = torch.zeros(50, 1, 48, 48, dtype=torch.uint8)
-    split = Split(images, labels, labels + 1000)
-    place = {"batch_size": 8, "seed": 3, "epoch": 5, "first_step": first_step}
-    given_labels = [
-        labels for _, labels in training_batches(split, augmentation=Augmentation(), **place)
-    ]
-    truth = list(truth_batches(split, **place))
-    assert [len(labels) for labels in truth] == [8] * (6 - first_step) + [2]
-    for batch_labels, batch_truth in zip(given_labels, truth, strict=True):
-        assert torch.equal(batch_truth, batch_labels + 1000)
+@pytest.mark.parametrize("fes", [None, FES], ids=["softmax", "FES"])
+def test_hook_applies_the_rule(fes):
+    split = training_set(truth=False)
+    hook = relabelling(split, fes)
+    hook.start_epoch(1, 0, None)
+    logits, labels = batch(0, 512)
+    expected = relabel(logits, labels, threshold=0.2, fes=fes, fes_threshold=0.03)
+    assert torch.equal(hook(logits, labels), expected)
+
+
+@pytest.mark.parametrize("fes", [None, FES], ids=["softmax", "FES"])
+def test_no_host_sync(fes):
+    # Tensors on the meta device refuse what would need a value.
+    split = training_set().map(lambda tensor: tensor.to("meta"))
+    hook = relabelling(split, fes)
+    hook.start_epoch(1, 0, None)
+    hook._truth = iter([torch.zeros(5, dtype=torch.int64, device="meta")])
+    labels = torch.zeros(5, dtype=torch.int64, device="meta")
+    assert hook(torch.zeros(5, 7, device="meta"), labels).shape == (5,)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        labels.max().item()

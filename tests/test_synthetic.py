@@ -1,4 +1,4 @@
-"""What the synthetic sets promise: the same bytes everywhere, known wrong labels, real forms."""
+"""The synthetic sets: the same bytes everywhere, known wrong labels, the forms of the real sets."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from common import cli
-from data.ck48 import CK_CLASSES
-from data.fer2013 import CLASSES, SPLITS, Split, load_fer2013
+from data.fer2013 import load_fer2013
 from data.synthetic import (
     CLASS_COLUMNS,
     DEFAULT_COUNTS,
@@ -28,6 +26,7 @@ from data.synthetic import (
     draw_votes,
 )
 from data.synthetic_cross import draw_ck48, draw_jaffe
+from data.types import CK_CLASSES, CLASSES, SPLITS, Split
 from data.writers import (
     PALETTE_EVERY,
     write_archive,
@@ -56,7 +55,7 @@ def digest(*arrays: torch.Tensor | np.ndarray) -> str:
 
 @pytest.fixture(scope="module")
 def whole() -> tuple[dict[str, Split], float]:
-    """The default set and the processor's seconds that drawing it took."""
+    """The default set, and the CPU seconds that drawing it took."""
     start = time.process_time()
     splits = draw_fer2013()
     return splits, time.process_time() - start
@@ -69,14 +68,14 @@ def small() -> dict[str, Split]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Small networks are slower on many threads, far slower where other work runs too."""
+    """Small networks are slower on many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
-def test_seed_0_gives_these_bytes_on_every_machine(small):
+def test_bytes_of_seed_0(small):
     arrays = [
         array
         for name in SPLITS
@@ -89,12 +88,12 @@ def test_seed_0_gives_these_bytes_on_every_machine(small):
     assert digest(drawn.images, drawn.labels) == JAFFE_HASH
 
 
-def test_another_seed_draws_another_set(small):
+def test_other_seed(small):
     other = draw_fer2013(seed=1, counts=SMALL)
     assert (other["Training"].images != small["Training"].images).any(dim=(1, 2, 3)).all()
 
 
-def test_the_state_of_numpys_global_generator_changes_nothing(small):
+def test_global_generator_is_not_used(small):
     np.random.seed(7)
     before = np.random.get_state()[1].copy()
     again = draw_fer2013(counts=SMALL)
@@ -102,7 +101,7 @@ def test_the_state_of_numpys_global_generator_changes_nothing(small):
     assert (np.random.get_state()[1] == before).all()
 
 
-def test_splits_have_the_shapes_types_and_shares_that_are_promised(whole):
+def test_shapes_types_and_shares(whole):
     splits, _ = whole
     assert list(splits) == list(SPLITS)
     for name, split in splits.items():
@@ -112,11 +111,11 @@ def test_splits_have_the_shapes_types_and_shares_that_are_promised(whole):
         assert split.labels.dtype == split.true_labels.dtype == torch.int64
         found = torch.bincount(split.true_labels, minlength=len(CLASSES)) / count
         assert torch.allclose(found, torch.tensor(SHARES) / 100.0, atol=1 / count)
-        # In no order that a reader of the first rows could be misled by.
+        # Not sorted by class.
         assert len(split.true_labels[:50].unique()) == len(CLASSES)
 
 
-def test_images_use_the_gray_scale_and_none_recurs(whole):
+def test_images_are_unique(whole):
     images = torch.cat([split.images for split in whole[0].values()]).flatten(1).numpy()
     assert len(np.unique(images, axis=0)) == len(images)
     assert images.min() == 0
@@ -124,7 +123,7 @@ def test_images_use_the_gray_scale_and_none_recurs(whole):
     assert (images.std(axis=1) > 8).all()
 
 
-def test_wrong_labels_are_known_and_in_training_alone(whole):
+def test_wrong_labels_in_training_only(whole):
     splits, _ = whole
     wrong = splits["Training"].labels != splits["Training"].true_labels
     assert wrong.sum().item() == round(WRONG_SHARE * len(wrong))
@@ -132,7 +131,7 @@ def test_wrong_labels_are_known_and_in_training_alone(whole):
         assert torch.equal(splits[name].labels, splits[name].true_labels)
 
 
-def test_wrong_labels_go_where_the_votes_disagree():
+def test_wrong_labels_follow_votes():
     drawing = draw_records()["Training"]
     rows = np.arange(len(drawing.labels))
     votes = drawing.votes[:, CLASS_COLUMNS]
@@ -150,7 +149,7 @@ def test_wrong_labels_go_where_the_votes_disagree():
         )
 
 
-def test_votes_are_ten_and_mostly_for_the_true_label(whole):
+def test_votes(whole):
     for name, votes in draw_votes().items():
         assert votes.shape == (DEFAULT_COUNTS[name], len(VOTE_COLUMNS))
         assert (votes.sum(axis=1) == 10).all()
@@ -160,12 +159,12 @@ def test_votes_are_ten_and_mostly_for_the_true_label(whole):
         assert 0.75 < agreement < 0.95
 
 
-def test_the_default_set_is_drawn_in_seconds(whole):
+def test_drawing_time(whole):
     # About 1.3 s on one core; four times that leaves room for slow and busy machines.
     assert whole[1] < 5.2
 
 
-def test_a_small_network_learns_much_of_it_but_not_all(whole, one_thread):
+def test_small_network_learns(whole, one_thread):
     splits, _ = whole
     torch.manual_seed(0)
     network = nn.Sequential(
@@ -194,13 +193,13 @@ def test_a_small_network_learns_much_of_it_but_not_all(whole, one_thread):
     assert 0.55 < accuracy < 0.92
 
 
-def test_an_absent_split_is_empty():
+def test_absent_split_is_empty():
     splits = draw_fer2013(counts={"Training": 8})
     assert len(splits["Training"].images) == 8
     assert splits["PublicTest"].images.shape == (0, 1, 48, 48)
 
 
-def test_ck48_is_shaped_like_the_real_set():
+def test_ck48_shape():
     drawn = draw_ck48()
     assert drawn.images.shape == (180, 1, 48, 48)
     assert len(set(drawn.subjects)) == 20
@@ -218,7 +217,7 @@ def test_ck48_is_shaped_like_the_real_set():
     assert steps[1] > steps[0]
 
 
-def test_jaffe_is_shaped_like_the_real_set():
+def test_jaffe_shape():
     drawn = draw_jaffe(takes=1)
     assert drawn.images.shape == (70, 1, 256, 256)
     assert torch.bincount(drawn.labels).tolist() == [10] * 7
@@ -228,7 +227,7 @@ def test_jaffe_is_shaped_like_the_real_set():
     assert len(set(drawn.subjects)) == 10
 
 
-def test_the_table_has_the_columns_of_its_form(tmp_path, small):
+def test_csv_columns(tmp_path, small):
     write_csv(small, tmp_path / "fer2013.csv")
     write_csv(small, tmp_path / "icml_face_data.csv", kaggle=True)
     plain = pd.read_csv(tmp_path / "fer2013.csv")
@@ -243,7 +242,7 @@ def test_the_table_has_the_columns_of_its_form(tmp_path, small):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_the_folder_names_splits_and_classes(tmp_path, small, suffix):
+def test_folder_names(tmp_path, small, suffix):
     write_folder(small, tmp_path / "fer2013", suffix=suffix)
     files = [path.relative_to(tmp_path / "fer2013") for path in tmp_path.glob("fer2013/*/*/*")]
     assert len(files) == sum(SMALL.values())
@@ -256,7 +255,7 @@ def test_the_folder_names_splits_and_classes(tmp_path, small, suffix):
 
 @pytest.mark.parametrize("form", ["folder", ".zip", ".tar", ".tar.gz", ".tar.xz"])
 @pytest.mark.parametrize("table", [False, True])
-def test_every_form_reads_back_as_it_was_drawn(tmp_path, small, form, table):
+def test_every_form_is_read_back(tmp_path, small, form, table):
     path = tmp_path / ("fer2013" if form == "folder" else f"fer2013{form}")
     if form != "folder":
         write_archive(small, path, table=table)
@@ -272,13 +271,13 @@ def test_every_form_reads_back_as_it_was_drawn(tmp_path, small, form, table):
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".tar.xz"])
-def test_archives_have_the_same_bytes_when_written_again(tmp_path, small, suffix):
+def test_archive_bytes_are_reproducible(tmp_path, small, suffix):
     for name in ("one", "two"):
         write_archive({"Training": small["Training"]}, tmp_path / f"{name}{suffix}")
     assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"two{suffix}").read_bytes()
 
 
-def test_votes_are_a_row_an_image_in_the_order_of_the_table(tmp_path):
+def test_votes_table(tmp_path):
     votes = draw_votes(counts=SMALL)
     write_votes(votes, tmp_path / "fer2013new.csv")
     table = pd.read_csv(tmp_path / "fer2013new.csv")
@@ -288,7 +287,7 @@ def test_votes_are_a_row_an_image_in_the_order_of_the_table(tmp_path):
     assert (table[list(VOTE_COLUMNS)].to_numpy() == np.concatenate(list(votes.values()))).all()
 
 
-def test_ck48_files_lie_in_their_class_folders(tmp_path):
+def test_ck48_files(tmp_path):
     drawn = draw_ck48(subjects=4, sequences=8)
     write_ck48(drawn, tmp_path / "CK+48")
     assert len(list(tmp_path.glob("CK+48/*/*.png"))) == 24
@@ -298,7 +297,7 @@ def test_ck48_files_lie_in_their_class_folders(tmp_path):
             assert (np.asarray(read) == image[0].numpy()).all()
 
 
-def test_some_jaffe_files_are_palette_images_of_the_same_grays(tmp_path):
+def test_jaffe_palette_images(tmp_path):
     drawn = draw_jaffe(takes=1)
     write_jaffe(drawn, tmp_path / "jaffe")
     modes = []
@@ -310,19 +309,19 @@ def test_some_jaffe_files_are_palette_images_of_the_same_grays(tmp_path):
     assert modes.count("L") == 70 - modes.count("P")
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path, small):
+def test_folder_is_not_empty(tmp_path, small):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match="is not empty"):
         write_folder(small, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_an_archive_of_another_kind_is_refused(tmp_path, small):
+def test_unknown_archive(tmp_path, small):
     with pytest.raises(UserError, match=r"fer2013\.rar.*expected one of \.zip"):
         write_archive(small, tmp_path / "fer2013.rar")
 
 
-def test_the_command_writes_a_form_and_a_sheet(tmp_path, capsys):
+def test_command(tmp_path, capsys):
     sheet = tmp_path / "sheet.png"
     arguments = ["--out", str(tmp_path / "sets"), "--form", "votes", "--sheet", str(sheet)]
     written = main(build_parser().parse_args(arguments))
@@ -335,6 +334,6 @@ def test_the_command_writes_a_form_and_a_sheet(tmp_path, capsys):
         assert (np.asarray(read) == (255, 0, 0)).all(axis=2).any()
 
 
-def test_the_command_says_when_there_is_nothing_to_do(capsys):
-    assert cli.run(main, build_parser(), []) == 2
-    assert "expected --out FOLDER or --sheet FILE.png" in capsys.readouterr().err
+def test_command_without_arguments():
+    with pytest.raises(UserError, match=r"expected --out FOLDER or --sheet FILE\.png"):
+        main(build_parser().parse_args([]))

@@ -1,0 +1,95 @@
+"""The names of classes and splits, and the containers of images and labels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# The order of the labels of FER2013 and JAFFE.
+CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+# The order of the labels of CK+48.
+CK_CLASSES = ("anger", "disgust", "fear", "happy", "sadness", "surprise", "contempt")
+# What the file names of JAFFE call each of CLASSES.
+JAFFE_CODES = ("AN", "DI", "FE", "HA", "SA", "SU", "NE")
+SPLITS = ("Training", "PublicTest", "PrivateTest")
+SIDE = 48  # pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One split: images uint8 (N, 1, 48, 48), labels int64 (N,) in the order of CLASSES.
+
+    `true_labels`, int64 (N,), exists for the synthetic set only, whose wrong labels are known.
+    """
+
+    images: Tensor
+    labels: Tensor
+    true_labels: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Split:
+        """The split with `change` applied to every tensor, e.g. a move to a device."""
+        true_labels = None if self.true_labels is None else change(self.true_labels)
+        return Split(change(self.images), change(self.labels), true_labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Faces:
+    """CK+48 or JAFFE: images uint8 (N, 1, 48, 48), labels int64 (N,), sorted by label, then name.
+
+    `names` are file names, `subjects` the person shown ("" if unknown), and images of one of
+    `sequences` show one person making one expression; N of each.
+    """
+
+    images: Tensor
+    labels: Tensor
+    names: list[str]
+    subjects: list[str]
+    sequences: list[str]
+
+    def split(self, index: Tensor) -> Split:
+        """The images and labels of the rows `index`, int64 (M,), in its order."""
+        return Split(self.images[index], self.labels[index])
+
+    def digest(self) -> str:
+        """A hash of the images, labels and names."""
+        found = hashlib.sha256("\n".join(self.names).encode(errors="surrogateescape"))
+        found.update(self.images.numpy().tobytes() + self.labels.numpy().tobytes())
+        return found.hexdigest()
+
+
+class Row(NamedTuple):
+    """One image of `Faces`, uint8 (48, 48)."""
+
+    label: int
+    name: str
+    subject: str
+    sequence: str
+    image: np.ndarray
+
+
+def gather(rows: Sequence[Row]) -> Faces:
+    """Sort rows, at least one, by label and name, and stack them."""
+    ordered = sorted(rows, key=lambda row: (row.label, row.name))
+    return Faces(
+        images=torch.from_numpy(np.stack([row.image for row in ordered])).unsqueeze(1),
+        labels=torch.tensor([row.label for row in ordered], dtype=torch.int64),
+        names=[row.name for row in ordered],
+        subjects=[row.subject for row in ordered],
+        sequences=[row.sequence for row in ordered],
+    )
+
+
+def count_differences(labels: Tensor, classes: Sequence[str], expected: Sequence[int]) -> list[str]:
+    """A phrase for each class that has another number of labels than `expected`."""
+    found = torch.bincount(labels, minlength=len(classes)).tolist()
+    return [
+        f"{name} {count} instead of {wanted}"
+        for name, count, wanted in zip(classes, found, expected, strict=True)
+        if count != wanted
+    ]
