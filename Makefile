@@ -1,6 +1,6 @@
 # make demo: install, then search, retrain and score on the synthetic set
 # make test: install the rest, then run every test
-# make lint: check the style
+# make lint: check style and types
 # make bench: measure everything in a short form, ours beside the plain version
 # make faults: kill runs, send hostile input, fill disks; a table of what held (ten minutes)
 PYTHON ?= python3
@@ -16,6 +16,7 @@ test: .venv/installed-dev
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.benchmark --short --out bench/short.json

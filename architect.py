@@ -1,13 +1,14 @@
-"""What changes an architecture: the step on the alphas, and the greedy decisions of edges (SGAS).
+"""The architecture: the step on the alphas (DARTS) and the greedy decisions of edges (SGAS).
 
-The step is that of DARTS (Liu et al., ICLR 2019), first or second order; the decisions are those
-of SGAS (Li et al., CVPR 2020), criterion 1, or 2 with a history.
+`Architect` takes the step, of first or second order (Liu et al., ICLR 2019). The decisions are pure
+functions of alphas and states (Li et al., CVPR 2020, criterion 1, or 2 with a history).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -20,151 +21,168 @@ from torch.nn import functional as F
 
 from genotypes import PRIMITIVES, Edge, Genotype
 from model_search import CELLS, EDGES, NODES, OPEN, PRUNED, Network
+from operations import PRIMITIVE_TABLE
+from utils import average_tensors, shard
 
 Batch = tuple[Tensor, Tensor]
 
-# Weights of each primitive at 12 channels.
-COSTS = {
-    "sep_conv_3x3": 504,
-    "sep_conv_5x5": 888,
-    "dil_conv_3x3": 252,
-    "dil_conv_5x5": 444,
-    "ghost": 126,
-    "conv_1x1": 144,
-    "conv_3x3": 1296,
-}
-FINITE_DIFFERENCE = 0.01  # R of DARTS, over the norm of the gradient
-ROUNDING = 1e-12  # what equal criteria may differ by in float64; alphas differ by far more
+FINITE_DIFFERENCE = 0.01  # R of DARTS, divided by the norm of the gradient
+ROUNDING = 1e-12  # by which equal criteria may differ in float64; alphas differ by far more
 
 
 # --- the step on the alphas
 
 
-def complexity(alphas: Sequence[Tensor], edges: Sequence[int]) -> Tensor:
+class Architect:
+    """The optimizer of the alphas: Adam along the gradient of the validation loss and the penalty.
+
+    First order, or second with --unrolled. Flags read: arch_learning_rate, arch_weight_decay,
+    unrolled, protocol; and of the weights' step, which the second order unrolls, momentum and
+    weight_decay.
+    """
+
+    def __init__(self, model: Network, args: Namespace, precision: torch.autocast) -> None:
+        self.model = model
+        self.optimizer = torch.optim.Adam(
+            model.arch_parameters(),
+            lr=args.arch_learning_rate,
+            betas=(0.5, 0.999),
+            weight_decay=args.arch_weight_decay,
+        )
+        self.precision = precision
+        self.unrolled = args.unrolled
+        self.momentum, self.weight_decay = args.momentum, args.weight_decay
+        self.first_edge_only = args.protocol == "paper"
+
+    def step(self, train: Batch, valid: Batch, optimizer: torch.optim.Optimizer) -> None:
+        """One step on the open alphas; the others stay frozen.
+
+        `train` and `valid` are images and labels of the whole batches, of which each process takes
+        its shard; `optimizer` is that of the weights. Weights and batch-norm statistics stay as
+        they are.
+        """
+        alphas = self._open_alphas()
+        if not alphas:
+            return
+        weight = shard(len(valid[1])).weight
+        train, valid = take_shard(train), take_shard(valid)
+        if self.unrolled:
+            gradients = self.second_order_gradient(train, valid, optimizer)
+        else:
+            gradients = self.first_order_gradient(valid)
+        average_tensors(gradients, weight)
+        for alpha, gradient in zip(alphas, gradients, strict=True):
+            alpha.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def first_order_gradient(self, valid: Batch) -> list[Tensor]:
+        """Gradient of the validation loss plus the penalty in the open alphas, weights fixed."""
+        with frozen(self.model.weight_parameters()):
+            loss = self._loss({}, valid, self.precision) + self.penalty()
+            return _gradient(loss, self._open_alphas())
+
+    def second_order_gradient(
+        self, train: Batch, valid: Batch, optimizer: torch.optim.Optimizer
+    ) -> list[Tensor]:
+        """Gradient in the open alphas of the validation loss after one more step on the weights.
+
+        With w' = w - lr * (momentum * buffer + grad L_train + weight_decay * w), lr and buffer
+        those of `optimizer`, and v = grad_w' L_valid(w', alpha) it is
+            grad_alpha L_valid(w', alpha)
+            - lr * (grad_alpha L_train(w + R v) - grad_alpha L_train(w - R v)) / (2 R),
+        R = 0.01 / ||v|| (DARTS, equations 7 and 8). The passes of the difference run in full
+        precision, as bfloat16 would round R v away.
+        """
+        alphas, weights = self._open_alphas(), self.model.named_weights()
+        lr = optimizer.param_groups[0]["lr"]
+        values = list(weights.values())
+        buffers = [optimizer.state.get(w, {}).get("momentum_buffer") for w in values]
+        steps = _gradient(self._loss(weights, train, self.precision), values)
+        with torch.no_grad():
+            for weight, step, buffer in zip(values, steps, buffers, strict=True):
+                step.add_(weight, alpha=self.weight_decay)
+                if buffer is not None:
+                    step.add_(buffer, alpha=self.momentum)
+        ahead = {
+            name: (weight.detach() - lr * step).requires_grad_()
+            for (name, weight), step in zip(weights.items(), steps, strict=True)
+        }
+        loss = self._loss(ahead, valid, self.precision) + self.penalty()
+        outer = _gradient(loss, [*alphas, *ahead.values()])
+        direct, v = outer[: len(alphas)], outer[len(alphas) :]
+        radius = FINITE_DIFFERENCE / torch.linalg.vector_norm(
+            torch.stack([torch.linalg.vector_norm(g) for g in v])
+        )
+        full = torch.autocast(train[0].device.type, enabled=False)
+
+        def train_gradient(sign: int) -> list[Tensor]:
+            moved = {
+                name: weight.detach() + sign * radius * g
+                for (name, weight), g in zip(weights.items(), v, strict=True)
+            }
+            return _gradient(self._loss(moved, train, full), alphas)
+
+        return [
+            first - lr * (plus - minus) / (2 * radius)
+            for first, plus, minus in zip(
+                direct, train_gradient(1), train_gradient(-1), strict=True
+            )
+        ]
+
+    def penalty(self) -> Tensor:
+        """`complexity` of the open edges of the normal cell; with the paper protocol of edge 0."""
+        states = self.model.normal_selected_idxs
+        edges = [edge for edge, state in enumerate(states) if state == OPEN]
+        if self.first_edge_only:
+            edges = [edge for edge in edges if edge == 0]
+        return complexity(self.model.alphas_normal, edges)
+
+    def _loss(self, weights: dict[str, Any], batch: Batch, precision: torch.autocast) -> Tensor:
+        """Cross entropy of `batch`, at `weights` in place of the model's, in float32 at least."""
+        images, labels = batch
+        with precision, _statistics_unchanged(self.model):
+            # functional_call would walk over the whole supernet even with nothing to replace.
+            model = self.model
+            logits = functional_call(model, weights, (images,)) if weights else model(images)
+        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
+
+    def _open_alphas(self) -> list[nn.Parameter]:
+        return [alpha for alpha in self.model.arch_parameters() if alpha.requires_grad]
+
+
+def take_shard(batch: Batch) -> Batch:
+    """This process's shard of a batch of images and labels."""
+    rows = shard(len(batch[1])).rows
+    return batch[0][rows], batch[1][rows]
+
+
+def complexity(alphas: Sequence[Tensor] | nn.ParameterList, edges: Sequence[int]) -> Tensor:
     """0.5 * sum over `edges` and primitives o of alpha_o^2 * cost_o / (sum of costs): a scalar."""
     costs = _cost_shares(alphas[0].dtype, alphas[0].device)
-    return 0.5 * sum(((alphas[edge] ** 2 * costs).sum() for edge in edges), costs.new_zeros(()))
+    terms = [(alphas[edge] ** 2 * costs).sum() for edge in edges]
+    return 0.5 * sum(terms, costs.new_zeros(()))
 
 
 @cache
 def _cost_shares(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """COSTS over their sum, (11,); copied to a device once, not at every step."""
-    costs = torch.tensor([COSTS.get(name, 0) for name in PRIMITIVES], dtype=dtype, device=device)
+    """The costs of the primitives over their sum, (11,); copied to a device once."""
+    numbers = [PRIMITIVE_TABLE[name].cost for name in PRIMITIVES]
+    costs = torch.tensor(numbers, dtype=dtype, device=device)
     return costs / costs.sum()
 
 
-def penalised_edges(normal_states: Sequence[int], first_only: bool) -> list[int]:
-    """The open edges of the normal cell, or of them its first edge alone (`paper` protocol)."""
-    edges = [edge for edge, state in enumerate(normal_states) if state == OPEN]
-    return [edge for edge in edges if edge == 0 or not first_only]
-
-
-def first_order_gradient(
-    model: Network, valid: Batch, *, penalty: Callable[[], Tensor], precision: torch.autocast
-) -> list[Tensor]:
-    """Gradient of the validation loss plus `penalty()` in the open alphas, weights held.
-
-    None open, none returned. Batch-norm statistics stay as they are.
-    """
-    alphas = _open_alphas(model)
-    if not alphas:
-        return []
-    with held(model.weight_parameters()):
-        return _gradient(_loss(model, {}, valid, precision) + penalty(), alphas)
-
-
-def second_order_gradient(
-    model: Network,
-    train: Batch,
-    valid: Batch,
-    *,
-    penalty: Callable[[], Tensor],
-    precision: torch.autocast,
-    learning_rate: float,
-    momentum: float,
-    weight_decay: float,
-    momentum_buffers: Sequence[Tensor | None],
-) -> list[Tensor]:
-    """Gradient in the open alphas of the validation loss after one more step on the weights.
-
-    With w' = w - learning_rate * (momentum * buffer + grad L_train + weight_decay * w) and
-    v = grad_w' L_valid(w', alpha) it is
-        grad_alpha L_valid(w', alpha)
-        - learning_rate * (grad_alpha L_train(w + R v) - grad_alpha L_train(w - R v)) / (2 R),
-    R = 0.01 / ||v|| (DARTS, equations 7 and 8). `momentum_buffers` are those of the weights, None
-    before their first step. The two passes of the difference run in full precision whatever
-    `precision` says. None open, none returned. Weights and batch-norm statistics stay as they are.
-    """
-    alphas = _open_alphas(model)
-    if not alphas:
-        return []
-    weights = model.named_weights()
-    values = list(weights.values())
-    steps = _gradient(_loss(model, weights, train, precision), values)
-    with torch.no_grad():
-        for weight, step, buffer in zip(values, steps, momentum_buffers, strict=True):
-            step.add_(weight, alpha=weight_decay)
-            if buffer is not None:
-                step.add_(buffer, alpha=momentum)
-    ahead = {
-        name: (weight.detach() - learning_rate * step).requires_grad_()
-        for (name, weight), step in zip(weights.items(), steps, strict=True)
-    }
-    loss = _loss(model, ahead, valid, precision) + penalty()
-    outer = _gradient(loss, [*alphas, *ahead.values()])
-    direct, v = outer[: len(alphas)], outer[len(alphas) :]
-    radius = FINITE_DIFFERENCE / torch.linalg.vector_norm(
-        torch.stack([torch.linalg.vector_norm(g) for g in v])
-    )
-
-    # bfloat16 would round R v, and with it most of the difference, away.
-    full = torch.autocast(train[0].device.type, enabled=False)
-
-    def train_gradient(sign: int) -> list[Tensor]:
-        moved = {
-            name: weight.detach() + sign * radius * g
-            for (name, weight), g in zip(weights.items(), v, strict=True)
-        }
-        return _gradient(_loss(model, moved, train, full), alphas)
-
-    return [
-        first - learning_rate * (plus - minus) / (2 * radius)
-        for first, plus, minus in zip(direct, train_gradient(1), train_gradient(-1), strict=True)
-    ]
-
-
-def step_alphas(
-    model: Network, optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor]
-) -> None:
-    """One step of `optimizer` on the open alphas along `gradients`; the others stay frozen."""
-    for alpha, gradient in zip(_open_alphas(model), gradients, strict=True):
-        alpha.grad = gradient
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
 @contextmanager
-def held(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Let `parameters` take no gradient meanwhile, so that nothing is kept or computed for it."""
-    taking = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in taking:
+def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Temporarily freeze the parameters, so that nothing is kept or computed for their gradient."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in taking:
+        for parameter in trained:
             parameter.requires_grad_(True)
-
-
-def _loss(
-    model: Network, weights: dict[str, Tensor], batch: Batch, precision: torch.autocast
-) -> Tensor:
-    """Cross entropy of `batch`, at `weights` in place of the model's, in float32 at least."""
-    images, labels = batch
-    with precision, _statistics_kept(model):
-        # Calling with nothing in place of anything would still walk over the whole supernet.
-        logits = functional_call(model, weights, (images,)) if weights else model(images)
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
 
 
 def _gradient(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -174,8 +192,8 @@ def _gradient(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 @contextmanager
-def _statistics_kept(model: Network) -> Iterator[None]:
-    """Batch norms scale by the batch as in training, and leave their running statistics alone."""
+def _statistics_unchanged(model: Network) -> Iterator[None]:
+    """Batch norms scale by the batch as in training, and keep their running statistics."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.track_running_stats = False
@@ -186,16 +204,12 @@ def _statistics_kept(model: Network) -> Iterator[None]:
             norm.track_running_stats = True
 
 
-def _open_alphas(model: Network) -> list[nn.Parameter]:
-    return [alpha for alpha in model.arch_parameters() if alpha.requires_grad]
-
-
 # --- the greedy decisions, on alphas (14, 11) of one cell type and the states of its edges
 
 
 @dataclass(frozen=True)
 class EdgeScores:
-    """What an epoch's decision rests on; each field but `probs` float64 (14,), before scaling."""
+    """The criteria of an epoch's decision: float64 (14,) before scaling, but `probs`."""
 
     importance: Tensor  # softmax mass on primitives other than none
     certainty: Tensor  # 1 - normalised entropy of them
@@ -220,20 +234,20 @@ def score_edges(
     if history:
         overlaps = [torch.minimum(past, probs).sum(dim=1) for past in history]
         stability = torch.stack(overlaps).mean(dim=0)
-    score = normalise(importance) * normalise(certainty)
+    score = min_max_normalise(importance) * min_max_normalise(certainty)
     if use_history:
-        score = score * normalise(stability)
+        score = score * min_max_normalise(stability)
     return EdgeScores(importance, certainty, stability, score, probs)
 
 
-def normalise(values: Tensor) -> Tensor:
+def min_max_normalise(values: Tensor) -> Tensor:
     """Min-max normalisation to [0, 1]; a vector constant but for rounding becomes zeros."""
     low, high = values.min(), values.max()
     return (values - low) / (high - low) if high - low > ROUNDING else torch.zeros_like(values)
 
 
 def is_decision_epoch(epoch: int, warmup: int, frequency: int) -> bool:
-    """Whether an edge of each cell type is decided after epoch `epoch`, counted from 0."""
+    """Whether an edge of each cell is decided after epoch `epoch`, counted from 0."""
     return epoch >= warmup and (epoch - warmup) % frequency == 0
 
 

@@ -1,13 +1,19 @@
-"""The loops that the scripts share: train an epoch, evaluate, fit; and their schedules."""
+"""The loops that the scripts share: train an epoch, evaluate, fit; loss, EMA and schedules.
+
+`args` is everywhere the parsed command line; the functions name the flags that they read.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice, repeat
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +22,6 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from common import ranks
 from data.augment import (
     Augmentation,
     count_batches,
@@ -24,22 +29,162 @@ from data.augment import (
     resize,
     training_batches,
 )
-from data.fer2013 import Split
-from data.mix import Mix
-from data.views import over_views
-from model import Network, folded
-from utils import LOGGER_NAME, Interrupted, Meter, Stop, UserError, derive_seed
+from data.mix import Mix, mixing
+from data.relabel import Relabelling
+from data.types import Split
+from data.views import tta_predict
+from model import Network, fuse_batch_norms
+from utils import (
+    LOGGER_NAME,
+    AverageMeter,
+    GracefulStop,
+    Interrupted,
+    UserError,
+    average_gradients,
+    broadcast_model,
+    derive_seed,
+    gather_rows,
+    hide_progress,
+    load_state,
+    rank,
+    reading,
+    shard,
+    stop_on_signals,
+)
 
 _log = logging.getLogger(LOGGER_NAME)
 
-# The stream of the numbers drawn inside a step (drop-path); data.augment names the others.
+# The random stream of a step (drop-path); data.augment names the others.
 STEP_STREAM = 2
-# Where a warm-up starts, as a share of the highest rate (Smith and Topin's one cycle, 2018).
+# The learning rate at the start of a warm-up, relative to the highest (Smith and Topin, 2018).
 WARMUP_START = 1 / 25
 
-Relabel = Callable[[Tensor, Tensor], Tensor]
-Criterion = Callable[[Tensor, Tensor], Tensor]
+Predict = Callable[[Tensor], Tensor]
 Forward = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+
+
+# --- a run and its progress
+
+
+@dataclass
+class Run:
+    """Where a run computes and writes, and what ends it early.
+
+    `folder` is the run folder; `resumed` the content of its checkpoint at --resume, else None.
+    """
+
+    folder: Path
+    device: torch.device
+    precision: torch.autocast
+    stop: GracefulStop = field(default_factory=GracefulStop)
+    resumed: dict[str, Any] | None = None
+
+    @contextmanager
+    def interruptible(self, minutes: float | None = None, *, resumable: bool = True) -> Iterator:
+        """Let SIGINT, SIGTERM and `minutes` end the block early, with everything saved."""
+        with stop_on_signals(minutes, resumable=resumable) as self.stop:
+            yield
+
+    def check_stop(self) -> None:
+        """Raise Interrupted when the run should end."""
+        if self.stop.reason:
+            raise Interrupted(self.stop)
+
+    def log_epoch(self, record: Mapping[str, Any], epochs: int) -> None:
+        """Log the record of an epoch: `epoch 3/600 lr 0.02498 train_loss 1.2345 ... seconds 12.3`.
+
+        Every loop calls it once an epoch; another logger is added here.
+        """
+        values = (
+            f"{name} {value:.4g}" if name == "lr" else f"{name} {value:.4f}"
+            for name, value in record.items()
+            if name != "epoch" and isinstance(value, float)
+        )
+        _log.info("epoch %d/%d %s", record["epoch"], epochs, " ".join(values))
+
+
+@dataclass
+class Progress:
+    """Where a run stands: finished epochs, steps and sums of the current one, and its history.
+
+    `history` holds a record of plain values an epoch; `extra` plain values of the script.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return asdict(self)
+
+
+@contextmanager
+def recorded_epoch(
+    run: Run, progress: Progress, epochs: int, save: Callable[[], None]
+) -> Iterator[dict[str, Any]]:
+    """The tail of an epoch, the same in every loop: record, log, save.
+
+    Yields the record, which the block fills. After the block the epoch counts as finished; when it
+    is interrupted, its steps so far are saved.
+    """
+    started = time.monotonic()
+    record: dict[str, Any] = {"epoch": progress.epoch + 1}
+    try:
+        yield record
+    except Interrupted:
+        progress.seconds += time.monotonic() - started
+        save()
+        raise
+    record["seconds"] = progress.seconds + time.monotonic() - started
+    progress.history.append(record)
+    progress.epoch, progress.step = progress.epoch + 1, 0
+    progress.sums, progress.seconds = [0.0, 0.0, 0.0], 0.0
+    run.log_epoch(record, epochs)
+    save()
+
+
+def best_epoch(history: list[dict[str, Any]], key: str) -> int:
+    """The number of the first epoch whose `key` is highest."""
+    return max(history, key=lambda record: (record[key], -record["epoch"]))["epoch"]
+
+
+def first_epoch_reaching(history: list[dict[str, Any]], key: str, value: float) -> int | None:
+    """The number of the first epoch whose `key` is at least `value`, or None."""
+    return next((record["epoch"] for record in history if record[key] >= value), None)
+
+
+def report_step(
+    model: nn.Module, meter: AverageMeter, progress: Progress, steps: int, report_freq: int
+) -> None:
+    """Every `report_freq` steps log the figures of the epoch so far; waits for the device.
+
+    Raises UserError when they are not finite.
+    """
+    if progress.step % report_freq == 0:
+        loss, accuracy = meter.read()
+        title = f"epoch {progress.epoch + 1}"
+        _log.info("%s step %d/%d loss %.4f top-1 %.2f", title, progress.step, steps, loss, accuracy)
+        require_finite(model, loss, f"{title}, step {progress.step}")
+
+
+def require_finite(model: nn.Module, loss: float, where: str) -> None:
+    """Raise UserError unless the loss, all weights and batch-norm statistics are finite."""
+    # One question to the device, not one for each tensor.
+    tensors = (*model.parameters(), *model.buffers())
+    finite = torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
+    if math.isfinite(loss) and bool(finite):
+        return
+    raise UserError(
+        f"{where}: the loss is {loss:.4g} or a weight is not finite; the last checkpoint is kept, "
+        "but would end alike: start again with a lower --learning_rate"
+    )
+
+
+# --- schedules and precision
 
 
 def cosine(progress: float, first: float, last: float = 0.0) -> float:
@@ -47,20 +192,46 @@ def cosine(progress: float, first: float, last: float = 0.0) -> float:
     return last + 0.5 * (first - last) * (1.0 + math.cos(math.pi * progress))
 
 
-def one_cycle(epoch: float, *, epochs: int, highest: float, warmup_epochs: int = 0) -> float:
-    """Learning rate after `epoch` of `epochs` epochs, of which a part may have passed.
+def learning_rate_at(epoch: float, args: Namespace) -> float:
+    """Learning rate after `epoch` epochs, of which the last may be a fraction.
 
-    It rises linearly from `WARMUP_START * highest` over `warmup_epochs`, then falls along a half
-    cosine to 0 at `epochs`; without a warm-up it is the cosine alone.
+    Linear from `WARMUP_START` times --learning_rate over --warmup_epochs, then a half cosine to 0
+    at --epochs.
     """
-    if epoch < warmup_epochs:
-        return highest * (WARMUP_START + (1.0 - WARMUP_START) * epoch / warmup_epochs)
-    return cosine((epoch - warmup_epochs) / (epochs - warmup_epochs), highest)
+    highest, warmup = args.learning_rate, args.warmup_epochs
+    if epoch < warmup:
+        return highest * (WARMUP_START + (1.0 - WARMUP_START) * epoch / warmup)
+    return cosine((epoch - warmup) / (args.epochs - warmup), highest)
 
 
-def rising(epoch: int, epochs: int, highest: float) -> float:
-    """Drop-path probability of an epoch: linear from 0 over `epochs` to `highest`, then that."""
+def linear_ramp(epoch: int, epochs: int, highest: float) -> float:
+    """Linear from 0 over `epochs` epochs to `highest`, then constant."""
     return highest * min(1.0, epoch / epochs)
+
+
+def size_at(epoch: int, args: Namespace) -> int | None:
+    """Side of the training images in pixels by --sizes and --size_epochs; None: not resized."""
+    for size, epochs in zip(args.sizes, args.size_epochs, strict=True):
+        if epoch < epochs:
+            return size
+        epoch -= epochs
+    return None
+
+
+@dataclass(frozen=True)
+class DropPath:
+    """The drop-path schedule: a linear ramp to `prob` over `epochs`, of which `start_epoch` passed.
+
+    Fine-tuning continues the ramp of the checkpoint that it starts from.
+    """
+
+    start_epoch: int
+    epochs: int
+    prob: float
+
+    def at(self, epoch: int) -> float:
+        """The probability in epoch `epoch` of the run."""
+        return linear_ramp(self.start_epoch + epoch, self.epochs, self.prob)
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
@@ -72,53 +243,165 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def require_finite(model: nn.Module, loss: float, where: str) -> None:
-    """Raise UserError when the loss or a weight is not finite: what is saved must be usable.
+# --- the loss
 
-    Weights with what batch norms keep of activations, which overflows first.
+
+def objective(
+    logits: Tensor, targets: Tensor, args: Namespace, taught: Tensor | None = None
+) -> Tensor:
+    """What training minimises: cross entropy, smoothed, and distillation where there is a teacher.
+
+    `logits` and `taught`, the teacher's, are (B, K); `targets` int64 (B,) or shares of the classes
+    (B, K). --label_smoothing of each target is spread over all classes (Szegedy et al., 2016);
+    with `taught` the loss is (1 - w) times that plus w times `distillation`, w = --teacher_weight.
     """
-    # One question to the device, not one a tensor.
-    tensors = (*model.parameters(), *model.buffers())
-    finite = torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
-    if math.isfinite(loss) and bool(finite):
-        return
-    raise UserError(
-        f"{where}: the loss is {loss:.4g} or a weight is not finite; the last checkpoint is kept, "
-        "but would end alike: start again with a lower --learning_rate"
+    hard = F.cross_entropy(logits, targets, label_smoothing=args.label_smoothing)
+    if taught is None:
+        return hard
+    return torch.lerp(hard, distillation(logits, taught, args.temperature), args.teacher_weight)
+
+
+def distillation(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(taught / T) || softmax(logits / T)), mean over the batch.
+
+    Both (B, K); T^2 keeps the gradient as large as that of the labels (Hinton et al., 2015).
+    """
+    given, wanted = (F.log_softmax(each / temperature, dim=1) for each in (logits, taught))
+    return temperature**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
+
+
+# --- what is trained
+
+
+class ModelEma(AveragedModel):
+    """Exponential moving average of a network, batch-norm statistics included.
+
+    e = d e + (1 - d) w after each step, with d = min(decay, (1 + n) / (10 + n)) after n steps as in
+    TensorFlow's ExponentialMovingAverage, so that the first weights and variances are soon
+    forgotten. The first step is copied, as are integers.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move towards `model`, without waiting for the device as torch's own method does."""
+        steps = int(self.n_averaged)  # on the CPU, wherever the network is
+        share = 1.0 if steps == 0 else max(1 - self.decay, 9 / (10 + steps))
+        averages = [*self.module.parameters(), *self.module.buffers()]
+        values = [*model.parameters(), *model.buffers()]
+        moving: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for average, value in zip(averages, values, strict=True):
+            if average.is_floating_point():
+                moving[0].append(average)
+                moving[1].append(value)
+            else:
+                average.copy_(value)
+        torch._foreach_lerp_(*moving, share)
+        self.n_averaged += 1
+
+
+class TrainState:
+    """All that training changes: model, optimizer, EMA where there is one, and progress.
+
+    To use another optimizer, change `build_optimizer`.
+    """
+
+    def __init__(self, model: Network, args: Namespace, drop_path: DropPath) -> None:
+        self.model = model
+        self.optimizer = build_optimizer(model.parameters(), args)
+        self.ema = ModelEma(model, args.ema) if args.ema > 0 else None
+        self.progress = Progress()
+        self.drop_path = drop_path
+
+    @property
+    def weights(self) -> Network:
+        """The network that is evaluated and saved as weights: the EMA where there is one."""
+        return self.model if self.ema is None else self.ema.module  # type: ignore[return-value]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values from which `load_state_dict` continues exactly."""
+        return {
+            "state_dict": self.model.state_dict(),
+            "average": None if self.ema is None else self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "state": self.progress.to_dict(),
+        }
+
+    def load_state_dict(self, found: Mapping[str, Any], source: Path | str) -> None:
+        """Continue from `found`, the content of the file `source`; UserError when it does not fit.
+
+        Settings of the optimizer stay those of the flags.
+        """
+        with reading(source, "a checkpoint of the same script and version"):
+            load_state(self.model, found["state_dict"], source)
+            if self.ema is not None:
+                load_state(self.ema, found["average"], source)
+            load_optimizer(self.optimizer, found["optimizer"])
+            self.progress = Progress(**found["state"])
+            if len(self.progress.history) != self.progress.epoch:
+                raise ValueError(f"{len(self.progress.history)} records of {self.progress.epoch}")
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], args: Namespace) -> torch.optim.Optimizer:
+    """SGD with the flags of training: the only place where the optimizer of weights is made."""
+    return torch.optim.SGD(
+        parameters,
+        lr=args.learning_rate,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        nesterov=args.nesterov,
     )
 
 
-@dataclass
-class TrainState:
-    """Where a run stands: finished epochs, steps and sums of the one under way, and its record.
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Load what an optimizer keeps of each parameter; its settings stay those of the flags.
 
-    `extra` is the script's own: plain values of the epoch under way that it must not lose.
+    Raises ValueError for values that are not finite or not of the parameters' shapes.
     """
-
-    epoch: int = 0
-    step: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    def end_epoch(self, record: dict[str, Any], started: float) -> None:
-        """Keep the record of the epoch that `started`, by time.monotonic, and go on to the next."""
-        record["seconds"] = self.seconds + time.monotonic() - started
-        self.history.append(record)
-        self.epoch, self.step, self.sums, self.seconds = self.epoch + 1, 0, [0.0, 0.0, 0.0], 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
-        return asdict(self)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, kept in saved["state"].items():
+        for value in kept.values():
+            if torch.is_tensor(value) and not (
+                value.shape in ((), parameters[index].shape) and bool(value.isfinite().all())
+            ):
+                raise ValueError(f"the optimizer does not fit parameter {index}")
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": dict(saved["state"]), "param_groups": groups})
 
 
-def report_step(model: nn.Module, meter: Meter, state: TrainState, steps: int) -> None:
-    """Log the epoch's figures so far; UserError when they are not finite. Waits for the device."""
-    loss, accuracy = meter.read()
-    title = f"epoch {state.epoch + 1}"
-    _log.info("%s step %d/%d loss %.4f top-1 %.2f", title, state.step, steps, loss, accuracy)
-    require_finite(model, loss, f"{title}, step {state.step}")
+def compiled(model: nn.Module, batch_size: int) -> Forward:
+    """`model` compiled by torch.compile for whole batches; smaller batches run uncompiled.
+
+    Where compilation is not possible, a warning says so and all batches run uncompiled.
+    """
+    fast: Forward | None = None
+    usable = True
+
+    def forward(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        nonlocal fast, usable
+        if not usable or len(images) != batch_size:
+            return model(images)
+        first = fast is None
+        try:
+            if fast is None:
+                fast = torch.compile(model, dynamic=False)
+            return fast(images)
+        except Exception as error:
+            # After a first success only errors of the compiler are no reason to stop.
+            if not first and not type(error).__module__.startswith("torch._"):
+                raise
+            usable = False
+            reason = " ".join(str(error).split())[:200]
+            _log.warning("--compile: not possible here, going on without (%s)", reason)
+            return model(images)
+
+    return forward
+
+
+# --- evaluation
 
 
 @dataclass(frozen=True)
@@ -146,304 +429,213 @@ class Scores:
 
 @torch.inference_mode()
 def evaluate(
-    predict: Callable[[Tensor], Tensor],
-    split: Split,
-    *,
-    batch_size: int,
-    precision: torch.autocast,
-    stop: Stop,
-    title: str = "evaluation",
+    predict: Predict, split: Split, batch_size: int, run: Run, title: str = "evaluation"
 ) -> Scores:
     """Logits of every image of `split`, whole and unaugmented, in order.
 
-    `predict` maps float32 (B, 1, 48, 48) in [0, 1] to logits (B, K) and is in evaluation mode.
-    Each rank predicts its share of the images, and all get the logits of all. Raises Interrupted
-    when `stop` says so.
+    `predict` maps float32 (B, 1, H, W) in [0, 1] to logits (B, K) and is in evaluation mode. Each
+    process predicts its shard, and all get the logits of all. Raises Interrupted.
     """
     logits = []
-    share = ranks.own_share(len(split.images))
-    batches = evaluation_batches(split.map(lambda t: t[share.rows]), batch_size=batch_size)
-    total = count_batches(share.largest, batch_size)
-    # As many rounds on every rank, as all ask `stop` together.
+    own = shard(len(split.images))
+    batches = evaluation_batches(split.map(lambda t: t[own.rows]), batch_size=batch_size)
+    total = count_batches(own.largest, batch_size)
+    # As many rounds in every process, as all ask `run.stop` together.
     rounds = islice(chain(batches, repeat(None)), total)
-    for images in tqdm(rounds, title, total, leave=False, disable=ranks.hidden()):
+    for images in tqdm(rounds, title, total, leave=False, disable=hide_progress()):
         if images is not None:
-            with precision:
+            with run.precision:
                 logits.append(predict(images).float())
-        if stop.reason:
-            raise Interrupted(stop)
-    own = torch.cat(logits)[: share.count].cpu()
-    return Scores(ranks.gather(own), split.labels.cpu())
+        run.check_stop()
+    return Scores(gather_rows(torch.cat(logits)[: own.count].cpu()), split.labels.cpu())
 
 
-def network_predictor(model: Network) -> Callable[[Tensor], Tensor]:
+def network_predictor(model: Network) -> Predict:
     """`model`, as it is now, as a function from images to the logits of evaluation mode."""
-    network = folded(model)
+    network = fuse_batch_norms(model)
     return lambda images: network(images)[0]
 
 
-def final_weights(model: Network, average: AveragedModel | None) -> Network:
-    """What is evaluated and saved: `average` of the weights of `model`, where there is one."""
-    return model if average is None else average.module
-
-
-def compiled(model: nn.Module, batch_size: int) -> Forward:
-    """`model`, compiled by torch.compile for whole batches; the last one of an epoch runs as ever.
-
-    Where there is no compiler for it, a warning says so and all batches run as ever.
-    """
-    fast: Forward | None = None
-    usable = True
-
-    def forward(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        nonlocal fast, usable
-        if not usable or len(images) != batch_size:
-            return model(images)
-        first = fast is None
-        try:
-            if first:
-                fast = torch.compile(model, dynamic=False)
-            return fast(images)
-        except Exception as error:
-            # Of a forward that ran once, only what the compiler says is no reason to stop.
-            if not first and not type(error).__module__.startswith("torch._"):
-                raise
-            usable = False
-            reason = " ".join(str(error).split())[:200]
-            _log.warning("--compile: not possible here, going on without (%s)", reason)
-            return model(images)
-
-    return forward
-
-
 def evaluate_splits(
-    model: nn.Module,
-    splits: Mapping[str, Split],
-    *,
-    batch_size: int,
-    precision: torch.autocast,
-    stop: Stop,
-    tta: str = "none",
+    model: Network, splits: Mapping[str, Split], batch_size: int, run: Run, tta: str = "none"
 ) -> dict[str, Scores]:
     """`evaluate` a network on each of `splits`, by name, averaged over the views of `tta`."""
-    predict = over_views(network_predictor(model), tta)
+    predict = tta_predict(network_predictor(model), tta)
     return {
-        name: evaluate(
-            predict,
-            split,
-            batch_size=batch_size,
-            precision=precision,
-            stop=stop,
-            title=name,
-        )
+        name: evaluate(predict, split, batch_size, run, title=name)
         for name, split in splits.items()
     }
 
 
-def train_one_epoch(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    optimizer: torch.optim.Optimizer,
-    *,
-    forward: Forward,
-    state: TrainState,
-    steps: int,
-    seed: int,
-    learning_rate_at: Callable[[int], float],
-    auxiliary_weight: float,
-    grad_clip: float,
-    precision: torch.autocast,
-    report_freq: int,
-    stop: Stop,
-    criterion_for: Callable[[Tensor], Criterion] = lambda _images: F.cross_entropy,
-    relabel: Relabel | None = None,
-    mix: Mix | None = None,
-    average: AveragedModel | None = None,
-    size: int | None = None,
-) -> Meter:
-    """Train on the batches of epoch `state.epoch` from step `state.step` on, until `stop` says so.
+# --- training
 
-    `batches` yields images (B, 1, H, W) and labels (B,); `forward` is `model`, or that compiled;
-    `learning_rate_at` maps a step to its rate. `criterion_for(images)` maps logits and targets to
-    the loss; `relabel(logits, labels)` may replace a step's labels, or `mix(images, labels)` both
-    images and labels, by targets (B, K); `average` follows the weights. Where `size` is given, the
-    network sees the images resized to it, `criterion_for` as they are. Each rank takes its share
-    of every batch, and all step along the mean gradient of the batch. Advances `state.step` and
-    `state.sums`, and returns the meter of the epoch, counted against the labels as given, of mixed
-    images the class with the larger share.
+
+def train_one_epoch(
+    train: TrainState,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    args: Namespace,
+    run: Run,
+    *,
+    steps: int,
+    forward: Forward,
+    teacher: Predict | None = None,
+    mix: Mix | None = None,
+    relabel: Relabelling | None = None,
+) -> AverageMeter:
+    """Train on the batches of the current epoch from step `train.progress.step` on.
+
+    `batches` yields images (B, 1, H, W) and labels (B,) of the whole batch, of which each process
+    takes its shard; all step along the mean gradient. `forward` is the model, or that compiled.
+    `teacher` sees the images at full size, the network at `size_at`. `mix` replaces images and
+    labels by mixtures and targets (B, K); `relabel` may replace the labels of a step. Flags read:
+    seed, report_freq, grad_clip, auxiliary_weight, and those of `objective`, `size_at` and
+    `learning_rate_at`.
+
+    Returns the meter of the epoch, against the labels as given, or for mixed images the class with
+    the larger share. Ends early when `run.stop` says so.
     """
+    model, progress = train.model, train.progress
     model.train()
     device = next(model.parameters()).device
-    meter = Meter(device, state.sums)
-    title = f"epoch {state.epoch + 1}"
-    first = state.step
-    hidden = ranks.hidden()
-    bar = tqdm(batches, title, steps, initial=first, leave=False, disable=hidden, unit="step")
-    for step, (images, labels) in enumerate(bar, first):
-        # Everything random inside a step hangs on its number, so that a run can resume anywhere.
-        torch.manual_seed(derive_seed(seed, STEP_STREAM, state.epoch, step))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step)
+    meter = AverageMeter(device, progress.sums)
+    size = size_at(progress.epoch, args)
+    bar = tqdm(
+        batches,
+        f"epoch {progress.epoch + 1}",
+        steps,
+        initial=progress.step,
+        leave=False,
+        disable=hide_progress(),
+        unit="step",
+    )
+    for step, (images, labels) in enumerate(bar, progress.step):
+        # All random numbers of a step depend on its number, so that a run resumes exactly.
+        torch.manual_seed(derive_seed(args.seed, STEP_STREAM, progress.epoch, step))
+        for group in train.optimizer.param_groups:
+            group["lr"] = learning_rate_at(progress.epoch + step / steps, args)
         targets = labels
         if mix is not None:
             images, targets = mix(images, labels)
             labels = targets.argmax(dim=1)
-        # Only now: what an image is mixed with does not hang on the number of ranks.
-        share = ranks.own_share(len(images))
-        images, labels, targets = (each[share.rows] for each in (images, labels, targets))
-        if ranks.rank() > 0:
-            torch.manual_seed(derive_seed(seed, STEP_STREAM, state.epoch, step, ranks.rank()))
-        with precision:
-            criterion = criterion_for(images)
+        # After mixing, which must not depend on the number of processes.
+        own = shard(len(images))
+        images, labels, targets = (each[own.rows] for each in (images, labels, targets))
+        if rank() > 0:
+            torch.manual_seed(derive_seed(args.seed, STEP_STREAM, progress.epoch, step, rank()))
+
+        with run.precision:
+            taught = None if teacher is None else teacher(images).float()
             logits, auxiliary_logits = forward(resize(images, size))
-        if relabel is not None and share.count:
+        if relabel is not None and own.count:
             targets = relabel(logits.detach().float(), labels)
-        loss = total = criterion(logits.float(), targets)
+        loss = total = objective(logits.float(), targets, args, taught)
         if auxiliary_logits is not None:
-            total = loss + auxiliary_weight * criterion(auxiliary_logits.float(), targets)
-        optimizer.zero_grad(set_to_none=True)
+            auxiliary_loss = objective(auxiliary_logits.float(), targets, args, taught)
+            total = loss + args.auxiliary_weight * auxiliary_loss
+        train.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        ranks.average_step(model, share.weight)
-        nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-        optimizer.step()
-        if average is not None:
-            average.update_parameters(model)
-        if share.count:
+        average_gradients(model, own.weight)
+        nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
+        train.optimizer.step()
+        if train.ema is not None:
+            train.ema.update_parameters(model)
+
+        if own.count:
             meter.update(loss, logits, labels)
-        state.step = step + 1
-        if state.step % report_freq == 0:
-            report_step(model, meter, state, steps)
-        if stop.reason:
+        progress.step = step + 1
+        report_step(model, meter, progress, steps, args.report_freq)
+        if run.stop.reason:
             break
-    state.sums = meter.totals()
+    progress.sums = meter.totals()
     return meter
 
 
 def fit(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    train: TrainState,
     training: Split,
-    evaluations: dict[str, Split],
+    evaluations: Mapping[str, Split],
+    args: Namespace,
+    run: Run,
     *,
-    state: TrainState,
-    epochs: int,
-    batch_size: int,
-    augmentation: Augmentation,
-    learning_rate: float,
-    warmup_epochs: int,
-    drop_path_at: Callable[[int], float],
-    auxiliary_weight: float,
-    grad_clip: float,
-    seed: int,
-    precision: torch.autocast,
-    report_freq: int,
-    limit_batches: int | None,
-    compile_forward: bool,
-    save: Callable[[TrainState], None],
-    stop: Stop,
-    criterion_for: Callable[[Tensor], Criterion] = lambda _images: F.cross_entropy,
-    relabel_at: Callable[[int], Relabel | None] = lambda _epoch: None,
-    mix_at: Callable[[int], Mix | None] = lambda _epoch: None,
-    average: AveragedModel | None = None,
-    size_at: Callable[[int], int | None] = lambda _epoch: None,
+    save: Callable[[], None],
+    jitter: float = 0.0,
+    teacher: Predict | None = None,
+    relabel: Relabelling | None = None,
 ) -> None:
-    """Train from `state` to `epochs` epochs, evaluating every split of `evaluations` after each.
+    """Train to --epochs epochs, evaluating `train.weights` on every split after each.
 
-    The learning rate follows `one_cycle`, step by step, and would be zero one step after the last.
-    An `average` is evaluated in the place of the model. In an epoch that is mixed no label is
-    relabelled, as the logits of two faces say nothing of the label of one. `size_at(epoch)` is the
-    side in pixels that images are resized to for training, None for no resizing.
-    `save(state)` is called at the start, after every epoch, with its record last in
-    `state.history`, and when `stop` interrupts one. Raises Interrupted when `stop` ended it before
-    the last epoch, UserError when the loss is not finite.
+    `jitter` is that of brightness and contrast. Labels are not repaired in epochs with mixed
+    images, whose logits are of two faces. `save()` is called at the start, after every epoch and
+    when `run.stop` interrupts one. Raises Interrupted before the last epoch, UserError when the
+    loss is not finite. Flags read: those of `train_one_epoch`, epochs, batch_size, limit_batches,
+    compile, mixup, cutmix, mix_off_epochs, and those of `build_augmentation`.
     """
-    steps = count_batches(len(training.images), batch_size, limit_batches)
-    ranks.align(model)
-    forward = compiled(model, ranks.own_share(batch_size).count) if compile_forward else model
-
-    def learning_rate_at(epoch: float) -> float:
-        return one_cycle(epoch, epochs=epochs, highest=learning_rate, warmup_epochs=warmup_epochs)
-
-    # At once, so that a run killed in its first epoch can be resumed.
-    if state.epoch == state.step == 0:
-        save(state)
-    while state.epoch < epochs:
-        epoch, started = state.epoch, time.monotonic()
-        model.drop_path_prob = drop_path_at(epoch)
-        mix = mix_at(epoch)
-        batches = training_batches(
-            training,
-            batch_size=batch_size,
-            augmentation=augmentation,
-            seed=seed,
-            epoch=epoch,
-            first_step=state.step,
-            limit=limit_batches,
+    model, progress = train.model, train.progress
+    if model.auxiliary and any(size < 32 for size in args.sizes):
+        raise UserError(
+            f"--sizes {','.join(map(str, args.sizes))}: the auxiliary head needs 32 pixels; "
+            "expected larger sizes, or a network without it"
         )
-        meter = train_one_epoch(
-            model,
-            batches,
-            optimizer,
-            forward=forward,
-            state=state,
-            steps=steps,
-            seed=seed,
-            learning_rate_at=lambda step, epoch=epoch: learning_rate_at(epoch + step / steps),
-            auxiliary_weight=auxiliary_weight,
-            grad_clip=grad_clip,
-            precision=precision,
-            report_freq=report_freq,
-            stop=stop,
-            criterion_for=criterion_for,
-            relabel=relabel_at(epoch) if mix is None else None,
-            mix=mix,
-            average=average,
-            size=size_at(epoch),
-        )
-        loss, accuracy = meter.read()
-        require_finite(model, loss, f"epoch {epoch + 1}")
-        record: dict[str, Any] = {
-            "epoch": epoch + 1,
-            "lr": learning_rate_at(epoch),
-            "train_loss": loss,
-            "train_accuracy": accuracy,
-        }
-        try:
-            if stop.reason:
-                raise Interrupted(stop)
-            scored = evaluate_splits(
-                final_weights(model, average),
-                evaluations,
-                batch_size=batch_size,
-                precision=precision,
-                stop=stop,
+    steps = count_batches(len(training.images), args.batch_size, args.limit_batches)
+    augmentation = build_augmentation(args, jitter)
+    mix = mixing(args.mixup, args.cutmix, model.classifier.out_features)
+    unmixed = args.epochs // 10 if args.mix_off_epochs is None else args.mix_off_epochs
+    broadcast_model(model)
+    forward = compiled(model, shard(args.batch_size).count) if args.compile else model
+    if progress.epoch == progress.step == 0:
+        save()  # so that a run killed in its first epoch can be resumed
+    while progress.epoch < args.epochs:
+        epoch = progress.epoch
+        model.drop_path_prob = train.drop_path.at(epoch)
+        mix_now = mix if epoch < args.epochs - unmixed else None
+        relabel_now = None
+        if relabel is not None and mix_now is None:
+            counts = progress.extra.pop("counts", None)
+            relabel_now = relabel if relabel.start_epoch(epoch, progress.step, counts) else None
+        with recorded_epoch(run, progress, args.epochs, save) as record:
+            batches = training_batches(
+                training,
+                batch_size=args.batch_size,
+                augmentation=augmentation,
+                seed=args.seed,
+                epoch=epoch,
+                first_step=progress.step,
+                limit=args.limit_batches,
             )
+            meter = train_one_epoch(
+                train,
+                batches,
+                args,
+                run,
+                steps=steps,
+                forward=forward,
+                teacher=teacher,
+                mix=mix_now,
+                relabel=relabel_now,
+            )
+            if relabel_now is not None:
+                progress.extra["counts"] = relabel_now.totals()
+            loss, accuracy = meter.read()
+            require_finite(model, loss, f"epoch {epoch + 1}")
+            record["lr"] = learning_rate_at(epoch, args)
+            record |= {"train_loss": loss, "train_accuracy": accuracy}
+            run.check_stop()
+            scored = evaluate_splits(train.weights, evaluations, args.batch_size, run)
             for name, scores in scored.items():
                 record |= {f"{name}_loss": scores.loss, f"{name}_accuracy": scores.accuracy}
-        except Interrupted:
-            state.seconds += time.monotonic() - started
-            save(state)
-            raise
-        state.end_epoch(record, started)
-        _log.info("%s", format_record(record, epochs))
-        save(state)
+            if relabel_now is not None:
+                repairs = relabel_now.read()
+                record |= repairs.record()
+                _log.info("%s", repairs.describe())
+                progress.extra.setdefault("changes", []).extend(repairs.rows(epoch + 1))
+                del progress.extra["counts"]
 
 
-def best_epoch(history: list[dict[str, Any]], key: str) -> int:
-    """The number of the first epoch whose `key` is highest."""
-    return max(history, key=lambda record: (record[key], -record["epoch"]))["epoch"]
-
-
-def first_epoch_reaching(history: list[dict[str, Any]], key: str, value: float) -> int | None:
-    """The number of the first epoch whose `key` is at least `value`, or None."""
-    return next((record["epoch"] for record in history if record[key] >= value), None)
-
-
-def format_record(record: dict[str, Any], epochs: int) -> str:
-    """A line for the log: `epoch 3/600 lr 0.02498 train_loss 1.2345 ... seconds 12.3`."""
-    values = (
-        f"{name} {value:.4g}" if name == "lr" else f"{name} {value:.4f}"
-        for name, value in record.items()
-        if name != "epoch" and isinstance(value, float)
+def build_augmentation(args: Namespace, jitter: float = 0.0) -> Augmentation:
+    """The augmentation of training images by --cutout, --cutout_length, --affine and --erasing."""
+    return Augmentation(
+        jitter=jitter,
+        cutout=args.cutout_length if args.cutout else 0,
+        affine=getattr(args, "affine", 0.0),
+        erasing=getattr(args, "erasing", 0.0),
     )
-    return f"epoch {record['epoch']}/{epochs} " + " ".join(values)

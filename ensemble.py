@@ -10,154 +10,155 @@ members agree.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from typing import Any
 
 import torch
 
-from common import arguments, cli
+from common import arguments
+from common.cli import resolve_device, run_script, start_run
 from common.report import format_table, headline, report_split, write_summary
-from common.weights import find_weights, load_trained, network_parser
-from data.augment import spread
-from data.fer2013 import CLASSES, load_fer2013
-from engine import Scores, autocast, evaluate_splits
-from utils import UserError, create_run_folder, describe_machine, open_log, stop_on_signals
+from common.training import EVALUATED, evaluation_splits
+from common.weights import find_weights, load_trained
+from data.fer2013 import load_fer2013
+from data.types import CLASSES
+from engine import Scores, evaluate_splits
+from utils import LOGGER_NAME, UserError, open_log
 
-SPLITS = ("PublicTest", "PrivateTest")
+_log = logging.getLogger(LOGGER_NAME)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        parents=[
-            arguments.common_parser(batch_size=64, batch_why="the published value", seed=0),
-            arguments.folder_parser(label="ensemble"),
-            network_parser(layers=False),
-            arguments.tta_parser(),
-        ],
-    )
+    parser = arguments.new_parser(__doc__)
     # fmt: off
     add = parser.add_argument_group("the members").add_argument
     add("--model_names", type=arguments.names, required=True, metavar="A,B,...",
-        help="checkpoints or run folders, as given, with .pt added, or inside --model_path "
-        "(no default: the members are what the ensemble is)")
+        help="checkpoints or run folders, as given, with .pt added or inside --model_path, or "
+        "names of weights in checkpoints/")
     add("--layers", type=depths, default=[], metavar="L,M,...",
-        help="cells of each member (default: what its checkpoint says, 12 for a bare state dict)")
+        help="cells of each member (default: as its checkpoint says, 12 for a bare state dict)")
     # fmt: on
+    arguments.add_network_arguments(parser)
+    arguments.add_data_arguments(parser, batch_size=64, seed=0)
+    arguments.add_folder_arguments(parser)
+    arguments.add_tta_argument(parser)
+    parser.set_defaults(script="ensemble.py")
     return parser
 
 
 def depths(text: str) -> list[int]:
-    """argparse type: positive integers separated by commas."""
-    return [arguments.positive_int(each) for each in arguments.names(text)]
+    """argparse type: numbers of cells separated by commas."""
+    return [arguments.cells(each) for each in arguments.names(text)]
 
 
-def average(members: list[Scores]) -> Scores:
-    """The mean of the members' logits; they have seen the same images."""
+def mean_scores(members: list[Scores]) -> Scores:
+    """The mean of the members' logits on the same images."""
     logits = torch.stack([member.logits.double() for member in members]).mean(dim=0)
     return Scores(logits.float(), members[0].labels)
 
 
 def agreement(members: list[Scores]) -> list[list[float]]:
-    """How often members i and j name the same class, in percent: a symmetric table."""
+    """How often members i and j predict the same class, in percent: a symmetric table."""
     votes = [member.predictions for member in members]
     return [[100.0 * (a == b).double().mean().item() for b in votes] for a in votes]
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
-    log = open_log()
-    device = cli.resolve_device(args.device, args.gpu)
-    precision = autocast(device, args.amp)
-    if len(args.layers) > len(args.model_names):
-        log.warning(
-            "--layers: %d depths for %d models; not used: %s",
-            len(args.layers), len(args.model_names),
-            ",".join(map(str, args.layers[len(args.model_names) :])),
-        )  # fmt: skip
-    elif 0 < len(args.layers) < len(args.model_names):
-        raise UserError(
-            f"--layers: {len(args.layers)} depths found, expected one for each of the "
-            f"{len(args.model_names)} models, or none"
+def member_depths(args: argparse.Namespace) -> list[int | None]:
+    """The number of cells that --layers gives each member, None for none given."""
+    names, layers = args.model_names, args.layers
+    if len(layers) > len(names):
+        unused = ",".join(map(str, layers[len(names) :]))
+        _log.warning(
+            "--layers: %d depths for %d models; not used: %s", len(layers), len(names), unused
         )
-    # All of them before the first is evaluated: a missing one is told at once.
+    elif 0 < len(layers) < len(names):
+        raise UserError(
+            f"--layers: {len(layers)} depths found, expected one for each of the {len(names)} "
+            "models, or none"
+        )
+    return [*layers[: len(names)], *[None] * (len(names) - len(layers))]
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    open_log()
+    device = resolve_device(args)
+    layers = member_depths(args)
     paths = [find_weights("--model_names", each, args.model_path) for each in args.model_names]
     flags = {"init_channels": args.init_channels, "arch": args.arch}
-    wanted = [*args.layers, *[None] * len(paths)][: len(paths)]
-    for path, layers in zip(paths, wanted, strict=True):
-        load_trained(path, layers=layers, **flags)
-    splits = load_fer2013(args.data, report=log.info)
-    limit = args.limit_batches and args.limit_batches * args.batch_size
-    parts = {
-        name: spread(splits[name], limit).map(lambda tensor: tensor.to(device)) for name in SPLITS
+    # All of them before the first is evaluated, so that errors are reported at once.
+    for path, depth in zip(paths, layers, strict=True):
+        load_trained(path, layers=depth, **flags)
+    splits = {
+        name: split.map(lambda t: t.to(device))
+        for name, split in evaluation_splits(load_fer2013(args.data), args).items()
     }
-    run = create_run_folder(args.model_path, args.save, "ensemble")
-    log = open_log(run)
-    log.info("%s", describe_machine(device))
 
-    members: dict[str, list[Scores]] = {name: [] for name in SPLITS}
-    parameters, started = [], time.monotonic()
-    with stop_on_signals(resumable=False) as stop:
-        for path, layers in zip(paths, wanted, strict=True):
+    run = start_run(args, device, "ensemble")
+    started = time.monotonic()
+    members: dict[str, list[Scores]] = {name: [] for name in EVALUATED}
+    parameters = []
+    with run.interruptible(resumable=False):
+        for path, depth in zip(paths, layers, strict=True):
             # One network at a time, so that memory does not grow with their number.
-            model = load_trained(path, layers=layers, **flags).model.to(device)
+            model = load_trained(path, layers=depth, **flags).model.to(device)
             parameters.append(model.size)
-            scored = evaluate_splits(
-                model,
-                parts,
-                batch_size=args.batch_size,
-                precision=precision,
-                stop=stop,
-                tta=args.tta,
-            )
+            scored = evaluate_splits(model, splits, args.batch_size, run, args.tta)
             for name, scores in scored.items():
                 members[name].append(scores)
-    ensemble = {name: average(scores) for name, scores in members.items()}
+    ensemble = {name: mean_scores(scores) for name, scores in members.items()}
     agreements = {name: agreement(scores) for name, scores in members.items()}
     summary = write_summary(
-        run,
-        script="ensemble.py",
+        run.folder,
+        args,
         protocol=None,
-        seed=args.seed,
         checkpoints=[str(path) for path in paths],
         genotype=None,
         parameters=sum(parameters),
         epochs=0,
         seconds=time.monotonic() - started,
-        figures={name: report_split(name, each, CLASSES, run) for name, each in ensemble.items()},
-        members=[
-            {
-                "checkpoint": str(path),
-                "parameters": parameters[k],
-                "figures": {
-                    name: headline(members[name][k].accuracy, len(members[name][k].labels))
-                    for name in SPLITS
-                },
-            }
-            for k, path in enumerate(paths)
-        ],
-        tta=args.tta,
-        agreement=agreements,
+        figures={
+            name: report_split(name, each, CLASSES, run.folder) for name, each in ensemble.items()
+        },
+        details={
+            "members": [
+                {
+                    "checkpoint": str(path),
+                    "parameters": parameters[k],
+                    "figures": {
+                        name: headline(members[name][k].accuracy, len(members[name][k].labels))
+                        for name in EVALUATED
+                    },
+                }
+                for k, path in enumerate(paths)
+            ],
+            "tta": args.tta,
+            "agreement": agreements,
+        },
     )
-    rows = [
-        [f"{k + 1} {path}", f"{parameters[k]:,}", *(members[name][k].accuracy for name in SPLITS),
-         *agreements["PrivateTest"][k]]
+
+    rows: list[list[Any]] = [
+        [
+            f"{k + 1} {path}",
+            f"{parameters[k]:,}",
+            *(members[name][k].accuracy for name in EVALUATED),
+            *agreements["PrivateTest"][k],
+        ]
         for k, path in enumerate(paths)
-    ]  # fmt: skip
-    rows.append(
-        [f"ensemble of {len(paths)}", f"{sum(parameters):,}",
-         *(ensemble[name].accuracy for name in SPLITS), *[""] * len(paths)]
-    )  # fmt: skip
-    columns = ["top-1 accuracy in %", "parameters", *SPLITS]
+    ]
+    own = [ensemble[name].accuracy for name in EVALUATED]
+    rows.append([f"ensemble of {len(paths)}", f"{sum(parameters):,}", *own, *[""] * len(paths)])
+    columns = ["top-1 accuracy in %", "parameters", *EVALUATED]
     columns += [f"like {k + 1}" for k in range(len(paths))]
-    log.info(
-        "\n%s\n\nlike K: answers on PrivateTest that are also member K's, in %%; "
+    _log.info(
+        "\n%s\n\nlike K: predictions on PrivateTest equal to member K's, in %%; "
         "reports and pictures in %s",
         format_table(columns, rows),
-        run,
+        run.folder,
     )
     return summary
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, build_parser()))
+    sys.exit(run_script(main, build_parser()))

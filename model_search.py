@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genotypes import PRIMITIVES
-from operations import ConcatNodes, ConvBlock, build_primitive, preprocessing
+from operations import ConvBlock, build_primitive, concat_nodes, preprocessing
 
 NODES = 4
 # The edges of a cell as (node, source): sources 0 and 1 are the cell's inputs, node j is source
@@ -27,7 +27,7 @@ POOLS = tuple(i for i, name in enumerate(PRIMITIVES) if name.endswith("_pool_3x3
 
 
 class Source:
-    """A state of a cell with what its edges share, each computed when an edge first asks for it."""
+    """A state of a cell, and what its edges share, computed when an edge first needs it."""
 
     def __init__(self, x: Tensor, pools: Mapping[int, nn.Module]) -> None:
         self.x = x
@@ -36,7 +36,7 @@ class Source:
 
     @cached_property
     def positive(self) -> Tensor:
-        """x after the ReLU that every convolution but the ghost's begins with."""
+        """x after the ReLU with which every convolution but the ghost's begins."""
         return F.relu(self.x)
 
     def pooled(self, primitive: int) -> Tensor:
@@ -47,7 +47,7 @@ class Source:
 
 
 class MixedOp(nn.Module):
-    """All primitives of one edge; `pools`: those that all edges of its source share."""
+    """All primitives of one edge; `pools` are shared by all edges of its source."""
 
     def __init__(self, channels: int, stride: int, pools: Mapping[int, nn.Module]) -> None:
         super().__init__()
@@ -56,37 +56,43 @@ class MixedOp(nn.Module):
             for index, name in enumerate(PRIMITIVES)
         )
         self._blocks = [i for i, op in enumerate(self._ops) if isinstance(op, ConvBlock)]
-        # `none` adds zeros; its weight acts through the softmax alone.
+        # `none` adds zeros; its weight only acts through the softmax.
         self._others = [i for i in range(1, len(PRIMITIVES)) if i not in self._blocks]
 
     def forward(self, source: Source, scales: Tensor, state: int) -> Tensor:
-        """`state` is OPEN, for the sum weighted by `scales`, or the primitive decided on.
+        """`state` is OPEN, for the sum weighted by `scales`, or the decided primitive.
 
-        `scales` (11, C) hold the weight of a primitive once for each channel.
+        `scales` (11, C) hold the weight of each primitive, repeated for each channel.
         """
         if state != OPEN:
             return self._other(state, source)
         weights = scales.unbind()
-        total: Tensor | None = None
-        for index in self._blocks:
-            op = self._ops[index]
-            out = _scaled_norm(op.norm, op.body(source.positive), weights[index])
-            total = out if total is None else total.add_(out)
+        first, *blocks = self._blocks
+        total = self._scaled_block(first, source, weights[first])
+        for index in blocks:
+            total = total.add_(self._scaled_block(index, source, weights[index]))
         for index in self._others:
             total = total.addcmul_(self._other(index, source), weights[index][0])
         return total
 
+    def _scaled_block(self, primitive: int, source: Source, scale: Tensor) -> Tensor:
+        block = self._ops[primitive]
+        assert isinstance(block, ConvBlock)
+        return _scaled_norm(block.norm, block.body(source.positive), scale)
+
     def _other(self, primitive: int, source: Source) -> Tensor:
-        return source.pooled(primitive) if primitive in POOLS else self._ops[primitive](source.x)
+        if primitive in POOLS:
+            return source.pooled(primitive)
+        return self._ops[primitive](source.x)  # type: ignore[operator]
 
 
 def _scaled_norm(norm: nn.BatchNorm2d, x: Tensor, scale: Tensor) -> Tensor:
-    """scale * norm(x) for a norm without parameters and a scale of every channel.
+    """scale * norm(x) for a norm without parameters; `scale` is (C,).
 
-    As the norm's own scale, the product takes no pass over x and keeps no copy for its gradient.
+    As the weight of the norm, the product needs no pass over x and keeps no copy for its gradient.
     """
     tracked = norm.track_running_stats
-    if norm.training and tracked:
+    if norm.training and tracked and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     known = tracked or not norm.training
     return F.batch_norm(
@@ -96,7 +102,7 @@ def _scaled_norm(norm: nn.BatchNorm2d, x: Tensor, scale: Tensor) -> Tensor:
         scale,
         None,
         norm.training,
-        norm.momentum,
+        norm.momentum or 0.0,
         norm.eps,
     )
 
@@ -144,7 +150,7 @@ class Cell(nn.Module):
             if number > 0:  # node j has all its edges after source j + 1, and is source j + 2
                 first, *others = terms[number - 1]
                 states.append(sum(others, first))
-        return ConcatNodes.apply(*states[2:])
+        return concat_nodes(states[2:])
 
 
 def _build_pools(channels: int, stride: int) -> dict[int, nn.Module]:
@@ -164,11 +170,12 @@ class Network(nn.Module):
     forward: (N, 1, H, W) float in [0, 1] to logits (N, num_classes); H and W multiples of 4.
     `alphas_normal`, `alphas_reduce`: 14 vectors of 11 each, 1e-3 * N(0, 1) at first.
     `normal_selected_idxs`, `reduce_selected_idxs`: 14 integers each, -1 open, 0 pruned, k decided
-    for primitive k; set by `set_states`.
+    for primitive k; set by `set_states`. `description` holds the arguments.
     """
 
     def __init__(self, C: int, num_classes: int, layers: int) -> None:
         super().__init__()
+        self.description = {"C": C, "num_classes": num_classes, "layers": layers}
         self.stem = nn.Sequential(
             nn.Conv2d(1, 3 * C, 3, padding=1, bias=False), nn.BatchNorm2d(3 * C)
         )

@@ -3,8 +3,8 @@
     python search.py --batch_size 24 --batch_increase 8 --learning_rate 0.025
 
 Writes a run folder below --model_path: `log.txt`, `metrics.csv` (a row an epoch), `alphas.csv`
-(alphas, criteria and state of every edge after every epoch), `checkpoint.pt` (what --resume goes
-on from), and at the end `genotype.txt` (which `--arch` of the other scripts reads, as it does the
+(alphas, criteria and state of every edge after every epoch), `checkpoint.pt` (which --resume
+continues), and at the end `genotype.txt` (which `--arch` of the other scripts reads, as it does the
 folder), the pictures `normal.png`, `reduction.png`, `alphas_normal.png`, `alphas_reduce.png`,
 `decisions.png`, `curves.png`, and `summary.json`.
 """
@@ -14,9 +14,10 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import time
-from collections.abc import Callable, Iterable
+from argparse import BooleanOptionalAction
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -26,26 +27,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-import architect
-from architect import Batch
-from common import arguments, cli, ranks
-from common.checkpoints import (
-    check_edges,
-    load_optimizer,
-    parts_of,
-    rebuild_supernet,
-    restore_state,
+from architect import (
+    Architect,
+    Batch,
+    count_epochs,
+    decide,
+    derive_genotype,
+    frozen,
+    is_decision_epoch,
+    score_cells,
+    take_shard,
 )
+from common import arguments
+from common.cli import resolve_device, run_script, start_run
 from common.search_report import describe_edges, report_search
-from data.augment import Augmentation, count_batches, spread, training_batches
-from data.fer2013 import CLASSES, Split, load_fer2013
+from common.weights import rebuild_supernet
+from data.augment import count_batches, subsample, training_batches
+from data.fer2013 import load_fer2013
 from data.halves import alphas_batches, search_halves
+from data.types import CLASSES, Split
 from engine import (
-    TrainState,
-    autocast,
+    Progress,
+    Run,
+    build_augmentation,
+    build_optimizer,
     cosine,
     evaluate,
-    format_record,
+    load_optimizer,
+    recorded_epoch,
     report_step,
     require_finite,
 )
@@ -53,16 +62,16 @@ from genotypes import PRIMITIVES, format_genotype
 from model_search import CELLS, EDGES, OPEN, Network
 from utils import (
     LOGGER_NAME,
+    AverageMeter,
     Interrupted,
-    Meter,
-    Stop,
-    create_run_folder,
-    describe_machine,
-    load_checkpoint,
+    average_gradients,
+    broadcast_model,
+    hide_progress,
+    load_state,
     open_log,
+    reading,
     save_checkpoint,
-    seed_everything,
-    stop_on_signals,
+    shard,
     write_rows,
 )
 
@@ -72,371 +81,287 @@ JITTER = 0.5  # of brightness and contrast, as published for the search
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        parents=[
-            arguments.common_parser(batch_size=24, batch_why="the published value", seed=2),
-            arguments.folder_parser(label="search"),
-            arguments.run_parser(script="search.py"),
-            arguments.sgd_parser(
-                learning_rate=0.025,
-                why="the published value",
-                drop_path_prob=0.3,
-                drop_path_why="the published value, which the published supernet never used; "
-                "neither does ours, and the flag is here for the published command lines alone",
-            ),
-        ],
-    )
+    parser = arguments.new_parser(__doc__)
     # fmt: off
     add = parser.add_argument_group("the supernet").add_argument
-    add("--init_channels", type=arguments.positive_int, default=16, metavar="C",
-        help="channels of the first cell (default: 16, the published value)")
-    add("--layers", type=arguments.positive_int, default=8, metavar="L",
-        help="cells (default: 8, the published value)")
+    add("--init_channels", type=arguments.channels, default=16, metavar="C",
+        help="channels of the first cell")
+    add("--layers", type=arguments.cells, default=8, metavar="L", help="cells")
     add = parser.add_argument_group("the search").add_argument
     add("--epochs", type=arguments.positive_int, metavar="N",
-        help="epochs (default: warmup_dec_epoch + 7 * decision_freq + 6, 50 as published, which "
-        "decides every edge; with fewer the most important open edges fill the genotype)")
+        help="epochs; with fewer than decide every edge the most important open edges fill the "
+        "genotype (default: warmup_dec_epoch + 7 * decision_freq + 6, 50 as published)")
     add("--batch_increase", type=arguments.count, default=8, metavar="N",
-        help="images that each decision adds to a step (default: 8, the published value)")
+        help="images that each decision adds to a step")
     add("--learning_rate_min", type=arguments.positive_float, default=0.001, metavar="RATE",
-        help="where the cosine of the learning rate ends (default: 0.001, the published value)")
+        help="end of the cosine of the learning rate")
     add("--train_portion", type=arguments.fraction, default=0.5, metavar="P",
-        help="share of the images that trains the weights, the rest training the alphas "
-        "(default: 0.5, the published value)")
-    add("--unrolled", action=argparse.BooleanOptionalAction, default=False,
-        help="second-order gradient of the alphas, which makes a step about 2.5 times as long "
-        "(default: off, as published)")
+        help="share of the images that trains the weights, the rest training the alphas")
+    add("--unrolled", action=BooleanOptionalAction, default=False,
+        help="second-order gradient of the alphas, which makes a step about 2.5 times as long")
     add("--arch_learning_rate", type=arguments.positive_float, default=3e-4, metavar="RATE",
-        help="learning rate of Adam on the alphas (default: 3e-4, the published value)")
+        help="learning rate of Adam on the alphas")
     add("--arch_weight_decay", type=arguments.non_negative, default=1e-3, metavar="W",
-        help="weight decay of the alphas (default: 1e-3, the published value)")
+        help="weight decay of the alphas")
     add("--warmup_dec_epoch", type=arguments.count, default=9, metavar="N",
-        help="epochs before the one with the first decision (default: 9, the published value)")
+        help="epochs before the one with the first decision")
     add("--decision_freq", type=arguments.positive_int, default=5, metavar="N",
-        help="epochs from a decision to the next (default: 5, the published value)")
-    add("--use_history", action=argparse.BooleanOptionalAction, default=False,
-        help="SGAS criterion 2, which counts stability (default: off, criterion 1 as published)")
+        help="epochs from a decision to the next")
+    add("--use_history", action=BooleanOptionalAction, default=False,
+        help="SGAS criterion 2, with stability, instead of criterion 1")
     add("--history_size", type=arguments.positive_int, default=4, metavar="N",
-        help="epochs that stability looks back (default: 4, the published value)")
-    add("--post_val", action=argparse.BooleanOptionalAction, default=False,
-        help="evaluate again after each decision (default: off, as published)")
+        help="epochs of the past that stability is computed from")
+    add("--post_val", action=BooleanOptionalAction, default=False,
+        help="evaluate again after each decision")
     # fmt: on
+    arguments.add_data_arguments(parser, batch_size=24, seed=2)
+    arguments.add_folder_arguments(parser)
+    arguments.add_run_arguments(parser, "search.py")
+    # The published supernet never used --drop_path_prob; neither does this one.
+    arguments.add_sgd_arguments(parser, learning_rate=0.025, drop_path_prob=0.3)
+    parser.set_defaults(nesterov=False)
     return parser
 
 
 @dataclass
-class SearchState(TrainState):
-    """A search's progress: also what was decided, and what it rests on.
+class SearchProgress(Progress):
+    """A search's progress: also its decisions, and what they depend on.
 
-    `past`: the last epochs' `EdgeScores.probs` of each cell; `rows`: every edge after every epoch.
+    `past`: the `EdgeScores.probs` of the last epochs by cell; `decisions`: a dict a decided edge;
+    `rows`: every edge after every epoch.
     """
 
     past: dict[str, list[Tensor]] = field(default_factory=lambda: {cell: [] for cell in CELLS})
     decisions: list[dict[str, Any]] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        # A checkpoint's word, which may be anybody's.
-        scored = [probs for cell in CELLS for probs in self.past[cell]]
-        if not all(probs.shape == (len(EDGES), len(PRIMITIVES) - 1) for probs in scored):
-            raise ValueError("a past of other edges")
-        if not all(d["cell"] in CELLS and 0 < d["epoch"] <= self.epoch for d in self.decisions):
-            raise ValueError("a decision of no epoch")
+
+class SearchState:
+    """All that a search changes: supernet, optimizers of weights and alphas, and progress."""
+
+    def __init__(self, model: Network, args: argparse.Namespace, precision: torch.autocast) -> None:
+        self.model = model
+        self.optimizer = build_optimizer(model.weight_parameters(), args)
+        self.architect = Architect(model, args, precision)
+        self.progress = SearchProgress()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values from which `load_state_dict` continues exactly."""
+        return {
+            "model": self.model.description,
+            "state_dict": self.model.state_dict(),
+            "edges": self.model.states,
+            "optimizer": self.optimizer.state_dict(),
+            "alphas_optimizer": self.architect.optimizer.state_dict(),
+            "state": self.progress.to_dict(),
+        }
+
+    def load_state_dict(self, found: Mapping[str, Any], source: Path) -> None:
+        """Continue from `found`, the content of `source`; UserError when it does not fit."""
+        with reading(source, "a checkpoint of the same script and version"):
+            load_state(self.model, found["state_dict"], source)
+            if not all(
+                OPEN <= state < len(PRIMITIVES) for cell in CELLS for state in found["edges"][cell]
+            ):
+                raise ValueError("an edge in an unknown state")
+            self.model.set_states(**found["edges"])
+            load_optimizer(self.optimizer, found["optimizer"])
+            load_optimizer(self.architect.optimizer, found["alphas_optimizer"])
+            self.progress = SearchProgress(**found["state"])
+            for cell in CELLS:
+                for probs in self.progress.past[cell]:
+                    probs.view(len(EDGES), len(PRIMITIVES) - 1)
+            if len(self.progress.history) != self.progress.epoch:
+                raise ValueError("a record is missing")
 
 
 def search_one_epoch(
-    model: Network,
-    batches: Iterable[tuple[Batch, Batch | None]],
-    optimizer: torch.optim.Optimizer,
-    alphas_optimizer: torch.optim.Optimizer,
-    *,
-    alphas_gradient: Callable[[Batch, Batch], list[Tensor]],
     state: SearchState,
+    batches: Iterable[tuple[Batch, Batch | None]],
+    args: argparse.Namespace,
+    run: Run,
     steps: int,
-    grad_clip: float,
-    precision: torch.autocast,
-    report_freq: int,
-    stop: Stop,
-) -> Meter:
+) -> AverageMeter:
     """Step the alphas, then the weights, on each pair (batch for the weights, for the alphas).
 
-    The second is None where no edge is open, so that no alpha has anything to learn. Each rank
-    takes its share of both, and all step along the mean gradients.
+    The second is None where no edge is open. Each process takes its shard of both, and all step
+    along the mean gradients. Returns the meter of the epoch; ends early when `run.stop` says so.
     """
+    model, progress = state.model, state.progress
     model.train()
     weights = model.weight_parameters()
-    meter = Meter(weights[0].device, state.sums)
-    title = f"epoch {state.epoch + 1}"
-    first, hidden = state.step, ranks.hidden()
-    bar = tqdm(batches, title, steps, initial=first, leave=False, disable=hidden, unit="step")
+    meter = AverageMeter(weights[0].device, progress.sums)
+    bar = tqdm(
+        batches,
+        f"epoch {progress.epoch + 1}",
+        steps,
+        initial=progress.step,
+        leave=False,
+        disable=hide_progress(),
+        unit="step",
+    )
     for train, valid in bar:
-        share = ranks.own_share(len(train[1]))
-        images, labels = (each[share.rows] for each in train)
         if valid is not None:
-            valid_share = ranks.own_share(len(valid[1]))
-            others, answers = (each[valid_share.rows] for each in valid)
-            gradients = alphas_gradient((images, labels), (others, answers))
-            ranks.average(gradients, valid_share.weight)
-            architect.step_alphas(model, alphas_optimizer, gradients)
-        optimizer.zero_grad(set_to_none=True)
-        with architect.held(model.arch_parameters()):
-            with precision:
+            state.architect.step(train, valid, state.optimizer)
+        own = shard(len(train[1]))
+        images, labels = take_shard(train)
+        state.optimizer.zero_grad(set_to_none=True)
+        with frozen(model.arch_parameters()):
+            with run.precision:
                 logits = model(images)
             loss = F.cross_entropy(logits.float(), labels)
             loss.backward()
-        ranks.average_step(model, share.weight)
-        nn.utils.clip_grad_norm_(weights, grad_clip)
-        optimizer.step()
-        if share.count:
+        average_gradients(model, own.weight)
+        nn.utils.clip_grad_norm_(weights, args.grad_clip)
+        state.optimizer.step()
+        if own.count:
             meter.update(loss, logits, labels)
-        state.step += 1
-        if state.step % report_freq == 0:
-            report_step(model, meter, state, steps)
-        if stop.reason:
+        progress.step += 1
+        report_step(model, meter, progress, steps, args.report_freq)
+        if run.stop.reason:
             break
-    state.sums = meter.totals()
+    progress.sums = meter.totals()
     return meter
 
 
 def search(
-    model: Network,
-    optimizer: torch.optim.Optimizer,
-    alphas_optimizer: torch.optim.Optimizer,
+    state: SearchState,
     train: Split,
     valid: Split,
+    args: argparse.Namespace,
+    run: Run,
     *,
-    alphas_gradient: Callable[[Batch, Batch], list[Tensor]],
-    state: SearchState,
     epochs: int,
-    batch_size: int,
-    batch_increase: int,
-    augmentation: Augmentation,
-    learning_rate_at: Callable[[int], float],
-    decides_at: Callable[[int], bool],
-    use_history: bool,
-    history_size: int,
-    post_val: bool,
-    grad_clip: float,
-    seed: int,
-    precision: torch.autocast,
-    report_freq: int,
-    limit_batches: int | None,
     save: Callable[[], None],
-    stop: Stop,
 ) -> None:
-    """Search from `state` to `epochs` epochs, deciding an edge of each cell where `decides_at` is.
+    """Search to `epochs` epochs, deciding an edge of each cell every --decision_freq epochs.
 
-    `save()` is called at the start, after every epoch and when `stop` interrupts one. Raises
-    Interrupted and UserError as `engine.fit`.
+    `train` trains the weights, `valid` the alphas. `save()` is called at the start, after every
+    epoch and when `run.stop` interrupts one. Raises Interrupted and UserError as `engine.fit`.
     """
-    ranks.align(model)
-    if state.epoch == state.step == 0:
+    model, progress = state.model, state.progress
+    augmentation = build_augmentation(args, JITTER)
+    broadcast_model(model)
+    if progress.epoch == progress.step == 0:
         save()
-    while state.epoch < epochs:
-        epoch, started = state.epoch, time.monotonic()
-        size = batch_size + batch_increase * len({d["epoch"] for d in state.decisions})
-        steps = count_batches(len(train.images), size, limit_batches)
-        optimizer.param_groups[0]["lr"] = learning_rate_at(epoch)
-        drawn = {"batch_size": size, "augmentation": augmentation, "seed": seed, "epoch": epoch}
-        batches = training_batches(train, **drawn, first_step=state.step, limit=limit_batches)
-        any_open = any(OPEN in model.states[cell] for cell in CELLS)
-        others = alphas_batches(valid, **drawn, step=state.step) if any_open else repeat(None)
-        meter = search_one_epoch(
-            model,
-            zip(batches, others, strict=False),
-            optimizer,
-            alphas_optimizer,
-            alphas_gradient=alphas_gradient,
-            state=state,
-            steps=steps,
-            grad_clip=grad_clip,
-            precision=precision,
-            report_freq=report_freq,
-            stop=stop,
-        )
-        loss, accuracy = meter.read()
-        require_finite(model, loss, f"epoch {epoch + 1}")
-        record: dict[str, Any] = {
-            "epoch": epoch + 1,
-            "lr": learning_rate_at(epoch),
-            "batch_size": size,
-            "train_loss": loss,
-            "train_accuracy": accuracy,
+    while progress.epoch < epochs:
+        epoch = progress.epoch
+        decided_epochs = {decision["epoch"] for decision in progress.decisions}
+        batch_size = args.batch_size + args.batch_increase * len(decided_epochs)
+        steps = count_batches(len(train.images), batch_size, args.limit_batches)
+        learning_rate = cosine(epoch / epochs, args.learning_rate, args.learning_rate_min)
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate
+        drawn: dict[str, Any] = {
+            "batch_size": batch_size,
+            "augmentation": augmentation,
+            "seed": args.seed,
+            "epoch": epoch,
         }
+        batches = training_batches(
+            train, **drawn, first_step=progress.step, limit=args.limit_batches
+        )
+        any_open = any(OPEN in model.states[cell] for cell in CELLS)
+        others: Iterable = alphas_batches(valid, **drawn, step=progress.step)
+        if not any_open:
+            others = repeat(None)
+        states_before = model.states
+        with recorded_epoch(run, progress, epochs, save) as record:
+            pairs = zip(batches, others, strict=False)
+            meter = search_one_epoch(state, pairs, args, run, steps)
+            loss, accuracy = meter.read()
+            require_finite(model, loss, f"epoch {epoch + 1}")
+            record |= {
+                "lr": learning_rate,
+                "batch_size": batch_size,
+                "train_loss": loss,
+                "train_accuracy": accuracy,
+            }
+            run.check_stop()
+            record |= validate(model, valid, batch_size, args, run, "valid")
+            scores = score_cells(model, progress.past, use_history=args.use_history)
+            decisions = []
+            if is_decision_epoch(epoch, args.warmup_dec_epoch, args.decision_freq):
+                decisions = decide(model, scores)
+            if decisions and args.post_val:
+                try:
+                    record |= validate(model, valid, batch_size, args, run, "post_valid")
+                except Interrupted:
+                    model.set_states(**states_before)  # decided again when the run is resumed
+                    raise
+            for decision in decisions:
+                _log.info(
+                    "decided: %(cell)s edge %(edge)d %(primitive)s, pruned %(pruned)s", decision
+                )
+                progress.decisions.append({"epoch": epoch + 1, **decision})
+            _log.info("%s", format_genotype(derive_genotype(model, scores)))
+            for cell in CELLS:
+                progress.rows += describe_edges(
+                    epoch + 1, cell, model.alphas[cell], scores[cell], model.states[cell]
+                )
+                past = [*progress.past[cell], scores[cell].probs]
+                progress.past[cell] = past[-args.history_size :]
+            record["open_edges"] = sum(s == OPEN for cell in CELLS for s in model.states[cell])
 
-        def validate(name: str, size: int = size) -> dict[str, float]:
-            part = spread(valid, limit_batches and limit_batches * size)
-            model.eval()
-            scores = evaluate(
-                model, part, batch_size=size, precision=precision, stop=stop, title=name
-            )
-            return {f"{name}_loss": scores.loss, f"{name}_accuracy": scores.accuracy}
 
-        states = model.states
-        try:
-            if stop.reason:
-                raise Interrupted(stop)
-            record |= validate("valid")
-            scores = architect.score_cells(model, state.past, use_history=use_history)
-            decisions = architect.decide(model, scores) if decides_at(epoch) else []
-            if decisions and post_val:
-                record |= validate("post_valid")
-        except Interrupted:
-            # Decided again, alike, when the run is resumed.
-            model.set_states(**states)
-            state.seconds += time.monotonic() - started
-            save()
-            raise
-        for decision in decisions:
-            _log.info("decided: %(cell)s edge %(edge)d %(primitive)s, pruned %(pruned)s", decision)
-            state.decisions.append({"epoch": epoch + 1, **decision})
-        _log.info("%s", format_genotype(architect.derive_genotype(model, scores)))
-        for cell in CELLS:
-            state.rows += describe_edges(
-                epoch + 1, cell, model.alphas[cell], scores[cell], model.states[cell]
-            )
-            state.past[cell] = [*state.past[cell], scores[cell].probs][-history_size:]
-        record["open_edges"] = sum(s == OPEN for cell in CELLS for s in model.states[cell])
-        state.end_epoch(record, started)
-        _log.info("%s", format_record(record, epochs))
-        save()
+def validate(
+    model: Network, valid: Split, batch_size: int, args: argparse.Namespace, run: Run, name: str
+) -> dict[str, float]:
+    """Loss and accuracy of the supernet on `valid`, at most --limit_batches batches of it."""
+    part = subsample(valid, args.limit_batches and args.limit_batches * batch_size)
+    model.eval()
+    scores = evaluate(model, part, batch_size, run, title=name)
+    return {f"{name}_loss": scores.loss, f"{name}_accuracy": scores.accuracy}
+
+
+def save_search(state: SearchState, args: argparse.Namespace, run: Run) -> None:
+    """Write what the run folder holds after an epoch: metrics.csv, alphas.csv, checkpoint.pt."""
+    progress = state.progress
+    if progress.step == 0 and progress.history:
+        write_rows(progress.history, run.folder / "metrics.csv")
+        write_rows(progress.rows, run.folder / "alphas.csv")
+    # Last, so that a resumed run writes again what a killed one has not written.
+    content = {**state.state_dict(), "args": vars(args)}
+    save_checkpoint(run.folder / "checkpoint.pt", "search", content)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    log = open_log()
-    device = cli.resolve_device(args.device, args.gpu)
-    precision = autocast(device, args.amp)
-    splits = load_fer2013(args.data, report=log.info)
+    open_log()
+    device = resolve_device(args)
     halves = search_halves(
-        splits, protocol=args.protocol, train_portion=args.train_portion, seed=args.seed
+        load_fer2013(args.data),
+        protocol=args.protocol,
+        train_portion=args.train_portion,
+        seed=args.seed,
     )
     train, valid = (half.map(lambda t: t.to(device)) for half in halves)
-    epochs = args.epochs or architect.count_epochs(args.warmup_dec_epoch, args.decision_freq)
+    epochs = args.epochs or count_epochs(args.warmup_dec_epoch, args.decision_freq)
 
-    seed_everything(args.seed)
-    if args.resume is None:
-        run, state = create_run_folder(args.model_path, args.save, "search"), SearchState()
-        description = {"C": args.init_channels, "num_classes": len(CLASSES), "layers": args.layers}
-        model = Network(**description)
+    run = start_run(args, device, "search", "search")
+    if run.resumed is None:
+        model = Network(args.init_channels, len(CLASSES), args.layers)
     else:
-        run = Path(args.resume)
-        path = run / "checkpoint.pt"
-        resumed = load_checkpoint(path, ["search"])
-        with parts_of(path):
-            state, description = restore_state(SearchState, resumed["state"]), resumed["model"]
-            model = rebuild_supernet(description, resumed["state_dict"], path)
-            check_edges(resumed["edges"])
-            model.set_states(**resumed["edges"])
-    log = open_log(run)
-    model = model.to(device)
-    optimizer = torch.optim.SGD(
-        model.weight_parameters(),
-        args.learning_rate,
-        momentum=args.momentum,
-        weight_decay=args.weight_decay,
+        with reading(run.folder / "checkpoint.pt", "a checkpoint of a search"):
+            description, weights = run.resumed["model"], run.resumed["state_dict"]
+        model = rebuild_supernet(description, weights, run.folder / "checkpoint.pt")
+    state = SearchState(model.to(device), args, run.precision)
+    if run.resumed is not None:
+        state.load_state_dict(run.resumed, run.folder / "checkpoint.pt")
+    _log.info(
+        "%d epochs, %d images for the weights, %d for the alphas",
+        epochs,
+        len(train.labels),
+        len(valid.labels),
     )
-    alphas_optimizer = torch.optim.Adam(
-        model.arch_parameters(),
-        args.arch_learning_rate,
-        betas=(0.5, 0.999),
-        weight_decay=args.arch_weight_decay,
-    )
-    if args.resume is not None:
-        load_optimizer(optimizer, resumed, path)
-        load_optimizer(alphas_optimizer, resumed, path, "alphas_optimizer")
-    log.info("%s", describe_machine(device))
-    log.info(
-        "run folder %s, %d epochs, %d images for the weights, %d for the alphas",
-        run, epochs, len(train.labels), len(valid.labels),
-    )  # fmt: skip
 
-    def save() -> None:
-        if state.step == 0 and state.history:
-            write_rows(state.history, run / "metrics.csv")
-            write_rows(state.rows, run / "alphas.csv")
-        # Last, so that whatever a killed run has not written is written again when it resumes.
-        save_checkpoint(
-            run / "checkpoint.pt",
-            "search",
-            {"model": description, "state_dict": model.state_dict(),
-             "edges": model.states, "optimizer": optimizer.state_dict(),
-             "alphas_optimizer": alphas_optimizer.state_dict(), "state": state.to_dict(),
-             "args": vars(args)},
-        )  # fmt: skip
-
-    def penalty() -> Tensor:
-        edges = architect.penalised_edges(
-            model.normal_selected_idxs, first_only=args.protocol == "paper"
-        )
-        return architect.complexity(model.alphas_normal, edges)
-
-    def alphas_gradient(on: Batch, after: Batch) -> list[Tensor]:
-        if not args.unrolled:
-            return architect.first_order_gradient(
-                model, after, penalty=penalty, precision=precision
-            )
-        weights = model.weight_parameters()
-        return architect.second_order_gradient(
-            model,
-            on,
-            after,
-            penalty=penalty,
-            precision=precision,
-            learning_rate=optimizer.param_groups[0]["lr"],
-            momentum=args.momentum,
-            weight_decay=args.weight_decay,
-            momentum_buffers=[optimizer.state.get(w, {}).get("momentum_buffer") for w in weights],
-        )
-
-    with stop_on_signals(args.time_limit) as stop:
-        search(
-            model,
-            optimizer,
-            alphas_optimizer,
-            train,
-            valid,
-            alphas_gradient=alphas_gradient,
-            state=state,
-            epochs=epochs,
-            batch_size=args.batch_size,
-            batch_increase=args.batch_increase,
-            augmentation=arguments.augmentation(args, jitter=JITTER),
-            learning_rate_at=lambda epoch: cosine(
-                epoch / epochs, args.learning_rate, args.learning_rate_min
-            ),
-            decides_at=lambda epoch: architect.is_decision_epoch(
-                epoch, args.warmup_dec_epoch, args.decision_freq
-            ),
-            use_history=args.use_history,
-            history_size=args.history_size,
-            post_val=args.post_val,
-            grad_clip=args.grad_clip,
-            seed=args.seed,
-            precision=precision,
-            report_freq=args.report_freq,
-            limit_batches=args.limit_batches,
-            save=save,
-            stop=stop,
-        )
-        # Still in the block: a signal from here on lets it finish, as seconds do.
-        scores = architect.score_cells(model, state.past, use_history=args.use_history)
-        return report_search(
-            run,
-            architect.derive_genotype(model, scores),
-            history=state.history,
-            rows=state.rows,
-            decisions=state.decisions,
-            validation_images=len(valid.labels),
-            limit_batches=args.limit_batches,
-            about={
-                "script": args.script,
-                "protocol": args.protocol,
-                "seed": args.seed,
-                "parameters": sum(p.numel() for p in model.parameters()),
-            },
-        )
+    with run.interruptible(args.time_limit):
+        save = partial(save_search, state, args, run)
+        search(state, train, valid, args, run, epochs=epochs, save=save)
+        scores = score_cells(model, state.progress.past, use_history=args.use_history)
+        genotype = derive_genotype(model, scores)
+        parameters = sum(p.numel() for p in model.parameters())
+        return report_search(genotype, state.progress, len(valid.labels), parameters, args, run)
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, build_parser()))
+    sys.exit(run_script(main, build_parser()))

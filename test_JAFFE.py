@@ -14,46 +14,57 @@ import argparse
 import sys
 from typing import Any
 
-from common import arguments, cli
-from common.crossval import crossval_parser, main_on
-from data.fer2013 import CLASSES
+from common import arguments
+from common.cli import resolve_device, run_script, start_run
+from common.crossval import (
+    add_crossval_arguments,
+    choose_fold,
+    cross_validate,
+    evaluate_faces,
+    summary_facts,
+)
+from common.weights import load_start
 from data.folds import leave_one_subject_out
 from data.jaffe import BOX, load_jaffe
+from data.types import CLASSES
+from utils import open_log
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        parents=[
-            crossval_parser(
-                name="JAFFE",
-                data="JAFFE as a folder, a folder that holds it",
-                batch_size=16,
-                mode="evaluate",
-                why="as published",
-            )
-        ],
-    )
+    parser = arguments.new_parser(__doc__)
     # fmt: off
-    add = parser.add_argument_group("the frames").add_argument
-    add("--crop", type=arguments.box, default=BOX, metavar="LEFT,TOP,RIGHT,BOTTOM|none",
-        help="part of the 256x256 frame that is taken (default: 56,76,204,224, which frames faces "
-        "as FER2013 does; images in class folders are taken whole)")
+    parser.add_argument("--crop", type=arguments.box, default=BOX,
+        metavar="LEFT,TOP,RIGHT,BOTTOM|none",
+        help="box of the 256x256 frame that is used, by default with the framing of FER2013; "
+        "images in class folders are used whole")
     # fmt: on
+    add_crossval_arguments(parser, mode="evaluate")
+    arguments.add_checkpoint_arguments(parser)
+    arguments.add_data_arguments(parser, batch_size=16, seed=0)
+    arguments.add_folder_arguments(parser)
+    arguments.add_run_arguments(parser, "test_JAFFE.py")
+    arguments.add_sgd_arguments(parser, learning_rate=0.01794073, drop_path_prob=None)
+    arguments.add_training_arguments(parser, epochs=60)
+    arguments.add_tta_argument(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    return main_on(
-        args,
-        name="JAFFE",
-        load=lambda report: load_jaffe(args.data, crop=args.crop, report=report),
-        choose_folds=lambda faces: leave_one_subject_out(faces.subjects),
-        classes=CLASSES,
-        shared=CLASSES,
-        follows_protocol=False,  # by subject under both
-    )
+    open_log()
+    device = resolve_device(args)
+    trained = load_start(args)
+    faces = load_jaffe(args.data, crop=args.crop)
+    finetune = args.mode == "finetune"
+    folds = leave_one_subject_out(faces.subjects) if finetune else []
+    chosen = choose_fold(folds, args)
+
+    run = start_run(args, device, "jaffe", "folds")
+    facts = summary_facts(trained, args, len(folds), protocol=None)  # by subject under both
+    with run.interruptible(args.time_limit, resumable=finetune):
+        if finetune:
+            return cross_validate(trained, faces, chosen, "JAFFE", CLASSES, facts, args, run)
+        return evaluate_faces(trained, faces, "JAFFE", CLASSES, facts, args, run)
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, build_parser()))
+    sys.exit(run_script(main, build_parser()))

@@ -1,4 +1,9 @@
-"""Runs that survive: atomic writes, checkpoints, run folders, interruptions, logging, seeds."""
+"""What every file above needs: errors, checkpoints, run folders, interruption, processes, seeds.
+
+Imports nothing of ours. Under torchrun several processes train as one; the functions of the section
+"processes" are called by all of them in the same order, and return at once what they were given
+where there is one process.
+"""
 
 from __future__ import annotations
 
@@ -15,38 +20,37 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
-
-from common import ranks
+import torch.distributed as dist
+from torch import Tensor, nn
 
 try:
     import fcntl
 except ImportError:  # not a Unix
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 CHECKPOINT_FORMAT = "auto-fernet/1"
 LOGGER_NAME = "auto_fernet"
-
-# What files end in until they are whole and take their names.
-TEMPORARY = ".unfinished.tmp"
-# What files of torch.save began with before they were zip archives: a number, pickled.
+TEMPORARY = ".unfinished.tmp"  # the suffix of a file until it is complete
+MAX_LINE = 2000  # characters of an error message
+# Files of torch.save before torch 1.6 begin with this number, pickled.
 _LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
+Value = TypeVar("Value")
 
-MAX_LINE = 2000  # characters of an error's line
+
+# --- errors
 
 
 class UserError(Exception):
-    """An error that the user can mend; its text is one line naming what was found and expected.
-
-    File names and the messages of libraries may hold anything: what does not print is replaced.
-    """
+    """An error that the user can correct: one line naming what was found and what was expected."""
 
     def __init__(self, text: str) -> None:
         shown = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
@@ -54,17 +58,55 @@ class UserError(Exception):
 
 
 class WriteError(UserError):
-    """A file that could not be written, for the OSError that is its cause."""
+    """A file that could not be written; `__cause__` is the OSError."""
+
+
+class PeerLost(Exception):
+    """Another process of the group has ended or cannot be reached."""
+
+
+@contextmanager
+def reading(path: Path | str, expected: str = "") -> Iterator[None]:
+    """Turn any exception raised while `path` is read and used into one UserError that names it.
+
+    The only guard of user input: what reads or builds from a file runs inside it, unchecked.
+    UserErrors pass unchanged; exhausted memory and lost processes are no fault of the file.
+    """
+    try:
+        yield
+    except (UserError, PeerLost):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        if isinstance(error, FileNotFoundError):
+            reason = "no such file"
+        elif isinstance(error, OSError):
+            reason = f"cannot be read ({error.strerror or error})"
+        else:
+            text = (str(error).strip().splitlines() or [""])[0]
+            reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        raise UserError(f"{path}: {reason}{expected and f'; expected {expected}'}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was exhausted, of the device or the machine; torch reports it in many ways."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    words = ("can't allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+# --- files
 
 
 def atomic_write(path: Path | str, write: Callable[[BinaryIO], Any]) -> None:
-    """Call `write` on a temporary file beside `path`, then put it in place of `path`.
+    """Call `write` on a temporary file beside `path`, then replace `path` by it.
 
-    The file is flushed and fsynced before it replaces `path`, so that whoever is killed leaves
-    the old file or the new one, never a part. Of several ranks the first alone writes. Raises
-    WriteError when the folder or the disk refuses; the old file then stays as it was.
+    The file is flushed and fsynced first, so that a killed process leaves the old file or the new
+    one. Only the first process writes. Raises WriteError; the old file is then unchanged.
     """
-    if ranks.rank() > 0:
+    if rank() > 0:
         return
     path = Path(path)
     temporary = None
@@ -76,12 +118,14 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], Any]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes private files; what a run writes is shared like any other file.
-        os.chmod(temporary, 0o666 & ~_umask())
+        # mkstemp creates private files.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        # torch.save puts an error of its own in the place of what stopped its writing.
-        cause = error
+        # torch.save raises an error of its own over the one that stopped it.
+        cause: BaseException = error
         while isinstance(cause, RuntimeError) and cause.__context__ is not None:
             cause = cause.__context__
         if isinstance(cause, KeyboardInterrupt):
@@ -91,28 +135,34 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], Any]) -> None:
         raise WriteError(f"{path}: cannot be written ({cause.strerror or cause})") from cause
     finally:
         if temporary:
-            # Gone where it took its place, or where somebody removed the folder.
             with suppress(OSError):
                 os.unlink(temporary)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def write_text(path: Path | str, text: str) -> None:
-    """Write UTF-8 text atomically; errors as `atomic_write`."""
+    """Write UTF-8 text; errors as `atomic_write`."""
     atomic_write(path, lambda file: file.write(text.encode()))
 
 
-def save_checkpoint(path: Path | str, kind: str, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint of tensors and plain values that says what it is, atomically.
+def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Write rows of plain values as CSV, columns in order of first appearance."""
+    rows = list(rows)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
-    `kind` is "weights", "training", "search" or "folds"; `content` must hold nothing but tensors,
-    numbers, text, None, lists and dicts of them, so that `load_checkpoint` can read it without
-    pickle.
+
+# --- checkpoints
+
+
+def save_checkpoint(path: Path | str, kind: str, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint, atomically: `content` with its format, kind and version of torch.
+
+    `kind` is "weights", "training", "search" or "folds". `content` holds tensors, numbers, text,
+    None, and lists and dicts of them, which `load_checkpoint` reads without running anything.
     """
     checkpoint = {
         "format": CHECKPOINT_FORMAT,
@@ -123,32 +173,26 @@ def save_checkpoint(path: Path | str, kind: str, content: Mapping[str, Any]) -> 
     atomic_write(path, lambda file: torch.save(checkpoint, file))
 
 
-def load_checkpoint(path: Path | str, kinds: Iterable[str]) -> dict[str, Any]:
-    """Read a checkpoint of one of `kinds` onto the CPU; nothing in the file is ever run.
+def load_checkpoint(path: Path | str, kinds: Sequence[str]) -> dict[str, Any]:
+    """Read a checkpoint of one of `kinds` onto the CPU, with `weights_only=True`.
 
     A bare state dict (a mapping of names to tensors) is returned as kind "state_dict" where
-    `kinds` admits it. Raises UserError for a missing, cut, damaged, foreign or wrong file; what
-    the parts of a checkpoint say is for those to check who use them.
+    `kinds` admits it. Raises UserError for a missing, damaged, foreign or wrong file.
     """
     path = Path(path)
-    expected = f"expected a checkpoint ({' or '.join(kinds)})"
+    expected = f"a checkpoint ({' or '.join(kinds)})"
     try:
-        _check_whole(path)
-        with warnings.catch_warnings():
-            # Of kinds of tensors that no network of ours has, which are refused later.
-            warnings.simplefilter("ignore")
+        with reading(path, expected), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of tensors that are refused later
+            _check_archive(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {expected}") from None
-    except pickle.UnpicklingError:
+    except UserError as error:
+        if not isinstance(error.__cause__, pickle.UnpicklingError):
+            raise
         raise UserError(
-            f"{path}: holds more than tensors and plain values, and was not run; {expected}"
+            f"{path}: holds more than tensors and plain values, and was not run; expected "
+            f"{expected}"
         ) from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {expected}") from None
-    except Exception as error:  # torch and zipfile raise many kinds for damaged files
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise UserError(f"{path}: damaged or not a checkpoint ({reason}); {expected}") from None
     if isinstance(content, dict) and content.get("format") == CHECKPOINT_FORMAT:
         found = content.get("kind")
     elif isinstance(content, dict) and content and all(map(torch.is_tensor, content.values())):
@@ -156,19 +200,22 @@ def load_checkpoint(path: Path | str, kinds: Iterable[str]) -> dict[str, Any]:
     else:
         found = "something else"
     if found not in kinds:
-        raise UserError(f"{path}: holds {found}; {expected}")
+        raise UserError(f"{path}: holds {found}; expected {expected}")
     return content
 
 
-def _check_whole(path: Path) -> None:
-    """Raise ValueError or BadZipFile unless `path` is what torch.save writes, undamaged.
+def _check_archive(path: Path) -> None:
+    """Raise an exception unless `path` is an undamaged file of torch.save.
 
-    torch looks at no check sum, so a flipped bit would be a wrong weight; and it inflates, so a
-    small file could be a huge one. Files of before torch 1.6 have no check sums.
+    torch verifies no check sums, so that a flipped bit would be a wrong weight, and it inflates, so
+    that a small file could need much memory.
     """
     with path.open("rb") as file:
         if file.read(len(_LEGACY_START)) == _LEGACY_START:
             return
+        file.seek(0)
+        if file.read(2) != b"PK":
+            raise ValueError("not a file of torch.save")
         with zipfile.ZipFile(file) as archive:
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
                 raise ValueError("compressed, which torch.save never does")
@@ -177,48 +224,43 @@ def _check_whole(path: Path) -> None:
                 raise ValueError(f"the check sum of {damaged} is wrong")
 
 
-def check_state(module: torch.nn.Module, state: Mapping[str, Any], source: Path | str) -> None:
-    """Raise UserError, naming `source` and the first name, unless `state` fits `module`.
-
-    It fits with tensors of the same names, shapes and kinds (floating numbers of any precision),
-    all of them finite. `module` may be on the meta device.
-    """
-    if not isinstance(state, Mapping):
-        raise UserError(f"{source}: no state dict but {type(state).__name__}, expected tensors")
-    own = module.state_dict()
-    for name in [*own, *state]:
-        there, here = _describe(state.get(name)), _describe(own.get(name))
-        if there != here:
-            raise UserError(f"{source}: {name} is {there}, the network expects {here}")
-        if state[name].is_meta or not bool(state[name].isfinite().all()):
-            raise UserError(f"{source}: {name} is not finite, expected a usable network")
-
-
-def _describe(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    if not torch.is_tensor(value) or value.layout is not torch.strided or value.is_quantized:
-        return f"{type(value).__name__} {getattr(value, 'layout', '')}".strip()
-    shape = str(tuple(value.shape))
-    return shape if value.is_floating_point() else f"{shape} of {value.dtype}"
-
-
-def load_state(module: torch.nn.Module, state: Mapping[str, Any], source: Path | str) -> None:
-    """Load `state` into `module` where `check_state` finds it to fit; else its UserError."""
+def load_state(module: nn.Module, state: Any, source: Path | str) -> None:
+    """Load the state dict `state` into `module`; errors as `check_state`."""
     check_state(module, state, source)
     module.load_state_dict(state)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was exhausted, the device's or the machine's: torch says so in many ways."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    words = ("can't allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+def check_state(module: nn.Module, state: Any, source: Path | str) -> None:
+    """Raise UserError, naming `source`, unless the state dict `state` fits `module`.
+
+    Names and shapes must be the module's, and every value finite and really stored: strides of 0
+    would make a large tensor of a few bytes. `module` may be on the meta device.
+    """
+    with reading(source, "the weights of such a network"):
+        own = module.state_dict()
+        for name in [*own, *state]:
+            found, wanted = _shape_of(state.get(name)), _shape_of(own.get(name))
+            if found != wanted:
+                raise UserError(f"{source}: {name} is {found}, the network expects {wanted}")
+            value = state[name]
+            if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+                raise ValueError(f"{name} is larger than its storage")
+            if not bool(value.isfinite().all()):
+                raise UserError(f"{source}: {name} is not finite, expected a usable network")
+
+
+def _shape_of(value: Any) -> str:
+    if not torch.is_tensor(value) or value.layout is not torch.strided or value.is_quantized:
+        return "missing" if value is None else f"a {getattr(value, 'layout', type(value).__name__)}"
+    shape = str(tuple(value.shape))
+    return shape if value.is_floating_point() else f"{shape} of {value.dtype}"
+
+
+# --- seeds
 
 
 def derive_seed(*keys: int) -> int:
-    """A 63-bit seed that the keys determine, unrelated for any two different tuples of keys."""
+    """A 63-bit seed determined by the keys, unrelated for any two different tuples of keys."""
     state = np.random.SeedSequence(keys).generate_state(1, np.uint64)
     return int(state[0]) >> 1
 
@@ -230,22 +272,24 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+# --- run folders and their logs
+
+
 def create_run_folder(model_path: Path | str, label: str | None, default: str) -> Path:
-    """Make and return `model_path`/`label`, or a dated folder of its own without a label.
+    """Create `model_path`/`label`, or without a label `model_path`/`default`-DATE-TIME.
 
-    All ranks get the folder that the first makes. Raises UserError when the labelled folder holds
-    something already.
+    All processes get the folder that the first creates. Raises UserError when the labelled folder
+    holds anything but a log, which a run leaves that ended before it saved.
     """
-    return ranks.from_first(lambda: _make_run_folder(Path(model_path), label, default))
+    return from_rank_zero(lambda: _create_run_folder(Path(model_path), label, default))
 
 
-def _make_run_folder(parent: Path, label: str | None, default: str) -> Path:
+def _create_run_folder(parent: Path, label: str | None, default: str) -> Path:
     try:
         parent.mkdir(parents=True, exist_ok=True)
         if label is not None:
             folder = parent / label
             folder.mkdir(parents=True, exist_ok=True)
-            # A log alone is of a run that ended before it saved anything.
             names = [path.name for path in folder.iterdir()]
             if any(name != "log.txt" and not name.endswith(TEMPORARY) for name in names):
                 resumable = (folder / "checkpoint.pt").is_file()
@@ -257,125 +301,20 @@ def _make_run_folder(parent: Path, label: str | None, default: str) -> Path:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         for suffix in ["", *(f"-{k}" for k in range(2, 100))]:
             folder = parent / f"{default}-{stamp}{suffix}"
-            try:
+            with suppress(FileExistsError):
                 folder.mkdir()
                 return folder
-            except FileExistsError:
-                continue
         raise UserError(f"{parent}: no free name for a run folder")
     except OSError as error:
-        raise UserError(f"{parent}: cannot make a run folder ({error.strerror or error})") from None
-
-
-# Of several the last has the last word.
-_REASONS = (None, "time limit", "SIGTERM", "SIGINT")
-
-
-class Stop:
-    """Why a run should end early: None, "SIGINT", "SIGTERM" or "time limit".
-
-    All ranks ask for the `reason` together and get the same one, so that they end at the same step.
-    `resumable` says whether the run then leaves something that --resume goes on from.
-    """
-
-    def __init__(self, minutes: float | None = None, *, resumable: bool = True) -> None:
-        self.resumable = resumable
-        self._deadline = None if minutes is None else time.monotonic() + 60.0 * minutes
-        self._signal: str | None = None
-
-    @property
-    def reason(self) -> str | None:
-        own = self._signal
-        if own is None and self._deadline is not None and time.monotonic() >= self._deadline:
-            own = "time limit"
-        return _REASONS[ranks.highest(_REASONS.index(own))]
-
-    def notice(self, number: int) -> None:
-        """Remember a signal; the loops look at `reason` after each step."""
-        self._signal = signal.Signals(number).name
-
-
-class Interrupted(Exception):
-    """A run that ends early, for the `reason` of its `stop`, `resumable` or not."""
-
-    def __init__(self, stop: Stop) -> None:
-        self.reason = stop.reason
-        super().__init__(self.reason)
-        self.resumable = stop.resumable
-
-
-@contextmanager
-def stop_on_signals(minutes: float | None = None, *, resumable: bool = True) -> Iterator[Stop]:
-    """A `Stop` that notices SIGINT and SIGTERM; a second signal ends the process at once.
-
-    Not so under torchrun, which passes one Ctrl-C on as several signals, and itself ends what does
-    not end in time.
-    """
-    stop = Stop(minutes, resumable=resumable)
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def notice(number: int, _frame: object) -> None:
-        stop.notice(number)
-        if not ranks.several():
-            for each in numbers:
-                signal.signal(each, before[each])
-
-    for number in numbers:
-        signal.signal(number, notice)
-    try:
-        yield stop
-    finally:
-        for number in numbers:
-            signal.signal(number, before[number])
-
-
-class _LogFile(logging.FileHandler):
-    """The log of the one process that runs in its folder, locked as long as that lives.
-
-    What an earlier one left unfinished there, killed while it wrote, is removed.
-    A full disk is an error of the user's like any other, not a traceback a line.
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            # Names of files may be no UTF-8.
-            super().__init__(path, encoding="utf-8", errors="backslashreplace")
-        except OSError as error:
-            raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            raise UserError(
-                f"{path.parent}: another process runs in it; wait for its end, or start a run of "
-                "its own without --resume, under another --save"
-            ) from None
-        except OSError:
-            return  # a file system that knows no locks
-        for left in path.parent.glob(f"*{TEMPORARY}"):
-            with suppress(OSError):
-                left.unlink()
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
-            super().handleError(record)
-            return
-        # What could not be written would be tried again at every later line and at the end.
-        logging.getLogger(LOGGER_NAME).removeHandler(self)
-        raise WriteError(
-            f"{self.baseFilename}: cannot be written ({error.strerror or error})"
-        ) from error
+        reason = error.strerror or error
+        raise UserError(f"{parent}: cannot create a run folder ({reason})") from None
 
 
 def open_log(folder: Path | None = None) -> logging.Logger:
-    """The logger of a run: lines on the terminal (stderr) and, dated, in `folder`/log.txt.
+    """The logger of a run: lines on stderr and, with a date, in `folder`/log.txt.
 
-    Of several ranks the first alone has something to say. Raises UserError when another process
-    runs in `folder`, WriteError when it cannot be written.
+    Only the first process logs. Raises UserError when another process runs in `folder`, WriteError
+    when it cannot be written.
     """
     logger = logging.getLogger(LOGGER_NAME)
     for handler in list(logger.handlers):
@@ -383,7 +322,7 @@ def open_log(folder: Path | None = None) -> logging.Logger:
         handler.close()
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    if ranks.rank() > 0:
+    if rank() > 0:
         logger.addHandler(logging.NullHandler())
         return logger
     terminal = logging.StreamHandler(sys.stderr)
@@ -396,41 +335,330 @@ def open_log(folder: Path | None = None) -> logging.Logger:
     return logger
 
 
+class _LogFile(logging.FileHandler):
+    """The log of a run folder, locked as long as the process lives that writes to the folder.
+
+    Unfinished files of a killed process are removed. A full disk is a WriteError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            # File names need not be UTF-8.
+            super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
+        if fcntl is None or self.stream is None:
+            return
+        try:
+            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise UserError(
+                f"{path.parent}: another process runs in it; wait for its end, or start another "
+                "run without --resume, under another --save"
+            ) from None
+        except OSError:
+            return  # a file system without locks
+        for left in path.parent.glob(f"*{TEMPORARY}"):
+            with suppress(OSError):
+                left.unlink()
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        # Otherwise it would be written again with every later line.
+        logging.getLogger(LOGGER_NAME).removeHandler(self)
+        raise WriteError(
+            f"{self.baseFilename}: cannot be written ({error.strerror or error})"
+        ) from error
+
+
 def describe_machine(device: torch.device) -> str:
-    """One line for the log: device, threads and the versions that figures depend on."""
+    """One line for the log: device, threads, and the versions that figures depend on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return (
         f"device {device} ({name}), {torch.get_num_threads()} CPU threads, "
-        f"python {platform.python_version()}, torch {torch.__version__}{ranks.note()}"
+        f"python {platform.python_version()}, torch {torch.__version__}{describe_processes()}"
     )
 
 
-def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> None:
-    """Write rows of plain values as CSV; columns in order of first appearance."""
-    rows = list(rows)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+# --- interruption
+
+_REASONS = (None, "time limit", "SIGTERM", "SIGINT")  # of several the last is reported
 
 
-class Meter:
-    """Mean loss and top-1 accuracy over many batches, summed on the device without a host sync.
+class GracefulStop:
+    """Why a run should end early: `reason` is None, "time limit", "SIGTERM" or "SIGINT".
 
-    Each rank counts its share of the images; what is read is of all.
+    The loops ask after each step. All processes ask together and get the same answer.
+    `resumable`: whether the run leaves something that --resume continues.
+    """
+
+    def __init__(self, minutes: float | None = None, *, resumable: bool = True) -> None:
+        self.resumable = resumable
+        self._deadline = None if minutes is None else time.monotonic() + 60.0 * minutes
+        self._signal: str | None = None
+
+    @property
+    def reason(self) -> str | None:
+        own = self._signal
+        if own is None and self._deadline is not None and time.monotonic() >= self._deadline:
+            own = "time limit"
+        return _REASONS[all_reduce_max(_REASONS.index(own))]
+
+    def notice(self, number: int) -> None:
+        """Remember a signal."""
+        self._signal = signal.Signals(number).name
+
+
+class Interrupted(Exception):
+    """A run that ends early, for the `reason` of its `stop`, `resumable` or not."""
+
+    def __init__(self, stop: GracefulStop) -> None:
+        self.reason = stop.reason
+        self.resumable = stop.resumable
+        super().__init__(self.reason)
+
+
+@contextmanager
+def stop_on_signals(
+    minutes: float | None = None, *, resumable: bool = True
+) -> Iterator[GracefulStop]:
+    """A `GracefulStop` that notices SIGINT and SIGTERM; a second signal ends the process at once.
+
+    Not so under torchrun, which passes one Ctrl-C on as several signals and kills what does not end
+    in time.
+    """
+    stop = GracefulStop(minutes, resumable=resumable)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def notice(number: int, _frame: object) -> None:
+        stop.notice(number)
+        if not is_distributed():
+            for each in numbers:
+                signal.signal(each, before[each])
+
+    for number in numbers:
+        signal.signal(number, notice)
+    try:
+        yield stop
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
+
+
+# --- processes (torchrun)
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A process's part of N images: `rows`, `count` of them, `weight` = count / N.
+
+    A process for which none are left computes the first shard with weight 0, so that it has
+    gradients for the same weights as the others. `largest` is the count of the first shard.
+    """
+
+    rows: slice
+    count: int
+    weight: float
+    largest: int
+
+
+def shard_of(total: int, processes: int, number: int) -> Shard:
+    """The shard of process `number` of `processes`: contiguous, as equal as possible.
+
+    No shard is a single image, which batch norm could not normalise, unless it is the only one.
+    """
+    filled = max(1, min(processes, total // 2))
+    each, more = divmod(total, filled)
+    largest = each + (more > 0)
+    if number >= filled:
+        return Shard(slice(0, largest), 0, 0.0, largest)
+    start = number * each + min(number, more)
+    count = each + (number < more)
+    return Shard(slice(start, start + count), count, count / max(1, total), largest)
+
+
+def shard(total: int) -> Shard:
+    """This process's shard of `total` images."""
+    return shard_of(total, world_size(), rank())
+
+
+def is_distributed() -> bool:
+    """Whether this process belongs to a group, possibly as the only one."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """The number of this process; 0 writes, logs and shows progress."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def hide_progress() -> bool | None:
+    """The `disable` of tqdm: None, which shows a bar on a terminal, for the first process only."""
+    return True if rank() > 0 else None
+
+
+def describe_processes() -> str:
+    """The number of processes, for lines that say what figures depend on."""
+    return f", {world_size()} processes" if is_distributed() else ""
+
+
+@contextmanager
+def process_group() -> Iterator[Callable[[], bool]]:
+    """The group in which torchrun started this process, if it did, for the length of the block.
+
+    Yields a function that returns True for the first process to call it and False for all others,
+    so that a message is printed once. Raises PeerLost when the processes cannot meet.
+    """
+    if not all(name in os.environ for name in _VARIABLES):
+        yield lambda: True
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        store, number, count = next(dist.rendezvous("env://"))
+        dist.init_process_group(backend, store=store, rank=number, world_size=count)
+    except (RuntimeError, ValueError) as error:
+        raise PeerLost(f"the processes cannot meet ({_first_line(error)})") from error
+
+    def first() -> bool:
+        try:
+            return store.add("auto_fernet/spoken", 1) == 1
+        except RuntimeError:  # the store ended with its machine
+            return True
+
+    try:
+        yield first
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise PeerLost(f"another process of this run has ended ({_first_line(error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+@torch.no_grad()
+def average_tensors(tensors: Sequence[Tensor], weight: float) -> None:
+    """Replace `tensors`, of the same shapes everywhere, by their weighted mean over the processes.
+
+    The weights of all processes sum to one. One exchange of one flat tensor.
+    """
+    if not is_distributed() or not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    # A shard of weight 0 may hold NaN, and NaN times zero is NaN.
+    flat = flat * weight if weight else torch.zeros_like(flat)
+    with _exchange():
+        dist.all_reduce(flat)
+    for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(mean.view(tensor.shape))
+
+
+def average_gradients(model: nn.Module, weight: float) -> None:
+    """Average the gradients of a step, and batch-norm statistics, over the processes.
+
+    With `weight` that of the shard it is the gradient of the mean loss of the whole batch, except
+    that batch norm normalises each shard by its own statistics. DistributedDataParallel is not
+    used, as it does not see alphas, whose gradient comes from `torch.autograd.grad`.
+    """
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    average_tensors([*gradients, *(b for b in model.buffers() if b.is_floating_point())], weight)
+
+
+def broadcast_model(model: nn.Module) -> None:
+    """Give all processes the weights of the first, as random draws may differ between machines."""
+    if is_distributed():
+        with _exchange():
+            for tensor in model.state_dict().values():
+                whole = tensor.contiguous()
+                dist.broadcast(whole, 0)
+                tensor.copy_(whole)
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum of `tensor` over the processes."""
+    if is_distributed():
+        tensor = tensor.clone()
+        with _exchange():
+            dist.all_reduce(tensor)
+    return tensor
+
+
+def all_reduce_max(number: int) -> int:
+    """The highest `number` of all processes, without waiting for a device."""
+    if not is_distributed():
+        return number
+    found = torch.tensor(number)
+    with _exchange():
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The CPU tensors `rows` of all processes, concatenated; they may differ in length."""
+    if not is_distributed():
+        return rows
+    found: list[Any] = [None] * world_size()
+    with _exchange():
+        dist.all_gather_object(found, rows)
+    return torch.cat(found)
+
+
+def from_rank_zero(make: Callable[[], Value]) -> Value:
+    """What `make` returns on the first process, the only one that calls it."""
+    if not is_distributed():
+        return make()
+    found: list[Any] = [make() if rank() == 0 else None]
+    with _exchange():
+        dist.broadcast_object_list(found, 0, device=torch.device("cpu"))
+    return found[0]
+
+
+@contextmanager
+def rank_zero_first() -> Iterator[None]:
+    """Run the block on the first process, then on all others."""
+    if rank() > 0:
+        all_reduce_max(0)
+    yield
+    if rank() == 0:
+        all_reduce_max(0)
+
+
+class AverageMeter:
+    """Mean loss and top-1 accuracy over batches, summed on the device without a host sync.
+
+    Each process counts its shard of the images; the figures are of all.
     """
 
     def __init__(self, device: torch.device, sums: Iterable[float] = (0.0, 0.0, 0.0)) -> None:
-        """`sums`: those of a meter to go on from: loss, correct answers, images."""
-        # float32 where the device has no float64 (mps); exact far beyond any epoch's counts.
+        """`sums`: loss, correct answers and images of a meter to continue."""
+        # float32 where the device has no float64 (mps); counts of an epoch stay exact.
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self._sums = torch.tensor(list(sums), dtype=dtype, device=device)
-        if ranks.rank() > 0:
+        if rank() > 0:
             self._sums.zero_()
 
-    def update(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: its mean loss (scalar), logits (N, K) and labels (N,)."""
         correct = (logits.argmax(dim=1) == labels).sum()
         count = torch.full_like(correct, len(labels))
@@ -438,8 +666,8 @@ class Meter:
         self._sums += batch.to(self._sums.dtype)
 
     def totals(self) -> list[float]:
-        """The sums so far, which a meter can go on from; waits for the device."""
-        return ranks.total(self._sums).tolist()
+        """The sums so far; waits for the device."""
+        return all_reduce_sum(self._sums).tolist()
 
     def read(self) -> tuple[float, float]:
         """(mean loss, accuracy in percent) so far; waits for the device."""

@@ -1,12 +1,46 @@
-"""The flags that scripts share: their types, parent parsers, and what they become."""
+"""The flags that scripts share: their types, and a function for each group of flags.
+
+`add_X_arguments(parser, name=default)` adds a group; the help of a flag shows its default.
+"""
 
 from __future__ import annotations
 
 import argparse
+from argparse import BooleanOptionalAction
 from typing import Any
 
-from data.augment import Augmentation
 from data.views import TTA
+
+# Defaults of flags by --recipe; learning rate, batch and epochs are each script's own. "strong" is,
+# except for a longer warm-up, what the best training of the small network used (docs/results.md).
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "strong": {
+        "nesterov": True,
+        "warmup_epochs": 1,
+        "drop_path_prob": 0.0,
+        "affine": 0.1,
+        "ema": 0.999,
+    },
+}
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Prints the default of a flag that has one; a help text may explain another by itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def new_parser(description: str | None, prog: str | None = None) -> argparse.ArgumentParser:
+    """A parser with defaults in its help, which begins with the first line of `description`."""
+    first = (description or "").split("\n")[0]
+    return argparse.ArgumentParser(prog=prog, description=first, formatter_class=HelpFormatter)
+
+
+# --- types
 
 
 def positive_int(text: str) -> int:
@@ -25,6 +59,22 @@ def count(text: str) -> int:
     return value
 
 
+def channels(text: str) -> int:
+    """argparse type: a width of a network, 1 to 1024 as in a checkpoint."""
+    value = int(text)
+    if not 1 <= value <= 1024:
+        raise argparse.ArgumentTypeError(f"{text} found, 1 to 1024 expected")
+    return value
+
+
+def cells(text: str) -> int:
+    """argparse type: a number of cells, 1 to 50 as in a checkpoint."""
+    value = int(text)
+    if not 1 <= value <= 50:
+        raise argparse.ArgumentTypeError(f"{text} found, 1 to 50 expected")
+    return value
+
+
 def fraction(text: str) -> float:
     """argparse type: a number in [0, 1)."""
     value = float(text)
@@ -33,7 +83,7 @@ def fraction(text: str) -> float:
     return value
 
 
-def _seed(text: str) -> int:
+def seed_number(text: str) -> int:
     """argparse type: an integer of at least 0 that fits 63 bits."""
     value = int(text)
     if not 0 <= value < 2**63:
@@ -65,17 +115,17 @@ def names(text: str) -> list[str]:
     return found
 
 
-def sides(text: str) -> list[int]:
-    """argparse type: sides of training images in pixels, multiples of 4, separated by commas."""
-    found = [positive_int(word) for word in names(text)]
-    if any(side % 4 for side in found):
-        raise argparse.ArgumentTypeError(f"{text} found, multiples of 4 expected")
-    return found
-
-
 def counts(text: str) -> list[int]:
     """argparse type: integers of at least 1 separated by commas."""
     return [positive_int(word) for word in names(text)]
+
+
+def sizes(text: str) -> list[int]:
+    """argparse type: sides of training images in pixels, multiples of 4, separated by commas."""
+    found = counts(text)
+    if any(size % 4 for size in found):
+        raise argparse.ArgumentTypeError(f"{text} found, multiples of 4 expected")
+    return found
 
 
 def box(text: str) -> tuple[int, int, int, int] | None:
@@ -90,262 +140,179 @@ def box(text: str) -> tuple[int, int, int, int] | None:
     return left, top, right, bottom
 
 
-def add_device(group: argparse._ArgumentGroup) -> None:
-    """Add the flags of where to compute."""
-    add = group.add_argument
-    add(
-        "--device",
-        default="auto",
-        metavar="auto|cpu|cuda|cuda:N|mps",
-        help="where to compute (default: auto, which takes CUDA, then MPS, then the CPU)",
-    )
-    add(
-        "--gpu",
-        type=int,
-        metavar="ID",
-        help="number of the CUDA device, short for --device cuda:ID (default: --device decides)",
-    )
-
-
-def common_parser(
-    *,
-    batch_size: int,
-    batch_why: str,
-    seed: int,
-    data: str = "FER2013 as a CSV, folder or archive, a folder that holds one",
-) -> argparse.ArgumentParser:
-    """The flags of every script, as a parent parser; `data` says what --data may name."""
-    parser = argparse.ArgumentParser(add_help=False)
-    group = parser.add_argument_group("data and device")
-    add = group.add_argument
-    add(
-        "--data",
-        default="data/",
-        metavar="PATH",
-        help=f"{data}, or 'synthetic' (default: data/, where git ignores it)",
-    )
-    add(
-        "--batch_size",
-        type=positive_int,
-        default=batch_size,
-        metavar="N",
-        help=f"images a step (default: {batch_size}, {batch_why})",
-    )
-    add(
-        "--limit_batches",
-        type=positive_int,
-        metavar="N",
-        help="at most N batches in any pass over a split, for a short try; figures are then of "
-        "that part alone (default: no limit, as figures are of whole splits)",
-    )
-    add_device(group)
-    add(
-        "--amp",
-        choices=["auto", "off", "bf16"],
-        default="auto",
-        help="precision of the forward pass (default: auto, bf16 on CUDA that has it and fp32 "
-        "elsewhere, as CPUs mostly gain nothing)",
-    )
-    add(
-        "--seed",
-        type=_seed,
-        default=seed,
-        metavar="N",
-        help=f"seed of everything random (default: {seed}, the published one)",
-    )
-    return parser
-
-
 def true_or_false(text: str) -> bool:
-    """argparse type: True or False, as written, in any case."""
+    """argparse type: True or False, in any case."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text} found, True or False expected")
     return text.lower() == "true"
 
 
-def tta_parser() -> argparse.ArgumentParser:
-    """The flag of scripts that report accuracies, as a parent parser."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument_group("the figures").add_argument(
+# --- groups of flags
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where to compute."""
+    # fmt: off
+    add = parser.add_argument_group("device").add_argument
+    add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps",
+        help="where to compute; auto takes CUDA, then MPS, then the CPU")
+    add("--gpu", type=int, metavar="ID",
+        help="number of the CUDA device, short for --device cuda:ID")
+    # fmt: on
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, *, batch_size: int, seed: int) -> None:
+    """The data, the batches, the device and the seed: flags of every script."""
+    # fmt: off
+    add = parser.add_argument_group("data").add_argument
+    add("--data", default="data/", metavar="PATH",
+        help="the data set, a folder that holds it, or 'synthetic' (see docs/data.md)")
+    add("--batch_size", type=positive_int, default=batch_size, metavar="N", help="images a step")
+    add("--limit_batches", type=positive_int, metavar="N",
+        help="at most N batches in any pass over a split, for a short run; figures are then of "
+        "that part alone (default: no limit)")
+    add("--amp", choices=["auto", "off", "bf16"], default="auto",
+        help="precision of the forward pass; auto is bf16 on CUDA that has it, fp32 elsewhere")
+    add("--seed", type=seed_number, default=seed, metavar="N",
+        help="seed of everything random")
+    # fmt: on
+    add_device_arguments(parser)
+
+
+def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run folder."""
+    # fmt: off
+    add = parser.add_argument_group("the run folder").add_argument
+    add("--model_path", default="saved_models", metavar="FOLDER", help="where run folders lie")
+    add("--save", metavar="LABEL",
+        help="name of the run folder (default: the script's name, date and time)")
+    add("--report_freq", type=positive_int, default=50, metavar="STEPS",
+        help="training steps between lines of the log")
+    # fmt: on
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, script: str) -> None:
+    """Runs that can be interrupted and resumed; `script` is kept with the run."""
+    parser.set_defaults(script=script)
+    # fmt: off
+    add = parser.add_argument_group("the run").add_argument
+    add("--protocol", choices=["clean", "paper"], default="clean",
+        help="clean keeps test images out of training, search and every choice; paper does what "
+        "the published figures were made with")
+    add("--resume", metavar="RUN",
+        help="continue this run folder; other flags are then the run's own")
+    add("--time_limit", type=positive_float, metavar="MINUTES",
+        help="save and end after this time, to be resumed (default: no limit)")
+    # fmt: on
+
+
+def add_sgd_arguments(
+    parser: argparse.ArgumentParser, *, learning_rate: float, drop_path_prob: float | None
+) -> None:
+    """SGD and regularisation; `drop_path_prob` None means that of the checkpoint."""
+    # fmt: off
+    add = parser.add_argument_group("optimization").add_argument
+    add("--learning_rate", type=positive_float, default=learning_rate, metavar="RATE",
+        help="highest learning rate of SGD, which falls as a cosine")
+    add("--momentum", type=fraction, default=0.9, metavar="M", help="momentum of SGD")
+    add("--weight_decay", type=non_negative, default=3e-4, metavar="W", help="weight decay of SGD")
+    add("--grad_clip", type=positive_float, default=5.0, metavar="NORM",
+        help="largest norm of the gradient")
+    add("--drop_path_prob", type=fraction, default=drop_path_prob, metavar="P",
+        help="highest drop-path probability, reached linearly from 0 over the epochs"
+        + (" (default: that of the checkpoint, else 0.2, continued from its epoch)"
+           if drop_path_prob is None else ""))
+    add("--cutout", action="store_true", help="zero a random square of each training image")
+    add("--cutout_length", type=positive_int, default=16, metavar="PIXELS",
+        help="side of that square")
+    # fmt: on
+
+
+def add_training_arguments(parser: argparse.ArgumentParser, *, epochs: int) -> None:
+    """Training the network of a genotype: the published flags, and those that improve on it."""
+    # fmt: off
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=positive_int, default=epochs, metavar="N", help="epochs")
+    add("--auxiliary_weight", type=non_negative, default=0.4, metavar="W",
+        help="weight of the auxiliary loss")
+    add("--nesterov", action=BooleanOptionalAction, default=False, help="Nesterov momentum")
+    add("--warmup_epochs", type=count, default=0, metavar="N",
+        help="epochs in which the learning rate first rises, from a 25th; fewer than --epochs")
+    add("--sizes", type=sizes, default=[], metavar="S,T,...",
+        help="resize the 44x44 crops to S pixels a side, then T, each for its --size_epochs; "
+        "multiples of 4, at least 32 with the auxiliary head (default: 44 throughout)")
+    add("--size_epochs", type=counts, default=[], metavar="N,M,...",
+        help="epochs at each of --sizes, --epochs in all")
+    add("--compile", action=BooleanOptionalAction, default=False,
+        help="compile the network by torch.compile, which takes minutes at the start")
+
+    add = parser.add_argument_group("the recipe").add_argument
+    strong = " ".join(f"--{name} {value}" for name, value in RECIPES["strong"].items())
+    add("--recipe", choices=RECIPES, default="paper",
+        help=f"other defaults; strong is {strong.replace(' True', '')}")
+    add("--label_smoothing", type=fraction, default=0.0, metavar="E",
+        help="share of each label that is spread over all classes")
+    add("--affine", type=fraction, default=0.0, metavar="A",
+        help="shift training images by up to A of their side, scale by 1-A to 1+A, rotate by up to "
+        "50 A degrees")
+    add("--erasing", type=fraction, default=0.0, metavar="P",
+        help="probability of erasing a random rectangle of a training image")
+    add("--mixup", type=non_negative, default=0.0, metavar="ALPHA",
+        help="blend each training image with another by a share drawn from Beta(ALPHA, ALPHA)")
+    add("--cutmix", type=non_negative, default=0.0, metavar="ALPHA",
+        help="paste a rectangle of another training image into each; with --mixup a coin decides "
+        "for each batch")
+    add("--mix_off_epochs", type=count, metavar="N",
+        help="last epochs without --mixup and --cutmix, fewer than --epochs; labels are repaired "
+        "only in epochs without (default: a tenth of --epochs)")
+    add("--ema", type=fraction, default=0.0, metavar="DECAY",
+        help="evaluate and save an exponential moving average of the weights; the decay after n "
+        "steps is at most (1+n)/(10+n)")
+    # fmt: on
+
+
+def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
+    """Distillation."""
+    # fmt: off
+    add = parser.add_argument_group("the teacher").add_argument
+    add("--teacher", type=names, default=[], metavar="X,Y,...",
+        help="checkpoints whose mean logits the network learns to give, named as for ensemble.py")
+    add("--teacher_weight", type=fraction, default=0.5, metavar="W",
+        help="weight of the teacher in the loss, 1 - W being that of the labels")
+    add("--temperature", type=positive_float, default=2.0, metavar="T",
+        help="temperature of the softmax for --teacher")
+    # fmt: on
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """The trained network that a script starts from."""
+    parser.add_argument_group("the trained network").add_argument(
+        "--checkpoint",
+        metavar="X",
+        help="weights: a file, as given, with .pt added or inside --model_path; a run folder; or "
+        "the name of weights in checkpoints/ (required, unless --resume)",
+    )
+    add_network_arguments(parser)
+    parser.add_argument("--layers", type=cells, metavar="L", help="cells of a bare state dict")
+
+
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """What describes a bare state dict; other checkpoints describe themselves."""
+    # fmt: off
+    add = parser.add_argument_group("a bare state dict (default: the paper's network)").add_argument
+    add("--arch", nargs="?", const="Auto_FERNet", metavar="GENOTYPE",
+        help="its genotype: a name of genotypes.py, a literal Genotype(...), a genotype file or a "
+        "search's run folder")
+    add("--init_channels", type=channels, metavar="C", help="channels of its first cell")
+    # fmt: on
+
+
+def add_tta_argument(parser: argparse.ArgumentParser) -> None:
+    """Test-time augmentation."""
+    parser.add_argument_group("figures").add_argument(
         "--tta",
         choices=TTA,
         default="none",
-        help="views of an image whose logits are averaged for the figures reported at the end: "
-        "the image, with its mirror image, or ten crops of 44x44; epochs of a training are scored, "
-        "and weights chosen, in a single view (default: none, as published)",
+        help="views of an image whose logits are averaged for the reported figures; training "
+        "epochs are scored, and weights chosen, in a single view",
     )
-    return parser
-
-
-def folder_parser(*, label: str) -> argparse.ArgumentParser:
-    """The flags of the run folder, as a parent parser."""
-    parser = argparse.ArgumentParser(add_help=False)
-    add = parser.add_argument_group("the run folder").add_argument
-    add(
-        "--model_path",
-        default="saved_models",
-        metavar="FOLDER",
-        help="where run folders lie (default: saved_models, which git ignores)",
-    )
-    add(
-        "--save",
-        metavar="LABEL",
-        help=f"name of the run folder (default: {label}-DATE-TIME, so that none is overwritten)",
-    )
-    add(
-        "--report_freq",
-        type=positive_int,
-        default=50,
-        metavar="STEPS",
-        help="training steps between lines of the log (default: 50, seconds on a GPU)",
-    )
-    return parser
-
-
-def run_parser(*, script: str) -> argparse.ArgumentParser:
-    """The flags of runs that can be interrupted and resumed, as a parent parser.
-
-    `script` is kept with the run, which no other script may resume.
-    """
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.set_defaults(script=script)
-    add = parser.add_argument_group("the run").add_argument
-    add(
-        "--protocol",
-        choices=["clean", "paper"],
-        default="clean",
-        help="clean keeps test images out of training, search and every choice; paper does what "
-        "the published figures were made with (default: clean, as its figures can be trusted)",
-    )
-    add(
-        "--resume",
-        metavar="RUN",
-        help="go on with this run folder from where it was saved; other flags are then the run's "
-        "own (default: a new run)",
-    )
-    add(
-        "--time_limit",
-        type=positive_float,
-        metavar="MINUTES",
-        help="save and end by itself after so long, to be resumed (default: no limit)",
-    )
-    return parser
-
-
-def sgd_parser(
-    *, learning_rate: float, why: str, drop_path_prob: float | None, drop_path_why: str
-) -> argparse.ArgumentParser:
-    """The flags of SGD and of regularisation, as a parent parser.
-
-    `drop_path_prob` None leaves it to the checkpoint, as `drop_path_why` then says.
-    """
-    parser = argparse.ArgumentParser(add_help=False)
-    add = parser.add_argument_group("optimisation").add_argument
-    add(
-        "--learning_rate",
-        type=positive_float,
-        default=learning_rate,
-        metavar="RATE",
-        help=f"first learning rate of SGD (default: {learning_rate}, {why})",
-    )
-    add(
-        "--momentum",
-        type=fraction,
-        default=0.9,
-        metavar="M",
-        help="momentum of SGD (default: 0.9, the published value)",
-    )
-    add(
-        "--weight_decay",
-        type=non_negative,
-        default=3e-4,
-        metavar="W",
-        help="weight decay of SGD (default: 3e-4, the published value)",
-    )
-    add(
-        "--grad_clip",
-        type=positive_float,
-        default=5.0,
-        metavar="NORM",
-        help="largest norm of the gradient (default: 5, the published value)",
-    )
-    add(
-        "--drop_path_prob",
-        type=fraction,
-        default=drop_path_prob,
-        metavar="P",
-        help="drop-path probability (default: "
-        + ("" if drop_path_prob is None else f"{drop_path_prob}, ")
-        + f"{drop_path_why})",
-    )
-    add(
-        "--cutout",
-        action="store_true",
-        help="zero a random square of each training image (default: off, as published)",
-    )
-    add(
-        "--cutout_length",
-        type=positive_int,
-        default=16,
-        metavar="PIXELS",
-        help="side of that square (default: 16, the published value)",
-    )
-    return parser
-
-
-def training_parser(*, epochs: int) -> argparse.ArgumentParser:
-    """The flags of training the network of a genotype, as a parent parser."""
-    parser = argparse.ArgumentParser(add_help=False)
-    # fmt: off
-    add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=positive_int, default=epochs, metavar="N",
-        help=f"epochs (default: {epochs}, the published value)")
-    add("--auxiliary_weight", type=non_negative, default=0.4, metavar="W",
-        help="weight of the auxiliary loss (default: 0.4, the published value)")
-    add("--nesterov", action=argparse.BooleanOptionalAction, default=False,
-        help="Nesterov momentum (default: off, as published)")
-    add("--warmup_epochs", type=count, default=0, metavar="N",
-        help="epochs in which the learning rate first rises, from a 25th; fewer than --epochs "
-        "(default: 0, as published)")
-    add("--sizes", type=sides, default=[], metavar="S,T,...",
-        help="train at rising sizes: the 44x44 crops are resized to S pixels a side, then T, each "
-        "for its --size_epochs; multiples of 4, of at least 32 with the auxiliary head "
-        "(default: the crops as they are, as published)")
-    add("--size_epochs", type=counts, default=[], metavar="N,M,...",
-        help="epochs at each of --sizes, --epochs in all (default: none, as without --sizes)")
-    add("--compile", action=argparse.BooleanOptionalAction, default=False,
-        help="compile the network by torch.compile: a minute at the start, then faster steps "
-        "(default: off, as a short run does not earn that minute back)")
-    # fmt: on
-    return parser
-
-
-def sgd_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """What torch.optim.SGD takes from the flags of `sgd_parser` and `training_parser`."""
-    return {
-        "lr": args.learning_rate,
-        "momentum": args.momentum,
-        "weight_decay": args.weight_decay,
-        "nesterov": args.nesterov,
-    }
-
-
-def fit_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """What `engine.fit` takes from the flags as they are."""
-    return {
-        "epochs": args.epochs,
-        "batch_size": args.batch_size,
-        "learning_rate": args.learning_rate,
-        "warmup_epochs": args.warmup_epochs,
-        "auxiliary_weight": args.auxiliary_weight,
-        "grad_clip": args.grad_clip,
-        "seed": args.seed,
-        "report_freq": args.report_freq,
-        "limit_batches": args.limit_batches,
-        "compile_forward": args.compile,
-    }
-
-
-def augmentation(args: argparse.Namespace, *, jitter: float = 0.0) -> Augmentation:
-    """The augmentation of training images; `jitter` is the script's own."""
-    return Augmentation(jitter=jitter, cutout=args.cutout_length if args.cutout else 0)

@@ -1,4 +1,4 @@
-"""How the scripts start and end: devices, resuming, other scripts, errors and exit statuses."""
+"""How scripts start and end: the command line, the device, the run, errors and exit statuses."""
 
 from __future__ import annotations
 
@@ -18,21 +18,31 @@ from typing import Any
 
 import torch
 
-from common import ranks
-from common.checkpoints import parts_of
-from common.recipe import RECIPES
+from common.arguments import RECIPES
+from engine import Run, autocast
 from utils import (
     Interrupted,
+    PeerLost,
     UserError,
     WriteError,
+    create_run_folder,
+    describe_machine,
+    describe_processes,
+    is_distributed,
     is_out_of_memory,
     load_checkpoint,
+    open_log,
+    process_group,
+    rank,
+    reading,
+    seed_everything,
     stop_on_signals,
+    world_size,
 )
 
-# What a resumed run may be given anew; every other flag is part of what the run is.
+# Flags that may change at --resume; every other one defines the run.
 _FREE_ON_RESUME = {"amp", "compile", "data", "device", "gpu", "model_path", "report_freq"}
-# What each start of a run has for itself.
+# Flags of one start of a run.
 _OF_ONE_START = {"resume", "save", "time_limit"}
 _WRITE_ADVICE = {
     errno.ENOSPC: "free some room on the disk",
@@ -42,34 +52,57 @@ _WRITE_ADVICE = {
     errno.EACCES: "make the folder writable or name another by --model_path",
 }
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# The kinds of flags that take no value.
-_SWITCHES = (argparse.BooleanOptionalAction, argparse._StoreTrueAction)
 _EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143, "time limit": 0}
 
+Main = Callable[[argparse.Namespace], dict[str, Any]]
 
-def resolve_device(device: str, gpu: int | None) -> torch.device:
-    """The device that --device and --gpu ask for; UserError when it is not there.
 
-    Under torchrun "auto" and "cuda" are a GPU for each process of the machine.
+# --- the run of a script
+
+
+def start_run(args: argparse.Namespace, device: torch.device, label: str, kind: str = "") -> Run:
+    """The run of a script: seeds, run folder and log; at --resume those of before.
+
+    `label` begins the name of a new folder without --save; `kind` is that of the checkpoint which
+    --resume reads.
     """
-    if gpu is not None:
-        if device not in ("auto", "cuda", f"cuda:{gpu}"):
-            raise UserError(f"--gpu {gpu}: contradicts --device {device}; give one of them")
-        flag, device = f"--gpu {gpu}", f"cuda:{gpu}"
+    seed_everything(args.seed)
+    resumed = None
+    if getattr(args, "resume", None) is None:
+        folder = create_run_folder(args.model_path, args.save, label)
+    else:
+        folder = Path(args.resume)
+        resumed = load_checkpoint(folder / "checkpoint.pt", [kind])
+    log = open_log(folder)
+    log.info("%s", describe_machine(device))
+    log.info("run folder %s", folder)
+    return Run(folder, device, autocast(device, args.amp), resumed=resumed)
+
+
+def resolve_device(args: argparse.Namespace) -> torch.device:
+    """The device that --device and --gpu ask for; UserError when it does not exist.
+
+    Under torchrun "auto" and "cuda" are one GPU for each process of the machine.
+    """
+    device = args.device
+    if args.gpu is not None:
+        if device not in ("auto", "cuda", f"cuda:{args.gpu}"):
+            raise UserError(f"--gpu {args.gpu}: contradicts --device {device}; give one of them")
+        flag, device = f"--gpu {args.gpu}", f"cuda:{args.gpu}"
     else:
         flag = f"--device {device}"
     if device == "auto":
         if torch.cuda.is_available():
             device = "cuda"
-        elif torch.backends.mps.is_available() and not ranks.several():
+        elif torch.backends.mps.is_available() and not is_distributed():
             device = "mps"
         else:
             device = "cpu"
-    if device == "cuda" and ranks.several():
-        device = f"cuda:{ranks.local('LOCAL_RANK')}"
-    elif ranks.several() and device != "cpu" and ranks.local("LOCAL_WORLD_SIZE") > 1:
+    if device == "cuda" and is_distributed():
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    elif is_distributed() and device != "cpu" and int(os.environ["LOCAL_WORLD_SIZE"]) > 1:
         raise UserError(
-            f"{flag}: one device for {ranks.local('LOCAL_WORLD_SIZE')} processes; expected auto, "
+            f"{flag}: one device for {os.environ['LOCAL_WORLD_SIZE']} processes; expected auto, "
             "which gives each a GPU of its own, or cpu"
         )
     try:
@@ -80,45 +113,45 @@ def resolve_device(device: str, gpu: int | None) -> torch.device:
     if resolved.type not in found or (resolved.index or 0) >= found[resolved.type]:
         raise UserError(
             f"{flag}: no such device here ({torch.cuda.device_count()} CUDA devices found); "
-            "expected auto, cpu, or one that is there"
+            "expected auto, cpu, or an existing one"
         )
-    if resolved.type == "cuda" and ranks.several():
+    if resolved.type == "cuda" and is_distributed():
         torch.cuda.set_device(resolved)
     return resolved
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; with --resume, every flag that makes the run is the run's own.
+# --- the command line
 
-    Raises UserError when the run cannot be resumed or a flag contradicts what it was started with.
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; with --resume, flags that define the run are the run's own.
+
+    Raises UserError when the run cannot be resumed or a flag contradicts it.
     """
     args, given = parser.parse_args(argv), flags_given(parser, argv)
     if getattr(args, "resume", None) is None:
         if "recipe" in args:
-            # Defaults, so that flags that are given have the last word.
+            # Defaults, so that flags that are given override them.
             parser.set_defaults(**RECIPES[args.recipe])
             args = parser.parse_args(argv)
-        _check_training(args)
+            _check_training(args)
         if "script" in args:
             args.started = describe_start(args.script, sys.argv[1:] if argv is None else argv)
         return args
     folder = resolve_run(args.resume, args.model_path)
     path = folder / "checkpoint.pt"
     found = load_checkpoint(path, ("training", "search", "folds"))
-    with parts_of(path):
-        saved = dict(found["args"])
-    if saved.get("script") != args.script:
-        found = saved.get("script", "an older version of the scripts")
-        raise UserError(f"--resume {args.resume}: a run of {found}, expected one of {args.script}")
+    with reading(path, "a checkpoint of the same script and version"):
+        saved = _saved_flags(parser, found["args"])
+        script = found["args"].get("script", "an older version of the scripts")
+    if script != args.script:
+        raise UserError(f"--resume {args.resume}: a run of {script}, expected one of {args.script}")
     if "save" in given:
         raise UserError(f"--save {args.save}: not with --resume; a resumed run keeps its folder")
-    with parts_of(path):
-        _check_flags(parser, saved)
     # Either of the two flags of the device replaces both.
     moved = "device" in given or "gpu" in given
     args.started = None
     for name in vars(args).keys() - _OF_ONE_START:
-        # What a flag now turns on was off before there was the flag.
         value = saved.get(name, parser.get_default(name))
         if name not in given:
             if not (moved and name in ("device", "gpu")):
@@ -131,55 +164,26 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     return args
 
 
-def describe_commit() -> str | None:
-    """The commit of this code, ending in -dirty where files differ from it; None outside git."""
-    words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        # No lock of git's own: looking must not stand in anybody's way.
-        environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-        found = subprocess.run(
-            words, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True,
-            check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()
-
-
-def describe_start(script: str, argv: Sequence[str]) -> dict[str, str | None]:
-    """The command, the commit of the code and the machine of a run: what its weights hang on."""
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return {
-        "command": shlex.join(["python", script, *argv]),
-        "commit": describe_commit(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores{gpu}, "
-        f"python {platform.python_version()}, torch {torch.__version__}{ranks.note()}",
-    }
-
-
-def _check_flags(parser: argparse.ArgumentParser, saved: Mapping[str, Any]) -> None:
-    """Raise ValueError or ArgumentTypeError where no command line gives a flag its saved value."""
+def _saved_flags(parser: argparse.ArgumentParser, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a checkpoint; an exception where no command line gives a flag its value."""
     for action in parser._actions:
         value = saved.get(action.dest, action.default)
-        if value == action.default:
-            continue
-        if isinstance(action, _SWITCHES):
-            sound = isinstance(value, bool)
-        elif isinstance(value, int | float | str):
-            read = action.type(str(value)) if action.type else value
-            sound = read == value and type(read) is type(value)
-            sound &= action.choices is None or value in action.choices
-        else:
-            sound = value is None or isinstance(value, tuple | list)
-        if not sound:
+        if action.type and type(value) in (int, float, str) and value != action.default:
+            read = action.type(str(value))  # type: ignore[operator]
+            if read != value or type(read) is not type(value):
+                raise ValueError(f"--{action.dest} {value!r}")
+        elif type(value) is not type(action.default) and not (
+            action.default is None or value is None or isinstance(value, str | list | tuple)
+        ):
             raise ValueError(f"--{action.dest} {value!r}")
+    return dict(saved)
 
 
 def flags_given(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """The values of the flags that stand on the command line itself, by name."""
-    # argparse leaves attributes alone that are there already, so those that change were given.
+    # argparse leaves existing attributes alone, so those that change were given.
     missing = object()
     names = vars(parser.parse_args(argv))
     found = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, missing)))
@@ -187,58 +191,18 @@ def flags_given(
 
 
 def _check_training(args: argparse.Namespace) -> None:
-    """Raise UserError for flags of training that cannot go together."""
-    if "warmup_epochs" not in args:
-        return
-    if args.warmup_epochs >= args.epochs:
-        raise UserError(
-            f"--warmup_epochs {args.warmup_epochs}: expected fewer than --epochs {args.epochs}"
-        )
-    if (args.mix_off_epochs or 0) >= args.epochs:
-        raise UserError(
-            f"--mix_off_epochs {args.mix_off_epochs}: expected fewer than --epochs {args.epochs}"
-        )
+    """Raise UserError for flags of training that exclude each other."""
+    for name in ("warmup_epochs", "mix_off_epochs"):
+        value = getattr(args, name) or 0
+        if value >= args.epochs:
+            raise UserError(f"--{name} {value}: expected fewer than --epochs {args.epochs}")
     if len(args.sizes) != len(args.size_epochs) or sum(args.size_epochs) not in (0, args.epochs):
         raise UserError(
             f"--size_epochs {','.join(map(str, args.size_epochs)) or 'none'}: expected a number "
             f"for each of the {len(args.sizes)} --sizes, {args.epochs} in all as --epochs says"
         )
-    if getattr(args, "auxiliary", True) and any(side < 32 for side in args.sizes):
-        raise UserError(
-            f"--sizes {','.join(map(str, args.sizes))}: the auxiliary head needs 32 pixels; "
-            "expected larger sizes" + (", or --no-auxiliary" if "auxiliary" in args else "")
-        )
     if args.nesterov and args.momentum == 0:
         raise UserError("--nesterov: needs momentum, found --momentum 0")
-
-
-def run_script(words: Sequence[str]) -> int:
-    """Run `python WORDS` and return its status; a signal lets it save first.
-
-    Raises Interrupted when this process was told to stop.
-    """
-    with stop_on_signals() as stop:
-        process = subprocess.Popen([sys.executable, *words])
-        told = False
-        while process.poll() is None:
-            # A terminal sends SIGINT to both; SIGTERM comes to this process alone.
-            if stop.reason == "SIGTERM" and not told:
-                process.terminate()
-                told = True
-            time.sleep(0.05)
-        if stop.reason:
-            raise Interrupted(stop)
-    return process.returncode
-
-
-def make_folder(flag: str, name: str) -> Path:
-    """The folder that `flag` names, made where it is missing; UserError where that fails."""
-    folder = Path(name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{flag} {folder}: {error.strerror}, expected a folder") from error
-    return folder
 
 
 def resolve_run(name: str, model_path: str) -> Path:
@@ -252,43 +216,99 @@ def resolve_run(name: str, model_path: str) -> Path:
     )
 
 
-def run(
-    main: Callable[[argparse.Namespace], dict[str, Any]],
-    parser: argparse.ArgumentParser,
-    argv: Sequence[str] | None = None,
-) -> int:
-    """Run a script: exit status 0, 2 for an error of the user's, 130 or 143 when interrupted.
+def describe_start(script: str, argv: Sequence[str]) -> dict[str, str | None]:
+    """The command, the commit of the code and the machine of a run, on which weights depend."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return {
+        "command": shlex.join(["python", script, *argv]),
+        "commit": describe_commit(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores{gpu}, "
+        f"python {platform.python_version()}, torch {torch.__version__}{describe_processes()}",
+    }
 
-    Under torchrun it is the same for each process, and what there is to say is said by one.
+
+def describe_commit() -> str | None:
+    """The commit of this code, with -dirty where files differ from it; None outside git."""
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(
+            words,
+            cwd=Path(__file__).parent,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def make_folder(flag: str, name: str) -> Path:
+    """The folder that `flag` names, created where it is missing; UserError where that fails."""
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{flag} {folder}: {error.strerror}, expected a folder") from error
+    return folder
+
+
+# --- running a script
+
+
+def run_command(words: Sequence[str]) -> int:
+    """Run `python WORDS` and return its status; a signal lets it save first.
+
+    Raises Interrupted when this process was told to stop.
+    """
+    with stop_on_signals() as stop:
+        process = subprocess.Popen([sys.executable, *words])
+        told = False
+        while process.poll() is None:
+            # A terminal sends SIGINT to both processes; SIGTERM comes to this one only.
+            if stop.reason == "SIGTERM" and not told:
+                process.terminate()
+                told = True
+            time.sleep(0.05)
+        if stop.reason:
+            raise Interrupted(stop)
+    return process.returncode
+
+
+def run_script(
+    main: Main, parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> int:
+    """Run a script: exit status 0, 2 for an error of the user, 130 or 143 when interrupted.
+
+    Under torchrun the status is the same for each process, and one of them prints the last line.
     """
     keep_freed_memory()
     try:
-        with ranks.group() as speaks:
+        with process_group() as speaks:
             status, line = _run(main, parser, argv)
             if line is not None and speaks():
-                print(f"{parser.prog}: {line}", file=sys.stderr)
+                sys.stderr.write(f"{parser.prog}: {line}\n")
             return status
-    except ranks.PeerLost as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+    except PeerLost as error:
+        sys.stderr.write(f"{parser.prog}: error: {error}\n")
         return 2
 
 
 def _run(
-    main: Callable[[argparse.Namespace], dict[str, Any]],
-    parser: argparse.ArgumentParser,
-    argv: Sequence[str] | None,
+    main: Main, parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> tuple[int, str | None]:
-    """The exit status of a script, and the last line that it has to say, if any."""
+    """The exit status of a script, and its last line, if any."""
     try:
-        with _said_once():
+        with _printed_once():
             args = parse(parser, argv)
-        if ranks.world_size() > 1 and "save" not in args:
+        if world_size() > 1 and "save" not in args:
             raise UserError("torchrun: this program is of one process; start it with python")
         main(args)
         sys.stdout.flush()
     except UserError as error:
         return 2, f"error: {error}{_advice(error)}"
-    except ranks.PeerLost as error:
+    except PeerLost as error:
         return 2, f"error: {error}; what was saved before is kept: go on with --resume"
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -300,16 +320,15 @@ def _run(
         )
     except Interrupted as interrupted:
         end = "saved" if interrupted.resumable else "nothing saved"
-        # Rank 0 alone knows when all is saved.
-        line = f"stopped ({interrupted.reason}); {end}" if ranks.rank() == 0 else None
-        return _EXIT_STATUS[interrupted.reason], line
+        # Only the first process knows when all is saved.
+        line = f"stopped ({interrupted.reason}); {end}" if rank() == 0 else None
+        return _EXIT_STATUS[str(interrupted.reason)], line
     except KeyboardInterrupt:
         return _EXIT_STATUS["SIGINT"], "interrupted; what was saved before is kept"
-    except BrokenPipeError:
-        # The reader of our output went away; nothing is left to tell, and nobody to tell it to.
+    except BrokenPipeError:  # the reader of our output has ended
         _mute()
     except OSError as error:
-        # Of all files but the one that our output goes to it would be a WriteError.
+        # A full disk behind stdout; other files raise a WriteError.
         if error.errno not in _FULL:
             raise
         _mute()
@@ -321,9 +340,9 @@ def _run(
 
 
 @contextmanager
-def _said_once() -> Iterator[None]:
-    """What argparse prints, usage or help, rank 0 alone prints."""
-    if ranks.rank() == 0:
+def _printed_once() -> Iterator[None]:
+    """Let only the first process print the usage or help of argparse."""
+    if rank() == 0:
         yield
         return
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
@@ -331,7 +350,7 @@ def _said_once() -> Iterator[None]:
 
 
 def _mute() -> None:
-    """What is printed, and still held back, goes nowhere."""
+    """Discard what is buffered for stdout."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -342,12 +361,12 @@ def _advice(error: UserError) -> str:
     number = getattr(error.__cause__, "errno", None)
     if number == errno.ENOENT:
         return "; was its folder removed? Bring it back and go on with --resume, or start again"
-    todo = _WRITE_ADVICE.get(number, "see to the folder")
+    todo = _WRITE_ADVICE.get(number or 0, "check the folder")
     return f"; {todo}, then go on with --resume, or start again where nothing was saved before"
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to reuse what a step frees: fetching it anew costs a CPU run 5 to 10 % of time."""
+    """Let glibc reuse what a step frees: fetching it anew costs a CPU run 5 to 10 % of its time."""
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.report import format_table, headline, report_split
-from data.faces import Faces
+from data.types import Faces
 from engine import Scores
 
 

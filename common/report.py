@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,9 @@ def report_split(name: str, scores: Scores, classes: Sequence[str], folder: Path
     options = {"labels": which, "target_names": list(classes), "zero_division": 0}
     figures = classification_report(labels, predictions, output_dict=True, **options)
     matrix = confusion_matrix(labels, predictions, labels=which)
-    table = pd.DataFrame(matrix, index=pd.Index(classes, name="true\\predicted"), columns=classes)
+    table = pd.DataFrame(
+        matrix, index=pd.Index(classes, name="true\\predicted"), columns=list(classes)
+    )
     text = classification_report(labels, predictions, digits=4, **options)
     write_text(
         folder / f"{name}_report.txt",
@@ -60,39 +63,38 @@ def report_split(name: str, scores: Scores, classes: Sequence[str], folder: Path
 
 
 def write_summary(
-    run: Path,
+    folder: Path,
+    args: argparse.Namespace,
     *,
-    script: str,
     protocol: str | None,
-    seed: int,
     checkpoints: Sequence[str],
     genotype: str | None,
     parameters: int,
     epochs: int,
     seconds: float,
     figures: Mapping[str, Mapping[str, Any]],
-    **details: Any,
+    details: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write `run`/summary.json and return what it holds: the same keys for every script.
+    """Write `folder`/summary.json and return what it holds: the same keys for every script.
 
-    `protocol` is None where nothing hangs on it, `genotype` where there are several;
+    `protocol` is None where no figure depends on it, `genotype` where there are several;
     `checkpoints` are the weights that were read, `epochs` those trained, in `seconds`. `figures`
-    by split or set begin with `headline`. What else the script knows is under "details".
+    by split or set begin with `headline`.
     """
     summary = {
-        "script": script,
-        "run": str(run),
+        "script": args.script,
+        "run": str(folder),
         "protocol": protocol,
-        "seed": seed,
+        "seed": args.seed,
         "checkpoints": list(checkpoints),
         "genotype": genotype,
         "parameters": parameters,
         "epochs": epochs,
         "seconds": seconds,
         "figures": dict(figures),
-        "details": details,
+        "details": dict(details),
     }
-    write_text(run / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 

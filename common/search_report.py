@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,6 +13,7 @@ import torch
 from architect import EdgeScores
 from common.plots import draw_alphas, draw_cell, draw_curves, draw_decisions
 from common.report import format_table, headline, write_summary
+from engine import Run
 from genotypes import GENOTYPE_FILE, PRIMITIVES, Genotype, format_genotype, save_genotype
 from model_search import CELLS, EDGES
 from utils import LOGGER_NAME
@@ -53,60 +54,53 @@ def tabulate_cells(genotype: Genotype, decisions: Sequence[dict[str, Any]]) -> s
     return format_table(["cell", "edge", "primitive", "decided after epoch"], rows)
 
 
-def draw_search(
-    rows: Sequence[dict[str, Any]],
-    decisions: Sequence[dict[str, Any]],
-    history: Sequence[dict[str, Any]],
+def report_search(
     genotype: Genotype,
-    folder: Path,
-) -> None:
-    """Draw both cells, their alphas after the last epoch, the decisions and the curves."""
+    progress: Any,
+    validation_images: int,
+    parameters: int,
+    args: argparse.Namespace,
+    run: Run,
+) -> dict[str, Any]:
+    """Write the genotype, the pictures and summary.json of a search; returns the summary.
+
+    `progress` is a `search.SearchProgress`.
+    """
+    folder, history = run.folder, progress.history
+    save_genotype(genotype, folder / GENOTYPE_FILE)
     draw_cell(genotype.normal, genotype.normal_concat, folder / "normal.png", "normal cell")
     draw_cell(genotype.reduce, genotype.reduce_concat, folder / "reduction.png", "reduction cell")
-    last = pd.DataFrame(rows[-2 * len(EDGES) :])
+    last_rows = pd.DataFrame(progress.rows[-2 * len(EDGES) :])
     for cell in CELLS:
-        edges = last[last["cell"] == cell]
+        edges = last_rows[last_rows["cell"] == cell]
         strengths = torch.tensor(edges[list(PRIMITIVES)].to_numpy()).softmax(dim=1).numpy()
         title = f"softmax(alpha) of the {cell} cell after epoch {len(history)}"
         draw_alphas(strengths, folder / f"alphas_{cell}.png", title, edges["state"].tolist())
-    draw_decisions(decisions, len(history), folder / "decisions.png")
+    draw_decisions(progress.decisions, len(history), folder / "decisions.png")
     draw_curves(history, folder / "curves.png")
 
-
-def report_search(
-    run: Path,
-    genotype: Genotype,
-    *,
-    history: Sequence[dict[str, Any]],
-    rows: Sequence[dict[str, Any]],
-    decisions: Sequence[dict[str, Any]],
-    validation_images: int,
-    limit_batches: int | None,
-    about: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Write the genotype, the pictures and summary.json; log the cells. Returns the summary.
-
-    `about` is the script's part of the summary.
-    """
-    save_genotype(genotype, run / GENOTYPE_FILE)
-    draw_search(rows, decisions, history, genotype, run)
     last = history[-1]
-    if limit_batches is not None:
-        validation_images = min(validation_images, limit_batches * last["batch_size"])
+    if args.limit_batches is not None:
+        validation_images = min(validation_images, args.limit_batches * last["batch_size"])
     summary = write_summary(
-        run,
+        folder,
+        args,
+        protocol=args.protocol,
         checkpoints=[],
         genotype=format_genotype(genotype),
+        parameters=parameters,
         epochs=len(history),
         seconds=sum(record["seconds"] for record in history),
         figures={"valid": headline(last["valid_accuracy"], validation_images)},
-        open_edges=last["open_edges"],
-        last_epoch=last,
-        **about,
+        details={"open_edges": last["open_edges"], "last_epoch": last},
     )
-    _log.info("\n%s\n\n%s", tabulate_cells(genotype, decisions), summary["genotype"])
+    _log.info("\n%s\n\n%s", tabulate_cells(genotype, progress.decisions), summary["genotype"])
     if last["open_edges"]:
-        _log.info("%d edges were never decided: the most important were taken; more --epochs "
-                  "decide them", last["open_edges"])  # fmt: skip
-    _log.info("genotype and pictures in %s; next: python train_FER2013.py --arch %s", run, run)
+        _log.info(
+            "%d edges were never decided: the most important were taken; more --epochs decide them",
+            last["open_edges"],
+        )
+    _log.info(
+        "genotype and pictures in %s; next: python train_FER2013.py --arch %s", folder, folder
+    )
     return summary

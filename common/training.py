@@ -1,208 +1,133 @@
-"""What every script that trains leaves in its run folder: checkpoints, weights, the report."""
+"""What a training on FER2013 leaves in its run folder: checkpoints, weights, the report."""
 
 from __future__ import annotations
 
+import argparse
 import logging
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch.optim.swa_utils import AveragedModel
-
-from common import ranks
 from common.plots import draw_curves
 from common.report import format_table, report_split, write_summary
-from data.augment import spread
-from data.fer2013 import CLASSES, Split
-from engine import (
-    TrainState,
-    best_epoch,
-    evaluate_splits,
-    final_weights,
-    first_epoch_reaching,
-    fit,
-)
-from model import Network
+from data.augment import subsample
+from data.types import CLASSES, Split
+from engine import Run, TrainState, best_epoch, evaluate_splits, first_epoch_reaching
 from utils import (
     LOGGER_NAME,
-    Stop,
+    from_rank_zero,
     load_checkpoint,
     load_state,
     save_checkpoint,
-    stop_on_signals,
     write_rows,
 )
 
 _log = logging.getLogger(LOGGER_NAME)
 
+EVALUATED = ("PublicTest", "PrivateTest")
 CHOSEN = "best_val_weights.pt"
 ORACLE = "PrivateTest_accuracy"
-# File names of the weights saved when the training accuracy first reaches so many percent.
+# Weights saved when the training accuracy first reaches so many percent.
 MILESTONES = {85.0: "85_weights.pt", 90.0: "90_weights.pt"}
 
 
-def choices(protocol: str) -> dict[str, str]:
-    """The column of the record that each file of best weights is chosen by."""
-    chosen = {CHOSEN: "PublicTest_accuracy"}
-    # Chosen on the test images, as the published figures were: an oracle, and so no default.
-    return chosen if protocol == "clean" else {**chosen, "best_test_weights.pt": ORACLE}
+def evaluation_splits(splits: Mapping[str, Split], args: argparse.Namespace) -> dict[str, Split]:
+    """PublicTest and PrivateTest, at most --limit_batches batches of each."""
+    limit = args.limit_batches and args.limit_batches * args.batch_size
+    return {name: subsample(splits[name], limit) for name in EVALUATED}
 
 
-def saver(
-    run: Path,
-    model: Network,
-    optimizer: torch.optim.Optimizer,
-    *,
-    description: Mapping[str, Any],
-    protocol: str,
-    epochs: int,
-    drop_path_prob: float,
-    args: Mapping[str, Any],
-    start_epoch: int = 0,
-    average: AveragedModel | None = None,
-) -> Callable[[TrainState], None]:
-    """The `save` of `engine.fit`: weights after every epoch, and what --resume goes on from.
+def save_training(train: TrainState, args: argparse.Namespace, run: Run) -> None:
+    """Write what the run folder holds after an epoch: weights, metrics.csv and checkpoint.pt.
 
-    `epochs` is what drop-path rises over; of them, `start_epoch` were trained before this run.
-    Where there is an `average` of the model, the weights are its.
+    `weights.pt` is of the last epoch, `best_val_weights.pt` of the best on PublicTest, the
+    milestones of the first epoch that reached them. With the paper protocol `best_test_weights.pt`
+    is of the best on PrivateTest: an oracle.
     """
-
-    def save(state: TrainState) -> None:
-        weights = {
-            "model": dict(description),
-            "state_dict": final_weights(model, average).state_dict(),
-            "epoch": start_epoch + state.epoch,
-            "epochs": epochs,
-            "drop_path_prob": drop_path_prob,
-            "start_epoch": start_epoch,
-        }
-        history = state.history
-        if state.step == 0 and history:
-            best = choices(protocol).items()
-            names = ["weights.pt"]
-            names += [name for name, key in best if best_epoch(history, key) == state.epoch]
-            names += [
-                name
-                for percent, name in MILESTONES.items()
-                if first_epoch_reaching(history, "train_accuracy", percent) == state.epoch
-            ]
-            for name in names:
-                save_checkpoint(run / name, "weights", {**weights, "metrics": history[-1]})
-            write_rows(history, run / "metrics.csv")
-        # Last, so that whatever a killed run has not written is written again when it resumes.
-        content = {
-            "state_dict": model.state_dict(),
-            "average": None if average is None else average.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "state": state.to_dict(),
-            "args": args,
-        }
-        save_checkpoint(run / "checkpoint.pt", "training", {**weights, **content})
-
-    return save
-
-
-def train_and_report(
-    run: Path,
-    model: Network,
-    optimizer: torch.optim.Optimizer,
-    splits: Mapping[str, Split],
-    *,
-    state: TrainState,
-    precision: torch.autocast,
-    time_limit: float | None,
-    tta: str,
-    save: Callable[[TrainState], None],
-    about: Mapping[str, Any],
-    **options: Any,
-) -> dict[str, Any]:
-    """Fit `model` on Training, then report the weights chosen on PublicTest; returns the summary.
-
-    They are chosen in a single view and reported over the views of `tta`. `options` are the other
-    arguments of `engine.fit`; `about` is the script's part of the summary.
-    Raises Interrupted after `time_limit` minutes or a signal, with everything saved.
-    """
-    batch_size, limit = options["batch_size"], options["limit_batches"]
-    evaluations = {
-        name: spread(splits[name], limit and limit * batch_size)
-        for name in ("PublicTest", "PrivateTest")
+    progress, history = train.progress, train.progress.history
+    weights = {
+        "model": train.model.description,
+        "state_dict": train.weights.state_dict(),
+        "epoch": train.drop_path.start_epoch + progress.epoch,
+        "epochs": train.drop_path.epochs,
+        "drop_path_prob": train.drop_path.prob,
+        "start_epoch": train.drop_path.start_epoch,
     }
-    with stop_on_signals(time_limit) as stop:
-        fit(
-            model,
-            optimizer,
-            splits["Training"],
-            evaluations,
-            state=state,
-            precision=precision,
-            save=save,
-            stop=stop,
-            **options,
-        )
-        summary, table = report_run(
-            run,
-            model,
-            evaluations,
-            history=state.history,
-            batch_size=batch_size,
-            precision=precision,
-            stop=stop,
-            tta=tta,
-            about=about,
-        )
-    _log.info("\n%s\n\nreports and pictures in %s", table, run)
-    return summary
+    if progress.step == 0 and history:
+        chosen_by = {CHOSEN: "PublicTest_accuracy"}
+        if args.protocol == "paper":
+            chosen_by["best_test_weights.pt"] = ORACLE
+        names = ["weights.pt"]
+        names += [f for f, key in chosen_by.items() if best_epoch(history, key) == progress.epoch]
+        names += [
+            name
+            for percent, name in MILESTONES.items()
+            if first_epoch_reaching(history, "train_accuracy", percent) == progress.epoch
+        ]
+        for name in names:
+            save_checkpoint(run.folder / name, "weights", {**weights, "metrics": history[-1]})
+        write_rows(history, run.folder / "metrics.csv")
+        if "changes" in progress.extra:
+            write_rows(progress.extra["changes"], run.folder / "changes.csv")
+    # Last, so that a resumed run writes again what a killed one has not written.
+    content = {**weights, **train.state_dict(), "args": vars(args)}
+    save_checkpoint(run.folder / "checkpoint.pt", "training", content)
 
 
-def report_run(
-    run: Path,
-    model: Network,
+def report_training(
+    train: TrainState,
     evaluations: Mapping[str, Split],
+    args: argparse.Namespace,
+    run: Run,
     *,
-    history: list[dict[str, Any]],
-    batch_size: int,
-    precision: torch.autocast,
-    stop: Stop,
-    tta: str,
-    about: Mapping[str, Any],
-) -> tuple[dict[str, Any], str]:
+    checkpoints: Sequence[str],
+    details: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Score the weights chosen on PublicTest; write reports, pictures and summary.json.
 
-    Returns the summary, of which `about` is what the script knows, and a table for the log.
-    Leaves the chosen weights in `model`.
+    They were chosen in a single view and are reported over the views of --tta. `checkpoints` are
+    the weights that the run started from or learnt from; `details` go into the summary. Leaves the
+    chosen weights in `train.model`.
     """
-    # Read by the rank that wrote it, the only one that surely sees it.
-    chosen = ranks.from_first(lambda: load_checkpoint(run / CHOSEN, ["weights"]))
-    load_state(model, chosen["state_dict"], run / CHOSEN)
-    scores = evaluate_splits(
-        model, evaluations, batch_size=batch_size, precision=precision, stop=stop, tta=tta
-    )
-    draw_curves(history, run / "curves.png")
+    model, history = train.model, train.progress.history
+    # Read by the process that wrote it; others may not see the folder.
+    chosen = from_rank_zero(lambda: load_checkpoint(run.folder / CHOSEN, ["weights"]))
+    load_state(model, chosen["state_dict"], run.folder / CHOSEN)
+    scores = evaluate_splits(model, evaluations, args.batch_size, run, args.tta)
+    draw_curves(history, run.folder / "curves.png")
     chosen_epoch, oracle = chosen["metrics"]["epoch"], best_epoch(history, ORACLE)
     summary = write_summary(
-        run,
-        genotype=chosen["model"]["genotype"],
+        run.folder,
+        args,
+        protocol=args.protocol,
+        checkpoints=checkpoints,
+        genotype=model.description["genotype"],
         parameters=model.size,
         epochs=len(history),
         seconds=sum(record["seconds"] for record in history),
-        figures={name: report_split(name, each, CLASSES, run) for name, each in scores.items()},
-        tta=tta,
-        chosen_epoch=chosen_epoch,
-        last_epoch=history[-1],
-        oracle={"epoch": oracle, ORACLE: history[oracle - 1][ORACLE]},
-        **about,
+        figures={
+            name: report_split(name, each, CLASSES, run.folder) for name, each in scores.items()
+        },
+        details={
+            "tta": args.tta,
+            "chosen_epoch": chosen_epoch,
+            "last_epoch": history[-1],
+            "oracle": {"epoch": oracle, ORACLE: history[oracle - 1][ORACLE]},
+            **(details or {}),
+        },
     )
 
     def recorded(epoch: int) -> list[float]:
         return [history[epoch - 1][f"{name}_accuracy"] for name in scores]
 
     chosen_row = f"chosen on PublicTest (epoch {chosen_epoch})"
-    rows = [
+    rows: list[list[Any]] = [
         [chosen_row, *recorded(chosen_epoch)],
         [f"last epoch ({len(history)})", *recorded(len(history))],
         [f"oracle: best on PrivateTest (epoch {oracle})", *recorded(oracle)],
     ]
-    if tta != "none":
-        rows.insert(1, [f"{chosen_row}, --tta {tta}", *(s.accuracy for s in scores.values())])
-    return summary, format_table(["top-1 accuracy in %", *scores], rows)
+    if args.tta != "none":
+        row = [f"{chosen_row}, --tta {args.tta}", *(s.accuracy for s in scores.values())]
+        rows.insert(1, row)
+    table = format_table(["top-1 accuracy in %", *scores], rows)
+    _log.info("\n%s\n\nreports and pictures in %s", table, run.folder)
+    return summary

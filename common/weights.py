@@ -1,9 +1,11 @@
-"""Trained networks by the names that users give them: `--checkpoint X`, `--model_names A,B`."""
+"""Trained networks by the names that users give them, and the weights that come with the code."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,108 +13,54 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common import arguments
-from common.checkpoints import check_progress, parts_of, rebuild_network
-from common.manifest import CHECKPOINTS, verify
-from common.recipe import recipe_parser
+import model_search
 from common.training import CHOSEN
-from data.fer2013 import CLASSES
-from engine import network_predictor, rising
+from data.types import CLASSES
+from engine import DropPath, Predict, Run, network_predictor
 from genotypes import GENOTYPE_FILE, format_genotype, resolve_genotype
-from model import Network
-from utils import UserError, load_checkpoint
+from model import Network, build_network
+from utils import UserError, check_state, load_checkpoint, reading, write_text
 
-# What a bare state dict is taken for where no flag says otherwise: the paper's network.
-_PUBLISHED = {"init_channels": 36, "layers": 12, "arch": "Auto_FERNet"}
+CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+MANIFEST = "MANIFEST.json"
 DROP_PATH_PROB = 0.2  # of training, as published
+# What a bare state dict is taken for without flags: the paper's network.
+_PUBLISHED: dict[str, Any] = {"init_channels": 36, "layers": 12, "arch": "Auto_FERNet"}
 _FIELDS = {"init_channels": "C", "layers": "layers", "arch": "genotype"}
+# Larger than any network of the field, and built in a second; the flags have the same limits.
+_LIMITS = {"C": 1024, "layers": 50, "num_classes": 1024}
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network with its weights, on the CPU, and what its checkpoint says of its training.
+    """A network with its weights, on the CPU, and how far its checkpoint was trained.
 
-    `epoch` of `epochs` were trained with drop-path rising to `drop_path_prob`; a bare state dict
+    `epoch` of `epochs` were trained, with drop-path rising to `drop_path_prob`; a bare state dict
     says nothing: 0, 0 and None.
     """
 
     path: Path
     model: Network
-    description: dict[str, Any]
     epoch: int
     epochs: int
     drop_path_prob: float | None
 
-    def drop_path_at(self, epoch: int, *, epochs: int, drop_path_prob: float | None) -> float:
-        """The drop-path probability `epoch` epochs on: it goes on rising as it did in training.
+    def drop_path(self, args: argparse.Namespace) -> DropPath:
+        """The schedule that continues that of the training.
 
-        `epochs` is what it rises over when the checkpoint does not say, `drop_path_prob` what it
-        rises to unless None.
+        It rises to --drop_path_prob, else as trained, else to the published value; over the epochs
+        of the training, else --epochs.
         """
-        highest = self.highest_drop_path(drop_path_prob)
-        return rising(self.epoch + epoch, self.epochs or epochs, highest)
-
-    def highest_drop_path(self, given: float | None) -> float:
-        """What drop-path rises to: as given, else as trained, else the published value."""
-        known = (given, self.drop_path_prob, DROP_PATH_PROB)
-        return next(p for p in known if p is not None)
-
-
-def finetuning_parsers(
-    *, learning_rate: float, epochs: int, why: str
-) -> list[argparse.ArgumentParser]:
-    """The flags of scripts that train a network on, as parent parsers; `why` that network."""
-    return [
-        checkpoint_parser(why=why),
-        network_parser(),
-        arguments.sgd_parser(
-            learning_rate=learning_rate,
-            why="the published value; it falls to 0 as a cosine",
-            drop_path_prob=None,
-            drop_path_why=f"what the checkpoint says, else {DROP_PATH_PROB} as published; it goes "
-            "on rising from the checkpoint's epoch",
-        ),
-        arguments.training_parser(epochs=epochs),
-        recipe_parser(),
-    ]
-
-
-def checkpoint_parser(*, why: str) -> argparse.ArgumentParser:
-    """The flag of scripts that start from one trained network, as a parent parser."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument_group("the trained network").add_argument(
-        "--checkpoint",
-        metavar="X",
-        help="weights: a file, as given or with .pt added or inside --model_path, a run folder, "
-        "or the name of weights in checkpoints/; "
-        f"{why} (needed, unless --resume; no default, as the result hangs on it)",
-    )
-    return parser
-
-
-def network_parser(*, layers: bool = True) -> argparse.ArgumentParser:
-    """The flags that describe a bare state dict, as a parent parser."""
-    parser = argparse.ArgumentParser(add_help=False)
-    group = parser.add_argument_group("a bare state dict, which does not describe itself")
-    # fmt: off
-    add = group.add_argument
-    add("--arch", nargs="?", const="Auto_FERNet", metavar="GENOTYPE",
-        help="its genotype: a name of genotypes.py, a literal Genotype(...), a genotype file or a "
-        "search's run folder (default: what the checkpoint says, else Auto_FERNet as published)")
-    add("--init_channels", type=arguments.positive_int, metavar="C",
-        help="channels of its first cell (default: what the checkpoint says, else 36 as published)")
-    if layers:
-        add("--layers", type=arguments.positive_int, metavar="L",
-            help="its cells (default: what the checkpoint says, else 12 as published)")
-    # fmt: on
-    return parser
+        known = (args.drop_path_prob, self.drop_path_prob, DROP_PATH_PROB)
+        highest = next(p for p in known if p is not None)
+        return DropPath(self.epoch, self.epochs or args.epochs, highest)
 
 
 def find_weights(flag: str, name: str, model_path: str) -> Path:
     """The file that `name` means: as given, with .pt, inside `model_path`, or a run folder's best;
-    else one that came with the code, in `checkpoints/`.
+    else one that comes with the code, in `checkpoints/`.
 
-    Raises UserError that names `flag` and the places looked at.
+    Raises UserError that names `flag` and the places searched.
     """
     places = [
         Path(name),
@@ -139,70 +87,175 @@ def find_weights(flag: str, name: str, model_path: str) -> Path:
     )
 
 
-def require_weights(checkpoint: str | None, model_path: str) -> Path:
-    """The file that --checkpoint means; UserError when it was not given."""
-    if checkpoint is None:
-        raise UserError("--checkpoint: none given; expected weights to start from")
-    return find_weights("--checkpoint", checkpoint, model_path)
-
-
-def load_members(
-    flag: str, names: Sequence[str], model_path: str, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """The checkpoints that `flag` names, which describe themselves, as one: their mean logits.
-
-    From float32 (B, 1, H, W) on `device` to (B, 7), networks in evaluation mode.
-    """
-    paths = [find_weights(flag, name, model_path) for name in names]
-    flags = {"layers": None, "init_channels": None, "arch": None}
-    members = [
-        network_predictor(load_trained(path, **flags).model.to(device).requires_grad_(False))
-        for path in paths
-    ]
-    return lambda images: torch.stack([member(images).float() for member in members]).mean(dim=0)
-
-
 def load_trained(
-    path: Path, *, layers: int | None, init_channels: int | None, arch: str | None
+    path: Path,
+    *,
+    layers: int | None = None,
+    init_channels: int | None = None,
+    arch: str | None = None,
 ) -> Trained:
-    """Rebuild the network of a checkpoint, or of a bare state dict by the flags given.
+    """Build the network of a checkpoint, or of a bare state dict as the flags describe it.
 
-    Raises UserError for what is no network of seven classes, for a file that is not what a manifest
-    beside it says, and for a flag that contradicts what the checkpoint says of itself.
+    Raises UserError for what is no network of seven classes, for a file that differs from its
+    entry in a manifest beside it, and for a flag that contradicts the checkpoint.
     """
     verify(path)
     found = load_checkpoint(path, ["weights", "training", "state_dict"])
-    flags = {"init_channels": init_channels, "layers": layers, "arch": arch}
-    if "state_dict" not in found:
-        raise UserError(f"{path}: holds no state_dict, expected the weights of a network")
-    if found["kind"] == "state_dict":
-        given = {name: _PUBLISHED[name] if v is None else v for name, v in flags.items()}
-        description = {
-            "C": given["init_channels"],
-            "num_classes": len(CLASSES),
-            "layers": given["layers"],
-            "auxiliary": any(str(key).startswith("auxiliary_head.") for key in found["state_dict"]),
-            "genotype": format_genotype(resolve_genotype(given["arch"])),
-        }
-    else:
-        with parts_of(path):
-            description = {**found["model"]}
-            says_all = {name: description[key] for name, key in _FIELDS.items()}
-        for name, value in flags.items():
-            if value is None:
-                continue
-            wanted = format_genotype(resolve_genotype(value)) if name == "arch" else value
-            says = says_all[name]
-            if wanted != says:
-                raise UserError(f"--{name} {value}: contradicts {path}, which says {says}")
-    model = rebuild_network(description, found.get("state_dict"), path)
-    if description["num_classes"] != len(CLASSES):
-        raise UserError(
-            f"{path}: a network of {description['num_classes']} classes, expected {len(CLASSES)}"
-        )
-    progress = {"epoch": 0, "epochs": 0, "drop_path_prob": None}
-    if found["kind"] != "state_dict":
-        with parts_of(path):
-            check_progress(found)
+    flags: dict[str, Any] = {"init_channels": init_channels, "layers": layers, "arch": arch}
+    progress: dict[str, Any] = {"epoch": 0, "epochs": 0, "drop_path_prob": None}
+    with reading(path, "a checkpoint of the scripts"):
+        if found["kind"] == "state_dict":
+            given = {name: _PUBLISHED[name] if v is None else v for name, v in flags.items()}
+            description = {
+                "C": given["init_channels"],
+                "num_classes": len(CLASSES),
+                "layers": given["layers"],
+                "auxiliary": any(
+                    name.startswith("auxiliary_head.") for name in found["state_dict"]
+                ),
+                "genotype": format_genotype(resolve_genotype(given["arch"])),
+            }
+        else:
+            description = found["model"]
             progress = {name: found[name] for name in progress}
-    return Trained(path, model, description, **progress)
+            for name, value in flags.items():
+                wanted = value
+                if name == "arch" and value is not None:
+                    wanted = format_genotype(resolve_genotype(value))
+                says = description[_FIELDS[name]]
+                if wanted is not None and wanted != says:
+                    raise UserError(f"--{name} {value}: contradicts {path}, which says {says}")
+        model = rebuild_network(description, found["state_dict"], path)
+        if description["num_classes"] != len(CLASSES):
+            raise UserError(
+                f"{path}: a network of {description['num_classes']} classes, expected "
+                f"{len(CLASSES)}"
+            )
+        if not (
+            0 <= progress["epoch"] < 2**31
+            and 0 <= progress["epochs"] < 2**31
+            and (progress["drop_path_prob"] is None or 0 <= progress["drop_path_prob"] < 1)
+        ):
+            raise ValueError(f"trained for {progress}")
+    return Trained(path, model, **progress)
+
+
+def load_start(args: argparse.Namespace) -> Trained:
+    """The network that --checkpoint means; UserError when it was not given."""
+    if args.checkpoint is None:
+        raise UserError("--checkpoint: none given; expected weights to start from")
+    path = find_weights("--checkpoint", args.checkpoint, args.model_path)
+    return load_trained(path, layers=args.layers, init_channels=args.init_channels, arch=args.arch)
+
+
+def load_network(name: str, model_path: str = "saved_models") -> Network:
+    """A trained network by name, as --checkpoint finds it: on the CPU, in evaluation mode.
+
+    network(images)[0] are the logits (N, 7) of float images (N, 1, 48, 48) in [0, 1].
+    """
+    return load_trained(find_weights("name", name, model_path)).model.eval()
+
+
+def load_members(flag: str, names: Sequence[str], model_path: str, device: torch.device) -> Predict:
+    """The checkpoints that `flag` names as one function: the mean of their logits.
+
+    From float32 (B, 1, H, W) on `device` to (B, 7), networks in evaluation mode, no gradients.
+    """
+    members = [
+        network_predictor(load_trained(find_weights(flag, name, model_path)).model.to(device))
+        for name in names
+    ]
+
+    @torch.no_grad()
+    def mean_logits(images: Tensor) -> Tensor:
+        return torch.stack([member(images).float() for member in members]).mean(dim=0)
+
+    return mean_logits
+
+
+def load_teacher(args: argparse.Namespace, device: torch.device) -> Predict | None:
+    """The networks that --teacher names, as `load_members`; None without any."""
+    if not args.teacher:
+        return None
+    return load_members("--teacher", args.teacher, args.model_path, device)
+
+
+# --- networks from checkpoints
+
+
+def rebuild_network(description: Any, state: Any, source: Path | str) -> Network:
+    """The network that a checkpoint describes, with its weights, on the CPU.
+
+    Raises UserError naming `source` before anything is built that the file does not hold.
+    """
+    with reading(source, "a checkpoint of such a network"):
+        _check_limits(description)
+        with torch.device("meta"):
+            check_state(build_network(description), state, source)
+        model = build_network(description)
+        model.load_state_dict(state)
+        return model
+
+
+def rebuild_supernet(description: Any, state: Any, source: Path | str) -> model_search.Network:
+    """The supernet that a search's checkpoint describes, as `rebuild_network`."""
+    with reading(source, "a checkpoint of such a search"):
+        _check_limits(description)
+        with torch.device("meta"):
+            check_state(model_search.Network(**description), state, source)
+        model = model_search.Network(**description)
+        model.load_state_dict(state)
+        return model
+
+
+def _check_limits(description: dict[str, Any]) -> None:
+    for name, most in _LIMITS.items():
+        if type(description[name]) is not int or not 1 <= description[name] <= most:
+            raise ValueError(f"{name} {description[name]}, expected 1 to {most}")
+
+
+def resume_network(run: Run) -> tuple[Network, DropPath]:
+    """The network and the drop-path schedule of the training that `run` resumes."""
+    found, path = run.resumed or {}, run.folder / "checkpoint.pt"
+    with reading(path, "a checkpoint of the same script and version"):
+        model = rebuild_network(found["model"], found["state_dict"], path)
+        drop_path = DropPath(found["start_epoch"], found["epochs"], found["drop_path_prob"])
+        drop_path.at(0)
+        return model, drop_path
+
+
+# --- the manifest of checkpoints/
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """The entries of `folder`/MANIFEST.json by name, none without one.
+
+    An entry says `file` and `sha256` at least; tools.export_weights writes the rest.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    with reading(path, "entries by name, each with its file and sha256"):
+        entries = json.loads(path.read_bytes())
+        return {name: {**each, "sha256": each["sha256"]} for name, each in entries.items()}
+
+
+def write_entry(folder: Path, name: str, entry: dict[str, Any]) -> None:
+    """Add the entry `name` to the manifest of `folder`, or replace it."""
+    entries = {**read_manifest(folder), name: entry}
+    write_text(folder / MANIFEST, json.dumps(entries, indent=2, sort_keys=True) + "\n")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def verify(path: Path) -> None:
+    """Raise UserError when a manifest beside `path` names the file with another digest."""
+    for name, entry in read_manifest(path.parent).items():
+        if entry["file"] == path.name and (found := digest(path)) != entry["sha256"]:
+            raise UserError(
+                f"{path}: sha256 {found}, expected {entry['sha256']} as {MANIFEST} says of {name}; "
+                "get the file again"
+            )
