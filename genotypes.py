@@ -1,8 +1,8 @@
-"""Genotypes: what a searched cell is made of, the named ones, and their text form.
+"""Genotypes: the edges of a searched cell, the published ones by name, and their text form.
 
-A cell reads two inputs, states 0 and 1; node j adds state j + 2, the sum of two edges, each a
-primitive applied to one of the states 0 .. j + 1; the cell's output concatenates some of the nodes.
-Text becomes a genotype by `ast` alone: nothing in it is ever executed.
+A cell reads two inputs, states 0 and 1. Node j is state j + 2: the sum of two edges, each a
+primitive applied to one of the states 0 .. j + 1. The cell's output concatenates some of the nodes.
+Text is parsed by `ast`; nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -14,25 +14,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from utils import UserError, write_text
+from operations import PRIMITIVE_TABLE
+from utils import UserError, reading, write_text
 
-# The order is part of the file formats: the index of a primitive is what alphas and decided edges
-# refer to.
-PRIMITIVES = (
-    "none",
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-    "ghost",
-    "conv_1x1",
-    "conv_3x3",
-)
-# Never searched; the cells of NASNet and AmoebaNet need them.
-EXTRA_PRIMITIVES = ("sep_conv_7x7", "conv_7x1_1x7")
+# Alphas and decided edges refer to the index of a searched primitive.
+PRIMITIVES = tuple(name for name, entry in PRIMITIVE_TABLE.items() if entry.searched)
+EXTRA_PRIMITIVES = tuple(name for name in PRIMITIVE_TABLE if name not in PRIMITIVES)
 
 GENOTYPE_FILE = "genotype.txt"
 MAX_TEXT = 20_000  # characters; the longest named genotype takes under 700
@@ -42,8 +29,11 @@ Edge = tuple[str, int]
 
 
 class Genotype(NamedTuple):
-    """Both cells: `normal` and `reduce` are (primitive, state) pairs, two per node, nodes in order;
-    `normal_concat` and `reduce_concat` are the states (2 = node 0) that make up the output."""
+    """The two kinds of cells.
+
+    `normal` and `reduce`: (primitive, state) pairs, two per node, nodes in order. `normal_concat`
+    and `reduce_concat`: the states (2 is node 0) that are concatenated to the output.
+    """
 
     normal: tuple[Edge, ...]
     normal_concat: tuple[int, ...]
@@ -167,10 +157,10 @@ NAMED: Mapping[str, Genotype] = MappingProxyType(
 
 
 def resolve_genotype(spec: str) -> Genotype:
-    """The genotype that a value of `--arch` means.
+    """The genotype of a value of `--arch`.
 
-    `spec` is a name in `NAMED`, a literal `Genotype(...)`, a genotype file, or a search's run
-    folder, which holds `genotype.txt`; tried in this order. Raises UserError for anything else.
+    `spec` is a name in `NAMED`, a literal `Genotype(...)`, a genotype file, or the run folder of a
+    search, which contains `genotype.txt`; tried in this order. Raises UserError for anything else.
     """
     if spec in NAMED:
         return NAMED[spec]
@@ -187,18 +177,12 @@ def resolve_genotype(spec: str) -> Genotype:
 
 
 def load_genotype(path: Path | str) -> Genotype:
-    """Read a genotype from a UTF-8 text file that holds one literal `Genotype(...)`.
+    """Read a genotype from a UTF-8 text file with one literal `Genotype(...)`.
 
     Raises UserError naming the file when it is missing, unreadable or holds anything else.
     """
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            text = file.read(MAX_TEXT + 1)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path}: {reason}, expected a genotype file") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not UTF-8 text, expected a literal Genotype(...)") from error
+    with reading(path, "a genotype file"), open(path, encoding="utf-8-sig") as file:
+        text = file.read(MAX_TEXT + 1)
     return parse_genotype(text, source=str(path))
 
 
@@ -208,10 +192,10 @@ def save_genotype(genotype: Genotype, path: Path | str) -> None:
 
 
 def format_genotype(genotype: Genotype) -> str:
-    """The one-line published form, which `parse_genotype` reads back to the same genotype.
+    """The published form in one line; the inverse of `parse_genotype`.
 
     `Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=[...],
-    reduce_concat=range(2, 6))`; a concatenation with gaps is printed as a list.
+    reduce_concat=range(2, 6))`; a concatenation with gaps is a list.
     """
     return (
         f"Genotype(normal={list(genotype.normal)}, "
@@ -227,49 +211,38 @@ def _format_concat(concat: tuple[int, ...]) -> str:
 
 
 def parse_genotype(text: str, source: str = "genotype") -> Genotype:
-    """Read a literal `Genotype(...)` as our search or the published code prints it.
+    """Read a literal `Genotype(...)` as printed by our search or the published code.
 
     Arguments by keyword or position, edges as lists or tuples of (primitive, state), concatenations
-    as range(a, b), list or tuple; line breaks and comments may stand where Python allows them.
-    Nothing is evaluated, and a range is measured before it is spelled out. `source` names the text
-    in errors. Raises UserError for everything else, hostile text included.
+    as range(first, end), list or tuple, with line breaks and comments as in Python. `source` names
+    the text in errors. Raises UserError for everything else.
     """
     if len(text) > MAX_TEXT:
         raise UserError(f"{source}: more than {MAX_TEXT} characters found, expected Genotype(...)")
     try:
-        return check_genotype(_read_call(text.strip(), source), source)
+        genotype = _read_call(text.strip(), source)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        # What ast raises for text that is not Python, not a literal, or nested too deeply.
+        # MemoryError: nested too deeply for the parser.
         raise UserError(
             f"{source}: {_shown(text)} found, expected a literal Genotype(normal=[...], "
             "normal_concat=..., reduce=[...], reduce_concat=...)"
         ) from error
+    return check_genotype(genotype, source)
 
 
 def _read_call(text: str, source: str) -> Genotype:
     call = ast.parse(text, mode="eval").body
     if not (isinstance(call, ast.Call) and _is_name(call.func, "Genotype")):
         raise ValueError("not a call of Genotype")
-    fields = Genotype._fields
-    if len(call.args) > len(fields):
-        raise UserError(f"{source}: {len(call.args)} arguments found, expected {', '.join(fields)}")
-    arguments: dict[str, ast.expr] = dict(zip(fields, call.args, strict=False))
-    for keyword in call.keywords:
-        if keyword.arg not in fields or keyword.arg in arguments:
-            fault = "twice" if keyword.arg in arguments else "found"
-            raise UserError(
-                f"{source}: argument {_shown(keyword.arg or '**')} {fault}, expected each of "
-                f"{', '.join(fields)} once"
-            )
-        arguments[keyword.arg] = keyword.value
-    missing = [name for name in fields if name not in arguments]
-    if missing:
-        raise UserError(f"{source}: no {' and no '.join(missing)} found, expected all of them")
+    keywords: dict[Any, Any] = {keyword.arg: keyword.value for keyword in call.keywords}
+    if len(keywords) < len(call.keywords):
+        raise ValueError("an argument is repeated")
+    nodes: Any = Genotype(*call.args, **keywords)  # type: ignore[arg-type]
     return Genotype(
-        ast.literal_eval(arguments["normal"]),
-        _read_concat(arguments["normal_concat"], f"{source}: normal_concat"),
-        ast.literal_eval(arguments["reduce"]),
-        _read_concat(arguments["reduce_concat"], f"{source}: reduce_concat"),
+        ast.literal_eval(nodes.normal),
+        _read_concat(nodes.normal_concat, f"{source}: normal_concat"),
+        ast.literal_eval(nodes.reduce),
+        _read_concat(nodes.reduce_concat, f"{source}: reduce_concat"),
     )
 
 
@@ -277,12 +250,14 @@ def _read_concat(node: ast.expr, source: str) -> Any:
     if not (isinstance(node, ast.Call) and _is_name(node.func, "range")):
         return ast.literal_eval(node)
     bounds = [ast.literal_eval(argument) for argument in node.args]
-    if node.keywords or len(bounds) != 2 or any(type(bound) is not int for bound in bounds):
-        raise UserError(f"{source}: {_shown(ast.unparse(node))} found, expected range(first, end)")
-    start, stop = bounds
-    if stop - start > MAX_TEXT:
-        raise UserError(f"{source}: a range of {stop - start} found, expected one of nodes")
-    return list(range(start, stop))
+    sound = not node.keywords and len(bounds) == 2 and all(type(b) is int for b in bounds)
+    # The length is checked first, as a long range would exhaust memory.
+    if not sound or bounds[1] - bounds[0] > MAX_NODES:
+        raise UserError(
+            f"{source}: {_shown(ast.unparse(node))} found, expected range(first, end) of at most "
+            f"{MAX_NODES} nodes"
+        )
+    return list(range(*bounds))
 
 
 def _is_name(node: ast.expr, name: str) -> bool:
@@ -290,13 +265,13 @@ def _is_name(node: ast.expr, name: str) -> bool:
 
 
 def check_genotype(genotype: Any, source: str = "genotype") -> Genotype:
-    """`genotype`, four fields of lists or tuples, as a `Genotype` of tuples when it is sound.
+    """Validate `genotype`, four fields of lists or tuples, and return it as tuples.
 
-    Sound: per cell two edges a node and 1 to MAX_NODES nodes, primitives of `PRIMITIVES` other than
-    none or of `EXTRA_PRIMITIVES`, node j reading states 0 .. j + 1, and a concatenation of
-    different nodes' states. The cells may differ in nodes. Raises UserError naming the place.
+    Each cell has 1 to MAX_NODES nodes with two edges each, known primitives other than none, node j
+    reads states 0 .. j + 1, and the concatenation names different nodes. The cells may differ in
+    the number of nodes. Raises UserError naming the field.
     """
-    if not (isinstance(genotype, (list, tuple)) and len(genotype) == len(Genotype._fields)):
+    if not (isinstance(genotype, list | tuple) and len(genotype) == len(Genotype._fields)):
         raise UserError(
             f"{source}: {_shown(genotype)} found, expected {', '.join(Genotype._fields)}"
         )
@@ -310,35 +285,30 @@ def check_genotype(genotype: Any, source: str = "genotype") -> Genotype:
 
 
 def _check_edges(edges: Any, source: str) -> tuple[Edge, ...]:
-    if not isinstance(edges, (list, tuple)):
+    if not isinstance(edges, list | tuple):
         raise UserError(f"{source}: {_shown(edges)} found, expected a list of edges")
     if not edges or len(edges) % 2 or len(edges) > 2 * MAX_NODES:
         raise UserError(
             f"{source}: {len(edges)} edges found, expected two for each of 1 to {MAX_NODES} nodes"
         )
-    return tuple(
-        _check_edge(edge, number // 2, f"{source} edge {number}")
-        for number, edge in enumerate(edges)
-    )
-
-
-def _check_edge(edge: Any, node: int, source: str) -> Edge:
-    if not (isinstance(edge, (list, tuple)) and len(edge) == 2):
-        raise UserError(f"{source}: {_shown(edge)} found, expected (primitive, state)")
-    primitive, state = edge
     known = PRIMITIVES[1:] + EXTRA_PRIMITIVES
-    if primitive not in known:
-        raise UserError(f"{source}: {_shown(primitive)} found, expected one of {', '.join(known)}")
-    if type(state) is not int or not 0 <= state <= node + 1:
-        raise UserError(
-            f"{source}: state {_shown(state)} found, expected 0 to {node + 1} for node {node}"
-        )
-    return primitive, state
+    for number, edge in enumerate(edges):
+        if not (isinstance(edge, list | tuple) and len(edge) == 2):
+            found, expected = _shown(edge), "(primitive, state)"
+        elif edge[0] not in known:
+            found, expected = _shown(edge[0]), f"one of {', '.join(known)}"
+        elif type(edge[1]) is not int or not 0 <= edge[1] <= number // 2 + 1:
+            found, expected = f"state {_shown(edge[1])}", f"0 to {number // 2 + 1}"
+            expected += f" for node {number // 2}"
+        else:
+            continue
+        raise UserError(f"{source} edge {number}: {found} found, expected {expected}")
+    return tuple((primitive, state) for primitive, state in edges)
 
 
 def _check_concat(concat: Any, nodes: int, source: str) -> tuple[int, ...]:
     sound = (
-        isinstance(concat, (list, tuple))
+        isinstance(concat, list | tuple)
         and len(concat) > 0
         and all(type(state) is int and 2 <= state <= nodes + 1 for state in concat)
         and len(set(concat)) == len(concat)
@@ -351,7 +321,7 @@ def _check_concat(concat: Any, nodes: int, source: str) -> tuple[int, ...]:
 
 
 def _shown(value: Any) -> str:
-    """`repr`, shortened to fit a line; an integer too long for decimal digits shows its type."""
+    """`repr` in at most 80 characters; integers of too many digits have none."""
     try:
         text = repr(value)
     except ValueError:

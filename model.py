@@ -1,4 +1,4 @@
-"""The network of a fixed genotype, as it is trained from scratch and published."""
+"""The network of a fixed genotype."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from genotypes import Genotype, parse_genotype
+from genotypes import Genotype, format_genotype, parse_genotype
 from operations import (
     BatchNorm2d,
-    ConcatNodes,
     FactorizedReduce,
     build_primitive,
+    concat_nodes,
     drop_path,
     preprocessing,
 )
 
 
 class Cell(nn.Module):
-    """A cell: every node is the sum of two edges; the output concatenates the nodes it names."""
+    """A cell of `genotype`: a node is the sum of two edges, the output a concatenation of nodes."""
 
     def __init__(
         self,
@@ -46,14 +46,14 @@ class Cell(nn.Module):
         )
 
     def forward(self, before_last: Tensor, last: Tensor, drop_path_prob: Tensor | None) -> Tensor:
-        """`before_last` and `last`: the outputs of the two cells before, after a ReLU."""
+        """`before_last` and `last`: the outputs of the two previous cells, after a ReLU."""
         states = [self.preprocess0.after_relu(before_last), self.preprocess1.after_relu(last)]
         for first in range(0, len(self._ops), 2):
             states.append(
                 self._edge(first, states, drop_path_prob)
                 + self._edge(first + 1, states, drop_path_prob)
             )
-        return ConcatNodes.apply(*(states[i] for i in self.concat))
+        return concat_nodes([states[i] for i in self.concat])
 
     def _edge(self, index: int, states: list[Tensor], drop_path_prob: Tensor | None) -> Tensor:
         op = self._ops[index]
@@ -64,9 +64,9 @@ class Cell(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """A second classifier, fed from two thirds of the depth, that helps training alone.
+    """The auxiliary classifier at two thirds of the depth, used in training only.
 
-    (N, C, H, W) to (N, num_classes); H and W at least 8.
+    (N, C, H, W) to logits (N, num_classes); H and W at least 8.
     """
 
     def __init__(self, channels: int, num_classes: int) -> None:
@@ -91,17 +91,21 @@ class AuxiliaryHead(nn.Module):
 class Network(nn.Module):
     """The network of `genotype`: stem, `layers` cells with two reductions, pool, classifier.
 
-    `C` is the first cell's width; channels double at cells layers // 3 and 2 * layers // 3.
-    forward: (N, 1, H, W) float in [0, 1] to (logits (N, num_classes), auxiliary logits or None);
-    the auxiliary logits exist in training mode with `auxiliary` alone. H and W must be multiples
-    of 4. `drop_path_prob`, in [0, 1), is set by whoever trains and is not part of the state dict.
-    Convolutions run in channels-last layout, which is faster on CPUs and GPUs alike.
+    `C` is the number of channels of the first cell; channels double at cells layers // 3 and
+    2 * layers // 3. forward: (N, 1, H, W) float in [0, 1], H and W multiples of 4, to
+    (logits (N, num_classes), auxiliary logits or None); the latter exist only in training mode and
+    with `auxiliary`. `drop_path_prob` in [0, 1) is not part of the state dict. Convolutions run in
+    channels-last layout, which is faster on CPUs and GPUs.
     """
+
+    _drop_path_prob: Tensor
 
     def __init__(
         self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype
     ) -> None:
         super().__init__()
+        self._arguments = {"C": C, "num_classes": num_classes, "layers": layers}
+        self._genotype = genotype
         self.auxiliary = auxiliary
         self.register_buffer("_drop_path_prob", torch.zeros(()), persistent=False)
         self.drop_path_prob = 0.0
@@ -126,8 +130,14 @@ class Network(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     @property
+    def description(self) -> dict[str, Any]:
+        """The arguments of the network as plain values, for `build_network`."""
+        genotype = format_genotype(self._genotype)
+        return {**self._arguments, "auxiliary": self.auxiliary, "genotype": genotype}
+
+    @property
     def size(self) -> int:
-        """Parameters without the auxiliary head, which training alone uses."""
+        """Number of parameters without the auxiliary head, which is used in training only."""
         return sum(p.numel() for n, p in self.named_parameters() if "auxiliary" not in n)
 
     @property
@@ -137,7 +147,7 @@ class Network(nn.Module):
 
     @drop_path_prob.setter
     def drop_path_prob(self, value: float) -> None:
-        # As a tensor too: a compiled forward would be compiled anew for each value of a number.
+        # Also as a tensor: each new value of a number would recompile a compiled forward.
         self._drop_path_float = value
         self._drop_path_prob.fill_(value)
         self._drops_paths = value > 0.0
@@ -147,7 +157,7 @@ class Network(nn.Module):
         auxiliary_logits = None
         drop_path_prob = self._drop_path_prob if self._drops_paths else None
         for index, cell in enumerate(self.cells):
-            # The two cells that see an output both begin with a ReLU: one does for both.
+            # Both cells that read an output begin with a ReLU; it is computed once.
             positive = self.relu(out)
             before_last, last = positive if last is None else last, positive
             out = cell(before_last, last, drop_path_prob)
@@ -157,15 +167,15 @@ class Network(nn.Module):
         return logits, auxiliary_logits
 
 
-def folded(network: Network) -> Network:
-    """A copy for evaluation, in which every batch norm is part of the convolution before it.
+def fuse_batch_norms(network: Network) -> Network:
+    """A copy for evaluation with every batch norm merged into the convolution before it.
 
-    Its logits are the network's but for rounding, its state dict is no longer a network's.
+    Its logits are equal up to rounding; its state dict has other keys.
     """
     network = copy.deepcopy(network).eval()
     for block in list(network.modules()):
         if isinstance(block, FactorizedReduce):
-            block.fold()
+            block.fuse()
         elif isinstance(block, nn.Sequential):
             for place, (conv, norm) in enumerate(pairwise(block)):
                 if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
@@ -175,5 +185,5 @@ def folded(network: Network) -> Network:
 
 
 def build_network(description: dict[str, Any]) -> Network:
-    """The network that a checkpoint describes by C, num_classes, layers, auxiliary, genotype."""
+    """The network of `Network.description`: C, num_classes, layers, auxiliary, genotype (text)."""
     return Network(**{**description, "genotype": parse_genotype(description["genotype"])})

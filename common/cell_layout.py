@@ -1,13 +1,14 @@
-"""Where the boxes, labels and wires of a cell's drawing go, so that none lies on another.
+"""The layout of a cell's drawing: positions of boxes, labels and wires without overlaps.
 
 A layered drawing (Sugiyama et al., "Methods for Visual Understanding of Hierarchical System
-Structures", 1981) from left to right. Columns of nodes alternate with columns of labels; a wire
-that passes a column holds a place of its own in it and crosses it level. As wires bend only
-between columns, nothing can cover a label. Lengths are inches.
+Structures", 1981) from left to right. Columns of nodes alternate with columns of labels. A wire
+that passes a column has a place of its own in it and is horizontal there; it bends only between
+columns and so covers no label. Lengths are inches.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from itertools import combinations, pairwise
@@ -18,7 +19,7 @@ import numpy as np
 
 NODE = (0.62, 0.5)  # width and height of a box
 LABEL_HEIGHT = 0.25
-GAP = 0.13  # least vertical distance of two things in a column
+GAP = 0.13  # minimal vertical distance of two items in a column
 PORT = 0.085  # distance of two wires that end at the same box
 MARGIN = 0.22
 RESTARTS = 24
@@ -35,10 +36,10 @@ class Box(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The drawing's size, its boxes, and each wire as the level runs (x, x', y) to be joined.
+    """Size, boxes, and each wire as horizontal runs (x, x', y) to be joined.
 
-    `nodes` are the states in order, then the output; `labels` belong to the labelled edges in
-    order; `wires` to those edges and then to the concatenated states in order.
+    `nodes`: the states, then the output. `labels`: one per edge. `wires`: one per edge, then one
+    per concatenated state.
     """
 
     width: float
@@ -51,19 +52,18 @@ class Layout(NamedTuple):
 def lay_out_cell(
     inputs: Sequence[int], concat: Sequence[int], label_widths: Sequence[float]
 ) -> Layout:
-    """Lay out a cell: edge e goes from state `inputs[e]` to state e // 2 + 2, under a label.
+    """Lay out a cell: edge e goes from state `inputs[e]` to state e // 2 + 2 through its label.
 
-    `concat` are the states that feed the output; `label_widths` in inches, one for each edge.
-    The same cell is always laid out alike.
+    `concat`: the states of the output; `label_widths`: one per edge. Deterministic.
     """
     states = len(inputs) // 2 + 2
-    # The column of every state and the output; a column of labels stands before each of nodes.
+    # The column of each state and of the output; a column of labels precedes each one of nodes.
     homes = [0, 0]
     for first, second in zip(inputs[::2], inputs[1::2], strict=True):
         homes.append(2 + max(homes[first], homes[second]))
     homes.append(1 + max(homes))
 
-    # Things that hold a place: the states, the output, the labels, the passages of long wires.
+    # The items of the columns: states, output, labels, and where long wires pass.
     columns: list[list[int]] = [[] for _ in range(homes[-1] + 1)]
     heights: list[float] = []
 
@@ -97,14 +97,14 @@ def lay_out_cell(
     def span(column: int) -> tuple[float, float]:
         return lefts[column], lefts[column] + widths[column]
 
-    def box(thing: int, column: int, width: float) -> Box:
-        return Box(lefts[column] + widths[column] / 2, y[thing], width, heights[thing])
+    def box(item: int, column: int, width: float) -> Box:
+        return Box(lefts[column] + widths[column] / 2, y[item], width, heights[item])
 
     wires = []
     leaving, entering = _ports(chains, y)
     for number, chain in enumerate(chains):
         first = homes[chain[0]]
-        runs = [(*span(first + step), y[thing]) for step, thing in enumerate(chain)]
+        runs = [(*span(first + step), y[item]) for step, item in enumerate(chain)]
         runs[0] = (runs[0][1], runs[0][1], y[chain[0]] + leaving[number])
         runs[-1] = (runs[-1][0], runs[-1][0], y[chain[-1]] + entering[number])
         wires.append(runs)
@@ -113,8 +113,8 @@ def lay_out_cell(
         height=max(np.add(y, np.divide(heights, 2))) + MARGIN,
         nodes=[box(state, home, NODE[0]) for state, home in enumerate(homes)],
         labels=[
-            box(thing, homes[targets[edge]] - 1, label_widths[edge])
-            for edge, thing in enumerate(labels)
+            box(item, homes[targets[edge]] - 1, label_widths[edge])
+            for edge, item in enumerate(labels)
         ],
         wires=wires,
     )
@@ -123,47 +123,46 @@ def lay_out_cell(
 def _best_heights(
     columns: list[list[int]], heights: list[float], chains: list[list[int]]
 ) -> np.ndarray:
-    """The y of every thing: of several orders the one of fewest crossings, then shortest wires."""
+    """The y of every item, for the order of fewest crossings, then of shortest wires."""
     generator = random.Random(0)
-    column_of = {thing: number for number, column in enumerate(columns) for thing in column}
+    column_of = {item: number for number, column in enumerate(columns) for item in column}
     segments = [pair for chain in chains for pair in pairwise(chain)]
-    best_key, best = None, None
+    best_key, best = (math.inf, math.inf), np.zeros(len(heights))
     for _ in range(RESTARTS):
         order = [columns[0], *(generator.sample(column, len(column)) for column in columns[1:])]
         crossings = _untangle(order, column_of, segments)
-        if best_key is not None and crossings > best_key[0]:
+        if crossings > best_key[0]:
             continue
         y = _settle(order, heights, segments)
         length = sum(abs(y[left] - y[right]) for left, right in segments)
         key = (crossings, round(length, 6))
-        if best_key is None or key < best_key:
+        if key < best_key:
             best_key, best = key, y
-    # Matplotlib counts upwards; the first input belongs on top.
+    # y grows upwards in matplotlib; the first input is on top.
     return MARGIN + max(np.add(best, np.divide(heights, 2))) - best
 
 
 def _untangle(
     order: list[list[int]], column_of: dict[int, int], segments: list[tuple[int, int]]
 ) -> float:
-    """Sort the columns of `order` in place by barycentres; returns the crossings that are left."""
-    before: dict[int, list[int]] = {thing: [] for thing in column_of}
-    behind: dict[int, list[int]] = {thing: [] for thing in column_of}
+    """Sort the columns of `order` in place by barycentres; return the number of crossings."""
+    before: dict[int, list[int]] = {item: [] for item in column_of}
+    behind: dict[int, list[int]] = {item: [] for item in column_of}
     for left, right in segments:
         before[right].append(left)
         behind[left].append(right)
-    best, fewest = [], None
+    best, fewest = order, math.inf
     for sweep in range(SWEEPS):
         beside = before if sweep % 2 == 0 else behind
-        position = {thing: place for column in order for place, thing in enumerate(column)}
+        position = {item: place for column in order for place, item in enumerate(column)}
         for column in order[1:] if sweep % 2 == 0 else order[-2:0:-1]:
             barycentre = {
-                thing: fmean(position[other] for other in beside[thing] or [thing])
-                for thing in column
+                item: fmean(position[other] for other in beside[item] or [item]) for item in column
             }
             column.sort(key=barycentre.__getitem__)
-            position.update((thing, place) for place, thing in enumerate(column))
+            position.update((item, place) for place, item in enumerate(column))
         crossings = _crossings(position, column_of, segments)
-        if fewest is None or crossings < fewest:
+        if crossings < fewest:
             best, fewest = [list(column) for column in order], crossings
     order[:] = best
     return fewest
@@ -172,7 +171,7 @@ def _untangle(
 def _crossings(
     position: dict[int, int], column_of: dict[int, int], segments: list[tuple[int, int]]
 ) -> float:
-    # Behind the labels (odd columns) they cost more, so that a node's labels stand side by side.
+    # They cost more after labels (odd columns), so that the labels of a node are neighbours.
     spans: dict[int, list[tuple[int, int]]] = {}
     for left, right in segments:
         spans.setdefault(column_of[left], []).append((position[left], position[right]))
@@ -187,41 +186,38 @@ def _crossings(
 def _settle(
     order: list[list[int]], heights: list[float], segments: list[tuple[int, int]]
 ) -> np.ndarray:
-    """The y that keep `order` and distances, with the least weighted sum of squared climbs.
+    """The y that keep `order` and minimal distances and minimise the weighted squares of climbs.
 
-    y = closest + bases of the columns + gaps above the least, gaps >= 0: non-negative least
-    squares once the bases are projected out.
+    y = closest + offsets of the columns + additional gaps >= 0: bounded least squares.
     """
     unit = np.eye(len(heights))
-    climbs, closest, bases, gaps = [], np.zeros(len(heights)), [], []
+    climbs, closest = [], np.zeros(len(heights))
+    offsets, gaps = [], []
     for left, right in segments:
-        # A wire on its way shall run straight rather than its ends be near (Gansner et al., "A
-        # Technique for Drawing Directed Graphs", 1993).
+        # Long wires should be straight (Gansner et al., "A Technique for Drawing Directed Graphs",
+        # 1993).
         weight = (500, 2, 1)[(heights[left] == NODE[1]) + (heights[right] == NODE[1])]
         climbs.append(weight**0.5 * (unit[left] - unit[right]))
     for column in order:
-        bases.append(unit[column].sum(axis=0))
+        offsets.append(unit[column].sum(axis=0))
         for place, (above, below) in enumerate(pairwise(column)):
             closest[below] = closest[above] + (heights[above] + heights[below]) / 2 + GAP
             gaps.append(unit[column[place + 1 :]].sum(axis=0))
-            # Holds what no wire does: an input that no edge reads.
+            # For inputs that no edge reads.
             climbs.append(0.1 * (unit[above] - unit[below]))
-    climbs = np.array(climbs)
-    by_base, by_gap = climbs @ np.transpose(bases), climbs @ np.transpose(gaps)
-    rest = np.eye(len(climbs)) - by_base @ np.linalg.pinv(by_base)
-    # Only now, as it takes a second to import, and training draws no cells.
-    from sklearn.linear_model import LinearRegression
+    climb, free = np.array(climbs), np.array([*offsets, *gaps])
+    lower = np.array([-np.inf] * len(offsets) + [0.0] * len(gaps))
+    # Imported here because it takes time, and training draws no cells.
+    from scipy.optimize import lsq_linear
 
-    solver = LinearRegression(positive=True, fit_intercept=False)
-    gap = solver.fit(rest @ by_gap, -rest @ climbs @ closest).coef_
-    base = -np.linalg.pinv(by_base) @ (climbs @ closest + by_gap @ gap)
-    return closest + base @ bases + gap @ gaps
+    found = lsq_linear(climb @ free.T, -climb @ closest, (lower, np.inf), method="bvls")
+    return closest + found.x @ free
 
 
 def _column_lefts(
     widths: list[float], chains: list[list[int]], y: np.ndarray, homes: list[int]
 ) -> list[float]:
-    """The left x of every column: steeper wires between two columns set them further apart."""
+    """The left x of every column; steeper wires between two columns increase their distance."""
     steepest = [0.0] * (len(widths) - 1)
     for chain in chains:
         for step, (left, right) in enumerate(pairwise(chain)):
@@ -234,7 +230,7 @@ def _column_lefts(
 
 
 def _ports(chains: list[list[int]], y: np.ndarray) -> tuple[list[float], list[float]]:
-    """How far from the middle of its box each wire leaves and enters, in the order they arrive."""
+    """The vertical offset at which each wire leaves and enters its boxes, without crossings."""
     leaving, entering = [0.0] * len(chains), [0.0] * len(chains)
     for offsets, end, beside in ((leaving, 0, 1), (entering, -1, -2)):
         for state in {chain[end] for chain in chains}:

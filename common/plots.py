@@ -1,7 +1,8 @@
-"""Pictures of cells, searches and results: each function writes one PNG and returns its Figure.
+"""Plots of cells, searches and results. Each function writes a PNG and returns its Figure.
 
-Figures are built as objects and drawn by Agg: no display is needed, and nothing that another
-plotting program holds is touched. The same arguments give the same file.
+Figures are drawn by Agg without pyplot, so that no display is needed and no global state is
+changed. The same arguments give the same file. Each function raises UserError if the file cannot be
+written.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
@@ -24,26 +27,13 @@ from matplotlib.ticker import MaxNLocator
 
 from common.cell_layout import Box, lay_out_cell
 from genotypes import PRIMITIVES
+from operations import PRIMITIVE_TABLE
 from utils import UserError, atomic_write
 
 DPI = 160
 INK, QUIET, OPEN = "#22272e", "#7d8590", "#e6e8eb"
-# Related primitives share a hue: a strong one for lines and bars, a tint of it behind text.
-COLOURS = {
-    "none": ("#8b949e", "#eef0f2"),
-    "max_pool_3x3": ("#b45309", "#fdebd3"),
-    "avg_pool_3x3": ("#d18f1f", "#fdf3dc"),
-    "skip_connect": ("#57606a", "#eaedf0"),
-    "sep_conv_3x3": ("#1f6fb8", "#dcebf9"),
-    "sep_conv_5x5": ("#15508a", "#d0e2f4"),
-    "sep_conv_7x7": ("#0d3760", "#c6d8ea"),
-    "dil_conv_3x3": ("#7a52b3", "#ebe2f7"),
-    "dil_conv_5x5": ("#5b3591", "#e1d4f2"),
-    "ghost": ("#0f8a7e", "#d6f1ee"),
-    "conv_1x1": ("#c2416b", "#fbe1ea"),
-    "conv_3x3": ("#9b2145", "#f6d3de"),
-    "conv_7x1_1x7": ("#6f1230", "#efc8d5"),
-}
+# Of primitives without colours of their own: hues that the others leave.
+COLOUR_CYCLE = ("#5f8d1a", "#8c6d31", "#2e8540", "#a3a000")
 SPLITS = {
     "train": "#8b949e",
     "valid": "#0f8a7e",
@@ -54,13 +44,26 @@ CELLS = {"normal": "normal cell", "reduce": "reduction cell"}
 EDGES, NODE_STARTS = 14, (0, 2, 5, 9)  # of a searched cell: its edges, the first of each node
 STATES_NOTE = "edges by state: 0 and 1 are the cell's inputs, 2 to 5 its nodes 0 to 3"
 BAR = 0.72
-PRUNED = {"facecolor": "white", "edgecolor": "#c3c9d0", "hatch": "////"}
-# Input, node, output: fill and border.
+PRUNED: dict[str, Any] = {"facecolor": "white", "edgecolor": "#c3c9d0", "hatch": "////"}
+# Fill and border.
 BOXES = {
     "input": ("#c9e7c4", "#4f8a47"),
     "node": ("#bcdaf0", "#3f78a8"),
     "output": ("#f6e3a1", "#a98a25"),
 }
+FACES_COLUMNS, MAX_FACES = 3, 60
+FACE_CELL, FACE, FACE_HEAD, FACE_NAMES = (3.9, 1.75), 1.3, 0.5, 0.62  # inches
+
+
+def colours_of(primitive: str) -> tuple[str, str]:
+    """The colour of a primitive's lines, and that of the background of its labels."""
+    colours = PRIMITIVE_TABLE[primitive].colours
+    if colours is None:
+        others = [name for name, entry in PRIMITIVE_TABLE.items() if entry.colours is None]
+        line = COLOUR_CYCLE[others.index(primitive) % len(COLOUR_CYCLE)]
+        red, green, blue = to_rgb(line)
+        colours = line, to_hex((0.83 + 0.17 * red, 0.83 + 0.17 * green, 0.83 + 0.17 * blue))
+    return colours
 
 
 def draw_cell(
@@ -68,10 +71,11 @@ def draw_cell(
 ) -> Figure:
     """Draw a cell as a directed graph from left to right.
 
-    `cell`: (primitive, state) pairs, two a node; `concat`: the states that make up the output.
-    States are the inputs c_{k-2} and c_{k-1} (green), then the nodes (blue); the output is yellow.
+    `cell`: (primitive, state) pairs, two per node; `concat`: the states of the output. States are
+    the inputs c_{k-2} and c_{k-1} (green), then the nodes (blue); the output is yellow.
     """
-    text = {"fontsize": 9.5, "family": "DejaVu Sans"}
+    centred: dict[str, Any] = {"ha": "center", "va": "center_baseline", "color": INK}
+    text = {**centred, "fontsize": 9.5, "family": "DejaVu Sans"}
     widths = [_text_width(primitive, 9.5) + 0.16 for primitive, _ in cell]
     layout = lay_out_cell([state for _, state in cell], concat, widths)
     width, height = max(layout.width, _text_width(title, 12) + 0.5), layout.height + 0.3
@@ -83,13 +87,14 @@ def draw_cell(
     axes.set_title(title, y=1 - 0.27 / height, fontsize=12, color=INK, pad=0, parse_math=False)
 
     for number, runs in enumerate(layout.wires):
-        colour = COLOURS[cell[number][0]][0] if number < len(cell) else "#a98a25"
+        labelled = number < len(cell)
+        colour = colours_of(cell[number][0])[0] if labelled else BOXES["output"][1]
         axes.add_patch(
             FancyArrowPatch(
                 path=_wire(runs),
                 arrowstyle="-|>,head_length=4.5,head_width=2.2",
                 color=colour,
-                linewidth=1.3 if number < len(cell) else 1.0,
+                linewidth=1.3 if labelled else 1.0,
                 shrinkA=0,
                 shrinkB=0,
                 joinstyle="miter",
@@ -98,22 +103,22 @@ def draw_cell(
             )
         )
     for (primitive, _), box in zip(cell, layout.labels, strict=True):
-        line, tint = COLOURS[primitive]
+        line, tint = colours_of(primitive)
         _rounded(axes, box, tint, line, 0.09)
-        axes.text(box.x, box.y, primitive, ha="center", va="center_baseline", color=INK, **text)
+        axes.text(box.x, box.y, primitive, **text)
     names = ["$c_{k-2}$", "$c_{k-1}$", *range(len(layout.nodes) - 3), "$c_{k}$"]
     for place, (name, box) in enumerate(zip(names, layout.nodes, strict=True)):
         role = "input" if place < 2 else "output" if place == len(names) - 1 else "node"
         _rounded(axes, box, *BOXES[role], 0.06)
-        axes.text(box.x, box.y, name, ha="center", va="center_baseline", color=INK, fontsize=12)
+        axes.text(box.x, box.y, str(name), **centred, fontsize=12)
     return save_figure(figure, path)
 
 
 def draw_decisions(decisions: Sequence[dict[str, Any]], epochs: int, path: Path | str) -> Figure:
-    """Draw which edge of each cell was decided or pruned when, of `epochs` epochs.
+    """Draw in which of `epochs` epochs each edge was decided or pruned.
 
-    Each decision: {"epoch": int, "cell": "normal" or "reduce", "edge": 0 .. 13, "primitive": its
-    name, "pruned": the edges that this decision pruned}. Edges are numbered node by node.
+    Each decision: {"epoch": int, "cell": "normal" or "reduce", "edge": 0 .. 13, "primitive": name,
+    "pruned": edges pruned by it}. Edges are numbered node by node.
     """
     figure = new_figure(11.5, 4.75)
     for panel, (cell, title) in enumerate(CELLS.items()):
@@ -131,7 +136,7 @@ def draw_decisions(decisions: Sequence[dict[str, Any]], epochs: int, path: Path 
         axes.set_axisbelow("line")
         axes.xaxis.set_major_locator(whole_epochs())
         quiet(axes)
-    figure.legend(
+    figure.legend(  # type: ignore[call-overload]
         handles=[
             Patch(facecolor=OPEN, label="open"),
             Patch(facecolor="#dcebf9", edgecolor="#1f6fb8", label="decided"),
@@ -149,12 +154,12 @@ def draw_decisions(decisions: Sequence[dict[str, Any]], epochs: int, path: Path 
 
 def _draw_decision(axes: Axes, decision: dict[str, Any], epochs: int) -> None:
     epoch, edge, primitive = decision["epoch"], decision["edge"], decision["primitive"]
-    line, tint = COLOURS[primitive]
-    options = {"left": epoch, "height": BAR, "zorder": 2}
+    line, tint = colours_of(primitive)
+    options: dict[str, Any] = {"left": epoch, "height": BAR, "zorder": 2}
     axes.barh(edge, epochs - epoch, color=tint, edgecolor=line, linewidth=1.1, **options)
     axes.barh(decision["pruned"], epochs - epoch, **PRUNED, linewidth=0.8, **options)
-    # Late decisions leave bars too short for a name, which then stands before the bar.
-    panel = axes.get_position().width * axes.figure.get_figwidth()
+    # The bar of a late decision is too short for the name, which is then left of it.
+    panel = axes.get_window_extent().width / DPI
     inside = _text_width(primitive, 8.5) + 0.12 < panel * (epochs - epoch) / epochs
     axes.annotate(
         primitive,
@@ -174,8 +179,8 @@ def draw_confusion(
 ) -> Figure:
     """Draw a confusion matrix: counts int [classes, classes], rows true, columns predicted.
 
-    Colours and percentages are shares of a row; the recall of each class stands beside its row. A
-    class without images shows dashes.
+    Colours and percentages are relative to the row; beside it is the recall of the class. Classes
+    without images show dashes.
     """
     matrix = np.asarray(matrix)
     counts = matrix.sum(axis=1)
@@ -184,70 +189,61 @@ def draw_confusion(
     width, height = 2.45 + 0.78 * size, 1.65 + 0.62 * size
     figure = new_figure(width, height)
     axes = figure.add_axes((1.45 / width, 0.85 / height, 0.78 * size / width, 0.62 * size / height))
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    names = [f"{name} ({count:,})" for name, count in zip(classes, counts, strict=True)]
+    heat_map(axes, shares, names, classes, peak=1.0, lines=True)
+    axes.set(xlabel="predicted", ylabel="true")
     for row, column in np.ndindex(size, size):
         percent = f"{100 * shares[row, column]:.1f} %" if counts[row] else "–"
-        colour = "white" if shares[row, column] > 0.55 else INK
-        weight = "bold" if row == column else "normal"
-        options = {"ha": "center", "color": colour, "fontweight": weight}
-        axes.text(
-            column, row - 0.04, f"{matrix[row, column]:,}", va="bottom", fontsize=10, **options
-        )
+        options: dict[str, Any] = {
+            "ha": "center",
+            "color": "white" if shares[row, column] > 0.55 else INK,
+            "fontweight": "bold" if row == column else "normal",
+        }
+        count = f"{matrix[row, column]:,}"
+        axes.text(column, row - 0.04, count, va="bottom", fontsize=10, **options)
         axes.text(column, row + 0.04, percent, va="top", fontsize=7.5, **options)
     for row, count in enumerate(counts):
         recall = f"{100 * shares[row, row]:.1f} %" if count else "–"
         axes.text(size - 0.38, row, recall, va="center", fontsize=10, fontweight="bold", color=INK)
     axes.text(size - 0.38, -0.62, "recall", va="bottom", fontsize=9, color=QUIET)
     correct = 100 * np.trace(matrix) / max(matrix.sum(), 1)
-    summary = f"{correct:.2f} % of {matrix.sum():,} images right"
+    summary = f"{correct:.2f} % of {matrix.sum():,} images correct"
     axes.text(-0.5, -0.62, summary, va="bottom", fontsize=9, color=QUIET)
     figure.text(0.5, 1 - 0.3 / height, title, ha="center", fontsize=12, color=INK, parse_math=False)
-    axes.set_xticks(range(size), classes, rotation=30, ha="right", rotation_mode="anchor")
-    names = [f"{name} ({count:,})" for name, count in zip(classes, counts, strict=True)]
-    axes.set_yticks(range(size), names)
-    axes.set(xlabel="predicted", ylabel="true")
-    axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.2)
-    quiet(axes)
     return save_figure(figure, path)
 
 
 def draw_curves(history: Sequence[dict[str, Any]], path: Path | str) -> Figure:
     """Draw loss, accuracy (percent) and learning rate against the epoch.
 
-    A dict an epoch with `epoch` and any of `lr` and `SPLIT_loss`, `SPLIT_accuracy` for the splits
-    train, valid, PublicTest and PrivateTest. The epoch of the best PublicTest accuracy, the first
-    of equals, is marked. Raises UserError without epochs.
+    A dict per epoch with `epoch` and any of `lr` and `SPLIT_loss`, `SPLIT_accuracy` for the splits
+    train, valid, PublicTest and PrivateTest. The (first) epoch of the best PublicTest accuracy is
+    marked. Raises UserError without epochs.
     """
     if not history:
         raise UserError(f"{path}: no epochs found, expected at least one to draw curves of")
-    epochs = [record["epoch"] for record in history]
-
-    def series(key: str) -> np.ndarray:
-        values = [record.get(key) for record in history]
-        return np.array([math.nan if value is None else float(value) for value in values])
-
+    names = [f"{split}_{quantity}" for split in SPLITS for quantity in ("loss", "accuracy")]
+    table = pd.DataFrame(history).set_index("epoch").reindex(columns=["lr", *names]).astype(float)
+    epochs, chosen = table.index, table["PublicTest_accuracy"]
     figure = new_figure(12.5, 4.3)
     loss, accuracy, rate = figure.subplots(1, 3, width_ratios=(1, 1, 0.72))
-    style = {"linewidth": 1.3, "marker": "o" if len(history) == 1 else None}
+    style: dict[str, Any] = {"linewidth": 1.3, "marker": "o" if len(history) == 1 else None}
     for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
         for split, colour in SPLITS.items():
-            values = series(f"{split}_{quantity}")
-            if not np.isnan(values).all():
+            values = table[f"{split}_{quantity}"]
+            if values.notna().any():
                 axes.plot(epochs, values, color=colour, label=split, **style)
-    rates = series("lr")
-    rate.plot(epochs, rates, color=INK, **style)
-    rate.set_ylim(0, 1.05 * (np.nanmax([*rates, 0.0]) or 1.0))
-    chosen = series("PublicTest_accuracy")
-    if not np.isnan(chosen).all():
-        best = int(np.nanargmax(chosen))
-        label = f"chosen epoch {epochs[best]}: PublicTest {chosen[best]:.2f} %"
+    rate.plot(epochs, table["lr"], color=INK, **style)
+    rate.set_ylim(0, 1.05 * (np.nanmax([*table["lr"], 0.0]) or 1.0))
+    if chosen.notna().any():
+        place = int(np.nanargmax(chosen))
+        best, value = epochs[place], chosen.iloc[place]
         for axes in (loss, accuracy):
-            axes.axvline(epochs[best], color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
+            axes.axvline(best, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
         accuracy.plot(
-            epochs[best], chosen[best], "o", markersize=8, markerfacecolor="white",
-            markeredgecolor=SPLITS["PublicTest"], markeredgewidth=2, label=label, zorder=5,
+            best, value, "o", markersize=8, markerfacecolor="white",
+            markeredgecolor=SPLITS["PublicTest"], markeredgewidth=2, zorder=5,
+            label=f"chosen epoch {best}: PublicTest {value:.2f} %",
         )  # fmt: skip
     margin = max(0.5, 0.03 * (epochs[-1] - epochs[0]))
     for axes, title in ((loss, "loss"), (accuracy, "accuracy (%)"), (rate, "learning rate")):
@@ -258,18 +254,18 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path | str) -> Figure:
         axes.grid(color=OPEN, linewidth=0.8)
         axes.set_axisbelow(True)
         if axes.get_legend_handles_labels()[0]:
-            # Below, where no curve can lie.
-            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15), "ncols": 2}
-            axes.legend(frameon=False, fontsize=8.5, **below)
+            # Below, where it covers no curve.
+            below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15)}
+            axes.legend(frameon=False, fontsize=8.5, ncols=2, **below)
         quiet(axes)
     figure.tight_layout(w_pad=2)
     return save_figure(figure, path)
 
 
 def draw_alphas(
-    strengths: np.ndarray, path: Path | str, title: str, states: Sequence[int] | None = None
+    strengths: np.ndarray, path: Path | str, title: str, states: Sequence[int] = ()
 ) -> Figure:
-    """Draw softmax(alpha) of a cell, float [14 edges, 11 primitives] in [0, 1], as a heat map.
+    """Draw softmax(alpha) of a cell, float [14 edges, primitives] in [0, 1], as a heat map.
 
     `states`: 14 ints, -1 an open edge, 0 pruned (hatched), k decided for primitive k (framed).
     """
@@ -277,35 +273,104 @@ def draw_alphas(
     figure = new_figure(8.8, 5.9)
     axes = figure.add_axes((0.07, 0.185, 0.915, 0.745))
     peak = max(float(strengths.max()), 0.3)
-    axes.imshow(strengths, cmap="Blues", vmin=0, vmax=peak, aspect="auto")
-    for edge, primitive in np.ndindex(*strengths.shape):
-        value = strengths[edge, primitive]
-        colour = "white" if value > 0.6 * peak else INK
-        axes.text(
-            primitive, edge, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour
-        )
-    for edge, state in enumerate(states if states is not None else []):
+    heat_map(axes, strengths, edge_names(), PRIMITIVES, peak, form="{:.2f}", fontsize=8)
+    for edge, state in enumerate(states):
         if state == 0:
-            axes.add_patch(
-                Rectangle((-0.5, edge - 0.5), len(PRIMITIVES), 1, facecolor="#ffffffb0",
-                          edgecolor="#c3c9d0", hatch="////", linewidth=0)
-            )  # fmt: skip
+            whole = {**PRUNED, "facecolor": "#ffffffb0"}
+            axes.add_patch(Rectangle((-0.5, edge - 0.5), len(PRIMITIVES), 1, linewidth=0, **whole))
         elif state > 0:
-            line = COLOURS[PRIMITIVES[state]][0]
-            axes.add_patch(
-                Rectangle((state - 0.48, edge - 0.47), 0.96, 0.94, fill=False, edgecolor=line,
-                          linewidth=2.4)
-            )  # fmt: skip
+            frame: dict[str, Any] = {"fill": False, "linewidth": 2.4}
+            line = colours_of(PRIMITIVES[state])[0]
+            corner = (state - 0.48, edge - 0.47)
+            axes.add_patch(Rectangle(corner, 0.96, 0.94, edgecolor=line, **frame))
     for first in NODE_STARTS[1:]:
         axes.axhline(first - 0.5, color=QUIET, linewidth=0.8)
-    axes.set_xticks(
-        range(len(PRIMITIVES)), PRIMITIVES, rotation=35, ha="right", rotation_mode="anchor"
-    )
-    axes.set_yticks(range(EDGES), edge_names())
     axes.set_title(title, fontsize=12, color=INK, pad=9, parse_math=False)
     figure.text(0.07, 0.025, STATES_NOTE, fontsize=8.5, color=QUIET)
-    quiet(axes)
     return save_figure(figure, path)
+
+
+def draw_faces(
+    images: np.ndarray,
+    probabilities: np.ndarray,
+    names: Sequence[str],
+    classes: Sequence[str],
+    path: Path | str,
+) -> Figure:
+    """Draw the first MAX_FACES of `images`, uint8 (N, 48, 48), each beside its probabilities.
+
+    `probabilities`: float (N, K), each row the softmax over the K `classes`. The most likely class
+    is highlighted.
+    """
+    shown = min(len(images), MAX_FACES)
+    columns = min(shown, FACES_COLUMNS)
+    rows = math.ceil(shown / columns)
+    width, height = columns * FACE_CELL[0] + 0.2, rows * FACE_CELL[1] + FACE_HEAD
+    figure = new_figure(width, height)
+    title = f"{shown} faces as the network sees them" if shown > 1 else "as the network sees it"
+    if shown < len(images):
+        title = f"the first {shown} of {len(images)} faces as the network sees them"
+    figure.text(0.15 / width, 1 - 0.3 / height, title, fontsize=11, color=INK)
+    for k in range(shown):
+        left = 0.15 + (k % columns) * FACE_CELL[0]
+        bottom = height - FACE_HEAD - (k // columns + 1) * FACE_CELL[1] + 0.15
+        face = figure.add_axes((left / width, bottom / height, FACE / width, FACE / height))
+        face.imshow(images[k], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        face.set_axis_off()
+        face.set_title(_shortened(names[k]), fontsize=7.5, color=QUIET, pad=3, loc="left",
+                       parse_math=False)  # fmt: skip
+        start = left + FACE + FACE_NAMES + 0.12
+        length = FACE_CELL[0] - (start - left) - 0.55
+        bars = figure.add_axes((start / width, bottom / height, length / width, FACE / height))
+        best = int(probabilities[k].argmax())
+        patches = bars.barh(classes, probabilities[k], color="#9db8d3", height=BAR)
+        patches[best].set_color(SPLITS["PublicTest"])
+        percents = [f"{100 * share:.0f} %" for share in probabilities[k]]
+        texts = bars.bar_label(patches, percents, padding=3, fontsize=7, color=INK)
+        texts[best].set_fontweight("bold")
+        bars.set_title(classes[best], fontsize=9, color=SPLITS["PublicTest"], fontweight="bold",
+                       pad=2, loc="left")  # fmt: skip
+        bars.set(xlim=(0, 1), ylim=(len(classes) - 0.5, -0.5), xticks=[])
+        bars.tick_params(length=0, labelsize=7.5, labelcolor=INK)
+        bars.spines[["top", "right", "bottom"]].set_visible(False)
+        bars.spines["left"].set_color(QUIET)
+    return save_figure(figure, path)
+
+
+def _shortened(name: str, most: int = 22) -> str:
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
+
+
+def heat_map(
+    axes: Axes,
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    peak: float,
+    *,
+    form: str | None = None,
+    fontsize: float = 9.5,
+    lines: bool = False,
+) -> None:
+    """Draw `values` (rows, columns), from 0 (white) to `peak`; masked ones stay in the background.
+
+    With `form`, a format string, the values are written into the cells. `lines` separates cells.
+    """
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=peak, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), rows)
+    if form is not None:
+        for row, column in np.ndindex(*values.shape):
+            value = values[row, column]
+            if value is not np.ma.masked:
+                colour = "white" if value > 0.6 * peak else INK
+                axes.text(column, row, form.format(value), ha="center", va="center_baseline",
+                          fontsize=fontsize, color=colour)  # fmt: skip
+    if lines:
+        axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+        axes.grid(which="minor", color="white", linewidth=1.2)
+    quiet(axes)
 
 
 def edge_names() -> list[str]:
@@ -314,12 +379,12 @@ def edge_names() -> list[str]:
 
 
 def whole_epochs() -> MaxNLocator:
-    """Ticks of an axis of epochs: a few, at whole numbers."""
+    """A few ticks at whole numbers, for an axis of epochs."""
     return MaxNLocator(nbins=7, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
 
 
 def quiet(axes: Axes) -> None:
-    """Leave of an axes' frame the numbers and their titles alone."""
+    """Remove the frame and the tick marks."""
     axes.spines[:].set_visible(False)
     axes.tick_params(which="both", length=0, labelsize=9, labelcolor=INK)
     axes.xaxis.label.set(color=QUIET, fontsize=9.5)
@@ -327,7 +392,7 @@ def quiet(axes: Axes) -> None:
 
 
 def _wire(runs: Sequence[tuple[float, float, float]]) -> Curve:
-    """Level runs joined by S-curves that leave and arrive level."""
+    """Horizontal runs (x, x', y) joined by S-shaped curves."""
     vertices, codes = [(runs[0][1], runs[0][2])], [Curve.MOVETO]
     for (_, x, y), (next_x, next_end, next_y) in pairwise(runs):
         middle = (x + next_x) / 2
@@ -350,13 +415,13 @@ def _rounded(axes: Axes, box: Box, fill: str, line: str, radius: float) -> None:
 
 
 def _text_width(text: str, size: float) -> float:
-    """Inches that `text` takes in DejaVu Sans of `size` points."""
+    """Width of `text` in inches, in DejaVu Sans of `size` points."""
     font = FontProperties(family="DejaVu Sans", size=size)
     return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72.0
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, drawn by Agg."""
+    """An empty figure, in inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
@@ -364,7 +429,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, path: Path | str) -> Figure:
     """Write the figure as a PNG, atomically, and return it; UserError as `atomic_write`."""
-    # Without the version of the program the file depends on the picture alone.
+    # Without the version of matplotlib, equal figures are equal files.
     metadata = {"Software": None}
     atomic_write(path, lambda file: figure.savefig(file, format="png", metadata=metadata))
     return figure

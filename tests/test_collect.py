@@ -1,4 +1,4 @@
-"""Seeds and folds as jobs, and what tools.collect makes of them."""
+"""tools.collect: means over seeds, folds that were jobs, and refused runs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from runs import weights
 
 import test_CK48
-from benchmarks.hostile_parsers import weights_content
 from common import cli
 from data import synthetic_cross, writers
 from tools import collect
@@ -35,14 +35,14 @@ def collected(*argv: str) -> dict:
     return collect.main(collect.build_parser().parse_args(list(argv)))
 
 
-def test_means_deviations_and_intervals_are_those_of_students_t(tmp_path, capsys):
+def test_mean_deviation_and_interval(tmp_path, capsys):
     runs = [run_folder(tmp_path / str(seed), summary(seed, value), data=f"at {seed}")
             for seed, value in enumerate((60.0, 62.0, 67.0))]  # fmt: skip
     found = collected(*runs, "--out", str(tmp_path / "c.json"))
     public = found["figures"]["PublicTest"]
     assert public["mean"] == 63.0
     assert public["deviation"] == pytest.approx(13**0.5)
-    # 4.303 is the 97.5 % point of Student's t with two degrees of freedom.
+    # 4.303 is the 97.5 % quantile of Student's t with two degrees of freedom.
     assert public["interval95"] == pytest.approx(4.303 * (13 / 3) ** 0.5, rel=1e-3)
     assert found["figures"]["PrivateTest"]["seeds"] == {"0": 61.0, "1": 63.0, "2": 68.0}
     printed = capsys.readouterr().out
@@ -51,16 +51,12 @@ def test_means_deviations_and_intervals_are_those_of_students_t(tmp_path, capsys
     assert json.loads((tmp_path / "c.json").read_text())["figures"] == found["figures"]
 
 
-def test_one_run_has_a_mean_alone(tmp_path, capsys):
-    found = collected(run_folder(tmp_path / "a", summary()))
-    assert found["figures"]["PublicTest"]["mean"] == 60.0
-    assert found["figures"]["PublicTest"]["interval95"] is None
-
-
-def test_runs_that_did_not_end_are_named(tmp_path, capsys):
+def test_unfinished_runs_are_listed(tmp_path, capsys):
     whole = run_folder(tmp_path / "a", summary())
     (tmp_path / "b").mkdir()
     found = collected(whole, str(tmp_path / "b"), str(tmp_path / "c"))
+    assert found["figures"]["PublicTest"]["mean"] == 60.0
+    assert found["figures"]["PublicTest"]["interval95"] is None
     assert found["missing"] == [f"{tmp_path}/{name}: no summary.json" for name in "bc"]
     assert f"missing: {tmp_path}/b" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"no summary\.json in any of 1 runs"):
@@ -80,17 +76,17 @@ def test_runs_that_did_not_end_are_named(tmp_path, capsys):
         ({"figures": {"valid": {"accuracy": 1.0, "images": 7}}}, {}, "images|figures of valid"),
     ],
 )
-def test_runs_of_different_settings_are_not_mixed(changes, args, told, tmp_path, capsys):
+def test_different_settings_are_refused(changes, args, told, tmp_path, capsys):
     runs = [run_folder(tmp_path / "a", summary()),
             run_folder(tmp_path / "b", summary(1) | changes, **args)]  # fmt: skip
-    assert cli.run(collect.main, collect.build_parser(), runs) == 2
+    assert cli.run_script(collect.main, collect.build_parser(), runs) == 2
     lines = capsys.readouterr().err.strip().split("\n")
     assert len(lines) == 1
     assert str(tmp_path / "b") in lines[0]
     assert any(word in lines[0] for word in told.split("|"))
 
 
-def test_searches_of_other_genotypes_are_merged(tmp_path, capsys):
+def test_searches_may_find_other_genotypes(tmp_path, capsys):
     runs = [run_folder(tmp_path / g, summary(seed, genotype=g, script="search.py"))
             for seed, g in enumerate("gh")]  # fmt: skip
     assert len(collected(*runs)["figures"]["PublicTest"]["seeds"]) == 2
@@ -98,31 +94,31 @@ def test_searches_of_other_genotypes_are_merged(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", '{"figures": 3}', "[" * 100_000, '{"figures": {"a": {"accuracy": NaN}}}',
+    ["[]", "[" * 100_000, '{"figures": {"a": {"accuracy": NaN}}}',
      json.dumps(summary() | {"seed": "x"}), json.dumps(summary() | {"figures": {}}),
      json.dumps(summary(accuracy=10**400)), json.dumps(summary(details={"fold": 3, "folds": 2})),
      json.dumps(summary(details={"fold": 1, "folds": 10**8})),
      json.dumps(summary() | {"figures": {"\ud800": {"accuracy": 1, "images": 7}}})],
 )  # fmt: skip
-def test_what_is_no_summary_is_one_line(text, tmp_path, capsys):
+def test_invalid_summary_is_one_line(text, tmp_path, capsys):
     (tmp_path / "summary.json").write_text(text)
-    assert cli.run(collect.main, collect.build_parser(), [str(tmp_path)]) == 2
+    assert cli.run_script(collect.main, collect.build_parser(), [str(tmp_path)]) == 2
     line = capsys.readouterr().err.strip()
     assert "summary.json: " in line
     assert "expected the summary of a run" in line
     assert line.isprintable()
 
 
-def test_folds_as_jobs_are_the_folds_of_a_whole_run(tmp_path, capsys):
+def test_folds_as_jobs_match_whole_run(tmp_path, capsys):
     ck48 = synthetic_cross.draw_ck48(subjects=12, sequences=24)
     writers.write_ck48(ck48, tmp_path / "CK+48")
-    save_checkpoint(tmp_path / "w.pt", "weights", weights_content())
+    weights(tmp_path / "w.pt")
     flags = ["--data", str(tmp_path), "--checkpoint", str(tmp_path / "w"), "--folds", "2",
              "--epochs", "1", "--limit_batches", "1", "--batch_size", "8", "--device", "cpu",
              "--model_path", str(tmp_path)]  # fmt: skip
 
     def test_ck48(*more: str) -> int:
-        return cli.run(test_CK48.main, test_CK48.build_parser(), [*flags, *more])
+        return cli.run_script(test_CK48.main, test_CK48.build_parser(), [*flags, *more])
 
     assert test_ck48("--save", "whole") == 0
     for fold in ("1", "2"):
@@ -137,9 +133,7 @@ def test_folds_as_jobs_are_the_folds_of_a_whole_run(tmp_path, capsys):
     for one, other in zip(results[0], results[1] + results[2], strict=True):
         assert one["logits"].equal(other["logits"])
     assert collected(jobs[1])["missing"] == ["seed 0: fold 1 of 2"]
-    weights = weights_content()
-    weights["state_dict"]["classifier.bias"] += 1
-    save_checkpoint(tmp_path / "w.pt", "weights", weights)
+    weights(tmp_path / "w.pt", seed=1)
     assert test_ck48("--fold", "2", "--save", "other") == 0
     with pytest.raises(UserError, match=r"other: from other weights than .*fold-1"):
         collected(jobs[0], str(tmp_path / "other"))

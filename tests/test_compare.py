@@ -1,4 +1,4 @@
-"""The arms of an experiment beside one another."""
+"""tools.compare: differences by seed, the table and the picture."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from PIL import Image
 from test_collect import ARGS, summary
 
 from common import cli
-from engine import TrainState
+from engine import Progress
 from tools import compare
-from tools.plots_compare import draw_comparison
 from utils import save_checkpoint
 
 
 def training(folder: Path, seed: int, *accuracies: float, **args) -> str:
-    """A folder as of a training with these PublicTest accuracies, epoch by epoch, the last best."""
+    """The run folder of a training with these PublicTest accuracies, one per epoch."""
     folder.mkdir()
     found = summary(seed, accuracies[-1], epochs=len(accuracies))
     (folder / "summary.json").write_text(json.dumps(found))
@@ -27,15 +26,15 @@ def training(folder: Path, seed: int, *accuracies: float, **args) -> str:
          "PublicTest_accuracy": each, "PrivateTest_accuracy": each + 1}
         for epoch, each in enumerate(accuracies, 1)
     ]  # fmt: skip
-    state = TrainState(epoch=len(records), history=records)
-    content = {"args": {**ARGS, **args}, "state": state.to_dict()}
+    state = Progress(epoch=len(records), history=records).to_dict()
+    content = {"args": {**ARGS, **args}, "state": state}
     save_checkpoint(folder / "checkpoint.pt", "training", content)
     return str(folder)
 
 
 @pytest.fixture
-def arms(tmp_path: Path) -> list[str]:
-    """Two arms: the second is better by 2, 3 and 7 points, of seeds that scatter by 20."""
+def runs(tmp_path: Path) -> list[str]:
+    """Two variants: the second is better by 2, 3 and 7 points."""
     paper = [training(tmp_path / f"paper_{seed}", seed, 30.0, value)
              for seed, value in enumerate((40.0, 60.0, 50.0))]  # fmt: skip
     ema = [training(tmp_path / f"ema_{seed}", seed, 34.0, value, ema=0.9)
@@ -47,14 +46,14 @@ def compared(*argv: str) -> dict:
     return compare.main(compare.build_parser().parse_args(list(argv)))
 
 
-def test_differences_are_taken_seed_by_seed(arms, tmp_path, capsys):
-    found = compared(*arms, *arms, "--out", str(tmp_path / "out"))
+def test_differences_by_seed(runs, tmp_path, capsys):
+    found = compared(*runs, *runs, "--out", str(tmp_path / "out"))
     assert list(found) == ["paper", "ema"]
     assert found["ema"]["seeds"] == [0, 1, 2]
     public = found["ema"]["figures"]["PublicTest"]
     assert public["mean"] == pytest.approx(54.0)
     assert public["difference"]["mean"] == pytest.approx(4.0)
-    # The deviation of 2, 3 and 7 is the root of 7; 4.303 as of two degrees of freedom.
+    # The variance of 2, 3 and 7 is 7; 4.303 is the quantile of t for two degrees of freedom.
     assert public["difference"]["interval95"] == pytest.approx(4.303 * (7 / 3) ** 0.5, rel=1e-3)
     assert found["paper"]["figures"]["PublicTest"]["difference"] is None
     assert found["ema"]["settings"] == "--ema 0.9"
@@ -70,14 +69,14 @@ def test_differences_are_taken_seed_by_seed(arms, tmp_path, capsys):
         assert picture.width > 1000
 
 
-def test_a_star_marks_an_interval_without_zero(tmp_path, capsys):
+def test_star_marks_interval_without_zero(tmp_path, capsys):
     runs = [training(tmp_path / f"{name}{seed}", seed, 40.0 + seed + more)
             for name, more in (("a-", 0.0), ("b-", 3.0)) for seed in (0, 1)]  # fmt: skip
     training(tmp_path / "c-7", 7, 90.0)
     found = compared(*runs, str(tmp_path / "c-7"))
     printed = capsys.readouterr().out
     assert "+3.00 ± 0.00*" in printed
-    # An arm of other seeds has nothing to be subtracted from.
+    # No seed in common with the reference.
     assert found["c"]["figures"]["PublicTest"]["difference"] is None
 
 
@@ -85,34 +84,29 @@ def test_a_star_marks_an_interval_without_zero(tmp_path, capsys):
     (lambda run: (run / "summary.json").unlink(), "no summary.json, expected a training"),
     (lambda run: (run / "checkpoint.pt").unlink(), "checkpoint.pt"),
     (lambda run: save_checkpoint(run / "checkpoint.pt", "training", {"args": ARGS, "state": {}}),
-     "no record of accuracies"),
+     "expected the checkpoint of a run"),
     (lambda run: training(run.parent / "x", 1, 1.0, learning_rate=1.0, ema=0.9)
      and (run.parent / "x/checkpoint.pt").replace(run / "checkpoint.pt"),
      "--learning_rate 1.0, but"),
 ])  # fmt: skip
-def test_runs_that_are_no_arm_are_one_line(spoil, told, arms, tmp_path, capsys):
+def test_other_runs_are_refused(spoil, told, runs, tmp_path, capsys):
     spoil(tmp_path / "ema_1")
-    assert cli.run(compare.main, compare.build_parser(), arms) == 2
+    assert cli.run_script(compare.main, compare.build_parser(), runs) == 2
     lines = capsys.readouterr().err.strip().split("\n")
     assert len(lines) == 1
     assert str(tmp_path / "ema_1") in lines[0]
     assert told in lines[0]
 
 
-def test_the_picture_has_a_curve_an_arm_and_a_bar_a_difference(arms, tmp_path):
-    found = compared(*arms)
-    figures = {name: each["figures"] for name, each in found.items()}
-    figure = draw_comparison({"paper": [30, 50], "ema": [34, 54]}, figures, tmp_path / "c.png")
+def test_picture(runs, tmp_path):
+    formula = r"$\frac$"  # drawn as it is
+    figures = [each["figures"] for each in compared(*runs).values()]
+    figure = compare.draw_comparison(
+        {"paper": [30, 50], formula: [34, 54]},
+        {"paper": figures[0], formula: figures[1]},
+        tmp_path / "c.png",
+    )
     left, right = figure.axes
-    labels = [text.get_text() for text in left.get_legend().get_texts()]
-    assert labels == ["paper", "ema"]
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["paper", formula]
     assert len(right.containers) == 2
-    assert [tick.get_text() for tick in right.get_yticklabels()] == ["ema"]
-
-
-def test_a_name_that_reads_as_a_formula_is_drawn_as_it_is(arms, tmp_path):
-    figures = {name: each["figures"] for name, each in compared(*arms).items()}
-    formula = r"$\frac$"
-    renamed = {"paper": figures["paper"], formula: figures["ema"]}
-    draw_comparison({"paper": [30, 50], formula: [34, 54]}, renamed, tmp_path / "c.png")
-    assert (tmp_path / "c.png").is_file()
+    assert [tick.get_text() for tick in right.get_yticklabels()] == [formula]

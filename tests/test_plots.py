@@ -1,4 +1,4 @@
-"""Pictures are whole, legible and touch nothing but their file."""
+"""Plots: contents, overlaps, and that nothing but the file is changed."""
 
 import itertools
 
@@ -69,7 +69,7 @@ def extents(artists, figure):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_cell_shows_every_edge_and_nothing_covers_anything(name, tmp_path):
+def test_cell_shows_every_edge_without_overlaps(name, tmp_path):
     cell, concat = CELLS[name]
     figure = draw_cell(cell, concat, tmp_path / "cell.png", f"{name} cell")
     width, height = size(tmp_path / "cell.png")
@@ -87,7 +87,7 @@ def test_a_cell_shows_every_edge_and_nothing_covers_anything(name, tmp_path):
     boxes = extents(rounded, figure)
     for first, second in itertools.combinations([*boxes, *extents([axes.title], figure)], 2):
         assert not overlap(first, second)
-    # Each text lies inside a box of its own, and all of it on the page.
+    # Each text lies inside its own box, and every box on the page.
     homes = [
         [place for place, box in enumerate(boxes) if box.contains(x0, y0) and box.contains(x1, y1)]
         for x0, y0, x1, y1 in (box.extents for box in extents(axes.texts, figure))
@@ -108,7 +108,7 @@ def any_cells(draw):
 
 @given(any_cells())
 @settings(max_examples=25, deadline=None)
-def test_wires_join_the_right_boxes_and_run_under_their_own_label_alone(cell):
+def test_wires_join_boxes_and_cross_no_label(cell):
     inputs, concat = cell
     layout = lay_out_cell(inputs, concat, [0.9] * len(inputs))
     ends = [edge // 2 + 2 for edge in range(len(inputs))] + [len(layout.nodes) - 1] * len(concat)
@@ -119,7 +119,7 @@ def test_wires_join_the_right_boxes_and_run_under_their_own_label_alone(cell):
         assert runs[-1][1] == pytest.approx(last.x - last.width / 2)
         assert abs(runs[0][2] - first.y) < first.height / 2
         assert abs(runs[-1][2] - last.y) < last.height / 2
-        # Bends lie between the columns; within a column a wire is level, clear of other boxes.
+        # Wires bend between columns; within a column they are horizontal and meet no other box.
         assert all(left[1] < right[0] for left, right in itertools.pairwise(runs))
         for place, box in enumerate([*layout.nodes, *layout.labels]):
             covered = [
@@ -132,13 +132,13 @@ def test_wires_join_the_right_boxes_and_run_under_their_own_label_alone(cell):
             assert len(covered) == (place == len(layout.nodes) + number)
 
 
-def test_input_c_k_2_is_drawn_above_c_k_1():
+def test_first_input_is_on_top():
     for cell, concat in CELLS.values():
         nodes = lay_out_cell([state for _, state in cell], concat, [0.9] * len(cell)).nodes
         assert nodes[0].y > nodes[1].y
 
 
-def test_decisions_name_each_primitive_in_the_row_of_its_edge(tmp_path):
+def test_decisions_are_drawn_in_rows_of_edges(tmp_path):
     figure = draw_decisions(DECISIONS, 50, tmp_path / "decisions.png")
     assert 1200 < size(tmp_path / "decisions.png")[0] < 3000
     for axes, cell in zip(figure.axes, ("normal", "reduce"), strict=True):
@@ -152,24 +152,20 @@ def test_decisions_name_each_primitive_in_the_row_of_its_edge(tmp_path):
         hatched = [bar for bar in axes.patches if bar.get_hatch()]
         pruned = [edge for d in DECISIONS if d["cell"] == cell for edge in d["pruned"]]
         assert [round(bar.get_y() + bar.get_height() / 2) for bar in hatched] == pruned
-    # A name that its bar is too short for stands before the bar.
+    # A name too long for its bar is left of the bar.
     late = figure.axes[1].texts[-1]
     bar = next(patch for patch in figure.axes[1].patches if patch.get_x() == 44)
     late_box, bar_box = extents([late, bar], figure)
     assert late_box.x1 <= bar_box.x0
 
 
-def test_edges_are_numbered_node_by_node():
-    assert " ".join(edge_names()) == ("0→2 1→2 0→3 1→3 2→3 0→4 1→4 2→4 3→4 0→5 1→5 2→5 3→5 4→5")
+def test_decisions_may_be_none(tmp_path):
+    draw_decisions([], 1, tmp_path / "decisions.png")
+    edges = "0→2 1→2 0→3 1→3 2→3 0→4 1→4 2→4 3→4 0→5 1→5 2→5 3→5 4→5"
+    assert edge_names() == edges.split()
 
 
-@pytest.mark.parametrize("decisions, epochs", [([], 50), ([], 1), (DECISIONS[:1], 9)])
-def test_decisions_may_be_none_or_fall_in_the_last_epoch(decisions, epochs, tmp_path):
-    draw_decisions(decisions, epochs, tmp_path / "decisions.png")
-    assert size(tmp_path / "decisions.png")[0] > 1000
-
-
-def test_confusion_shows_counts_shares_and_recall(tmp_path):
+def test_confusion(tmp_path):
     matrix = np.diag([4, 55, 528, 879, 594, 416, 12345])
     matrix[0, 1] = 12
     matrix[5] = 0
@@ -181,7 +177,7 @@ def test_confusion_shows_counts_shares_and_recall(tmp_path):
     assert "12,345" in shown
     recalls = shown[2 * 49 : 2 * 49 + 7]
     assert recalls == ["25.0 %", "100.0 %", "100.0 %", "100.0 %", "100.0 %", "–", "100.0 %"]
-    assert "99.92 % of 14,417 images right" in shown
+    assert "99.92 % of 14,417 images correct" in shown
     assert axes.get_yticklabels()[0].get_text() == "angry (16)"
     page = figure.bbox
     boxes = extents([*axes.texts, *axes.get_xticklabels(), *axes.get_yticklabels()], figure)
@@ -190,12 +186,7 @@ def test_confusion_shows_counts_shares_and_recall(tmp_path):
         assert not overlap(first, second)
 
 
-def test_confusion_of_nothing_is_drawn(tmp_path):
-    draw_confusion(np.zeros((2, 2), int), ["a", "b"], tmp_path / "confusion.png", "")
-    assert min(size(tmp_path / "confusion.png")) > 200
-
-
-def test_curves_mark_the_first_epoch_of_the_best_publictest_accuracy(tmp_path):
+def test_curves_mark_first_best_epoch(tmp_path):
     accuracies = [40.0, 61.5, None, 61.5, float("nan"), 50.0]
     history = [
         epoch(number, PublicTest_accuracy=value, PublicTest_loss=1.0, PrivateTest_accuracy=42.0)
@@ -219,7 +210,7 @@ def test_curves_mark_the_first_epoch_of_the_best_publictest_accuracy(tmp_path):
     ],
     ids=["a single epoch", "a search", "an epoch without figures"],
 )
-def test_curves_draw_what_there_is(history, curves, tmp_path):
+def test_curves_of_partial_records(history, curves, tmp_path):
     figure = draw_curves(history, tmp_path / "curves.png")
     assert size(tmp_path / "curves.png")[0] > 1500
     assert len(figure.axes[1].get_legend_handles_labels()[1]) == curves
@@ -227,13 +218,13 @@ def test_curves_draw_what_there_is(history, curves, tmp_path):
     assert {float(tick).is_integer() for tick in ticks} == {True}
 
 
-def test_curves_of_no_epoch_are_refused(tmp_path):
+def test_curves_need_epochs(tmp_path):
     with pytest.raises(UserError, match=r"curves\.png: no epochs found"):
         draw_curves([], tmp_path / "curves.png")
     assert not list(tmp_path.iterdir())
 
 
-def test_alphas_mark_decided_and_pruned_edges(tmp_path):
+def test_alphas_mark_decisions(tmp_path):
     strengths = np.random.default_rng(0).dirichlet(np.ones(11), size=14)
     states = [-1] * 14
     states[3], states[4] = PRIMITIVES.index("ghost"), 0
@@ -248,7 +239,7 @@ def test_alphas_mark_decided_and_pruned_edges(tmp_path):
     assert not draw_alphas(strengths, tmp_path / "alphas.png", "all open").axes[0].patches
 
 
-def test_every_primitive_has_colours_of_its_own(tmp_path):
+def test_primitives_have_different_colours(tmp_path):
     known = PRIMITIVES[1:] + EXTRA_PRIMITIVES
     cell = tuple(zip(known, [0, 1] * 6, strict=True))
     figure = draw_cell(cell, range(2, 8), tmp_path / "cell.png", "all")
@@ -256,34 +247,28 @@ def test_every_primitive_has_colours_of_its_own(tmp_path):
     assert len({wire.get_edgecolor() for wire in wires[: len(cell)]}) == len(known)
 
 
-def test_the_same_picture_is_the_same_file(tmp_path):
+def test_equal_pictures_are_equal_files(tmp_path):
     for name in ("first.png", "second.png"):
         draw_cell(*CELLS["NASNet reduce"], tmp_path / name, "NASNet")
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
     assert b"Software" not in (tmp_path / "first.png").read_bytes()
 
 
-def test_a_long_title_stays_on_the_page(tmp_path):
+def test_long_title_fits_and_missing_folder_is_an_error(tmp_path):
     figure = draw_cell(*CELLS["one node"], tmp_path / "cell.png", "a search_$run " * 8)
     (box,) = extents([figure.axes[0].title], figure)
     assert 0 < box.x0 < box.x1 < size(tmp_path / "cell.png")[0]
-
-
-def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=r"missing/cell\.png: cannot be written"):
         draw_cell(*CELLS["one node"], tmp_path / "missing" / "cell.png", "")
 
 
-def test_drawing_leaves_pyplot_and_its_settings_alone(tmp_path):
+def test_pyplot_is_unchanged(tmp_path):
     pyplot.switch_backend("agg")
     held = pyplot.figure()
     settings_before = dict(matplotlib.rcParams)
     try:
         draw_cell(*CELLS["one node"], tmp_path / "x.png", "cell")
-        draw_decisions(DECISIONS, 50, tmp_path / "x.png")
-        draw_confusion(np.eye(2, dtype=int), ["a", "b"], tmp_path / "x.png", "")
         draw_curves([epoch(1)], tmp_path / "x.png")
-        draw_alphas(np.full((14, 11), 1 / 11), tmp_path / "x.png", "")
         assert pyplot.get_fignums() == [held.number]
         assert pyplot.gcf() is held
         assert not held.axes
@@ -292,31 +277,21 @@ def test_drawing_leaves_pyplot_and_its_settings_alone(tmp_path):
         pyplot.close(held)
 
 
-@pytest.mark.parametrize("kind", ["name", "literal", "file", "folder"])
-def test_the_tool_draws_both_cells_of_any_arch(kind, tmp_path, capsys):
+def test_cells_command(tmp_path, capsys):
     save_genotype(NAMED["NASNet"], tmp_path / "genotype.txt")
-    arch = {
-        "name": "NASNet",
-        "literal": format_genotype(NAMED["NASNet"]),
-        "file": str(tmp_path / "genotype.txt"),
-        "folder": str(tmp_path),
-    }[kind]
     out = tmp_path / "made" / "here"
-    written = cells.main(cells.build_parser().parse_args([arch, "--out", str(out)]))
-    assert written == {
-        "genotype": format_genotype(NAMED["NASNet"]),
-        "normal": str(out / "normal.png"),
-        "reduction": str(out / "reduction.png"),
-    }
-    assert min(*size(out / "normal.png"), *size(out / "reduction.png")) > 300
-    assert str(out / "normal.png") in capsys.readouterr().out
-
-
-def test_the_tool_names_what_it_cannot_use(tmp_path):
-    (tmp_path / "file").write_bytes(b"")
-    for arch, out, message in (
+    for arch in ("NASNet", format_genotype(NAMED["NASNet"]), str(tmp_path)):
+        written = cells.main(cells.build_parser().parse_args([arch, "--out", str(out)]))
+        assert written == {
+            "genotype": format_genotype(NAMED["NASNet"]),
+            "normal": str(out / "normal.png"),
+            "reduction": str(out / "reduction.png"),
+        }
+        assert min(*size(out / "normal.png"), *size(out / "reduction.png")) > 300
+        assert str(out / "normal.png") in capsys.readouterr().out
+    for arch, folder, message in (
         ("NASNET", tmp_path, "--arch: 'NASNET' found"),
-        ("NASNet", tmp_path / "file", "--out .*file: File exists, expected a folder"),
+        ("NASNet", tmp_path / "genotype.txt", "--out .*txt: File exists, expected a folder"),
     ):
         with pytest.raises(UserError, match=message):
-            cells.main(cells.build_parser().parse_args([arch, "--out", str(out)]))
+            cells.main(cells.build_parser().parse_args([arch, "--out", str(folder)]))

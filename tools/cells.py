@@ -11,35 +11,29 @@ import sys
 from pathlib import Path
 
 from common import cli
+from common.arguments import new_parser
 from common.plots import draw_cell
 from genotypes import NAMED, format_genotype, resolve_genotype
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.cells", description="Draw the two cells of a genotype."
-    )
-    parser.add_argument(
-        "arch",
-        metavar="ARCH",
-        help=f"what to draw: a name ({', '.join(NAMED)}), a literal Genotype(...), a genotype file "
-        "or the run folder of a search",
-    )
-    parser.add_argument(
-        "--out", required=True, metavar="FOLDER", help="where the pictures go; made when missing"
-    )
+    parser = new_parser(__doc__, "python -m tools.cells")
+    # fmt: off
+    parser.add_argument("arch", metavar="ARCH",
+        help=f"a name ({', '.join(NAMED)}), a literal Genotype(...), a genotype file or the run "
+        "folder of a search")
+    parser.add_argument("--out", required=True, metavar="FOLDER",
+        help="folder of the pictures, created if missing")
+    # fmt: on
     return parser
 
 
 def main(args: argparse.Namespace) -> dict[str, str]:
-    """Draw both cells; returns the genotype's text and the two files' paths."""
+    """Draw both cells; return the genotype's text and the paths of the files."""
     genotype = resolve_genotype(args.arch)
     folder = cli.make_folder("--out", args.out)
-    # A literal has no name that a title could bear.
-    name = (
-        "" if args.arch.lstrip().startswith("Genotype") else f"{Path(args.arch).resolve().stem}: "
-    )
+    literal = args.arch.lstrip().startswith("Genotype")
+    name = "" if literal else f"{Path(args.arch).resolve().stem}: "
     files = {"normal": folder / "normal.png", "reduction": folder / "reduction.png"}
     draw_cell(genotype.normal, genotype.normal_concat, files["normal"], f"{name}normal cell")
     draw_cell(genotype.reduce, genotype.reduce_concat, files["reduction"], f"{name}reduction cell")
@@ -48,4 +42,4 @@ def main(args: argparse.Namespace) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, build_parser()))
+    sys.exit(cli.run_script(main, build_parser()))

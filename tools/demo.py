@@ -1,9 +1,8 @@
-"""The whole mission on synthetic sets, small enough for a laptop: the six scripts in their order.
+"""Run all six scripts in their order on small synthetic sets, in minutes on two cores.
 
 python -m tools.demo
 
-Runs the scripts by their command lines, as a user would; writes a run folder for each into `demo/`,
-replacing those of an earlier demo.
+Writes a run folder for each script below --out, replacing those of an earlier demo.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common import cli
+from common.arguments import new_parser
 from common.report import format_table
 from utils import UserError, write_text
 
@@ -32,27 +32,22 @@ COMMANDS = {
     "ck48": "test_CK48.py --checkpoint {out}/relabel --folds 3 --epochs 4",
     "jaffe": "test_JAFFE.py --checkpoint {out}/relabel",
 }
-
-MARK = "demo.txt"  # what a folder of the demo holds
+MARK = "demo.txt"  # marks a folder whose run folders the demo may remove
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.demo",
-        description="Run all six scripts on synthetic sets, in minutes on two cores.",
-    )
+    parser = new_parser(__doc__, "python -m tools.demo")
     parser.add_argument(
         "--out",
         default="demo",
         metavar="FOLDER",
-        help="where the run folders go (default: demo, which git ignores)",
+        help="folder of the run folders; git ignores demo/",
     )
     return parser
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the scripts, then print their figures and the places of the pictures."""
+    """Run the scripts, then print their figures and the paths of the pictures."""
     out, summaries = cli.make_folder("--out", args.out), {}
     _remove_last(out)
     for label, command in COMMANDS.items():
@@ -60,7 +55,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         words = shlex.split(command.format(out=shlex.quote(str(out))))
         words += ["--data", "synthetic", "--model_path", str(out), "--save", label]
         print(f"\n$ python {shlex.join(words)}", flush=True)
-        status = cli.run_script(words)
+        status = cli.run_command(words)
         if status != 0:
             raise UserError(f"{words[0]}: ended with status {status}, expected 0")
         summaries[label] = json.loads((out / label / "summary.json").read_text())
@@ -78,25 +73,23 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         f"{repairs['changed']} of {repairs['labels']} labels; the genotype that was found:"
     )
     print(summaries["search"]["genotype"])
-    print("\npictures:")
-    for picture in sorted(out.glob("*/*.png")):
-        print(f"  {picture}")
+    print("\npictures:", *sorted(map(str, out.glob("*/*.png"))), sep="\n  ")
     return summaries
 
 
 def _remove_last(out: Path) -> None:
-    """Remove the run folders of an earlier demo; UserError for those that are not one's."""
+    """Remove the run folders of an earlier demo; UserError if they are not of a demo."""
     mark = out / MARK
-    there = [out / label for label in COMMANDS if (out / label).exists()]
-    if there and not mark.is_file():
+    existing = [out / label for label in COMMANDS if (out / label).exists()]
+    if existing and not mark.is_file():
         raise UserError(
-            f"--out {out}: {there[0]} is no run of an earlier demo; expected a folder of the "
-            "demo's own"
+            f"--out {out}: {existing[0]} is no run of an earlier demo; expected a folder used by "
+            "the demo only"
         )
-    for folder in there:
+    for folder in existing:
         shutil.rmtree(folder)
     write_text(mark, "python -m tools.demo removes the run folders here when it runs again\n")
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, build_parser()))
+    sys.exit(cli.run_script(main, build_parser()))

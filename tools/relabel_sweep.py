@@ -2,10 +2,10 @@
 
 python -m tools.relabel_sweep --out saved_models/sweep -- --checkpoint saved_models/RUN --epochs 5
 
-What follows `--` goes to relabel_training.py as it is. Every cell of the grid is a run of that
-script in a folder of its own below --out; started again, the command goes on where it was stopped.
-With `--cell K` it runs one cell, as a job of its own. Writes `sweep.csv` (a row a cell) and
-`sweep.png` once all cells are done.
+The flags after `--` are passed to relabel_training.py. Every cell of the grid is a run of that
+script in a folder of its own below --out; when started again, the command continues where it was
+stopped. With `--cell K` it runs one cell, as a job of its own. When all cells are done it writes
+`sweep.csv` (a row per cell) and `sweep.png`.
 """
 
 from __future__ import annotations
@@ -13,20 +13,25 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from matplotlib.figure import Figure
+
 import relabel_training
 from common import arguments, cli
+from common.plots import INK, QUIET, new_figure, save_figure
+from common.plots import SPLITS as COLOURS
 from common.report import format_table
-from common.weights import require_weights
+from common.weights import find_weights
 from data.bounded import read_json
-from data.fer2013 import SPLITS
-from tools.plots_relabel import draw_sweep
-from utils import UserError, write_rows, write_text
+from data.types import SPLITS
+from utils import UserError, reading, write_rows, write_text
 
-# What the sweep itself says to relabel_training.py.
+# Flags of relabel_training.py that the sweep sets itself.
 OWN = ("relabel_threshold", "fes_threshold", "save", "resume", "time_limit")
 
 
@@ -36,23 +41,17 @@ def thresholds(text: str) -> list[float]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.relabel_sweep", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = arguments.new_parser(__doc__, "python -m tools.relabel_sweep")
     # fmt: off
     parser.add_argument("--relabel_thresholds", type=thresholds, default=[0.1, 0.2, 0.3, 0.4],
-        metavar="T,T,...", help="values of --relabel_threshold (default: 0.1,0.2,0.3,0.4, around "
-        "the published 0.2)")
+        metavar="T,T,...", help="values of --relabel_threshold")
     parser.add_argument("--fes_thresholds", type=thresholds, default=[0.02, 0.03, 0.05],
-        metavar="T,T,...", help="values of --fes_threshold (default: 0.02,0.03,0.05, around the "
-        "published 0.03)")
+        metavar="T,T,...", help="values of --fes_threshold")
     parser.add_argument("--cell", type=arguments.positive_int, metavar="K",
-        help="run the K-th cell of the grid alone, --fes_thresholds varying first (default: all "
-        "cells, one after the other)")
+        help="run only the K-th cell of the grid, where --fes_thresholds varies first (default: "
+        "all cells, one after the other)")
     parser.add_argument("--out", default="saved_models/sweep", metavar="FOLDER",
-        help="where the run folders, the table and the picture go (default: saved_models/sweep, "
-        "which git ignores)")
+        help="folder of the run folders, the table and the picture")
     parser.add_argument("flags", nargs="*", metavar="-- FLAG",
         help="flags of relabel_training.py, the same for every cell")
     # fmt: on
@@ -60,9 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the cells that are not done, then tabulate and draw them all; returns the rows.
+    """Run the cells that are not done, then tabulate and draw all; return the rows.
 
-    Where cells are left, as they are after --cell, says which and returns their names.
+    If cells are left, as after --cell, print and return their names instead.
     """
     flags = _checked(args.flags)
     out = cli.make_folder("--out", args.out)
@@ -73,14 +72,18 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             f"--out {out}: holds a sweep with `{before}`, expected the same flags after --, or "
             "another folder"
         )
-    grid = product(args.relabel_thresholds, args.fes_thresholds)
-    cells = {out / f"relabel_{r!r}_fes_{f!r}": _cell(r, f) for r, f in grid}
+    cells = {
+        out / f"relabel_{r!r}_fes_{f!r}": {"relabel_threshold": r, "fes_threshold": f}
+        for r, f in product(args.relabel_thresholds, args.fes_thresholds)
+    }
     if args.cell is not None and args.cell > len(cells):
         raise UserError(f"--cell {args.cell}: expected 1 to {len(cells)}, the cells of the grid")
     for folder in list(cells)[slice(args.cell and args.cell - 1, args.cell)]:
         if not (folder / "summary.json").is_file():
-            # The checkpoint is asked for only where something is left to run.
-            require_weights(flags["checkpoint"], flags.get("model_path", "saved_models"))
+            # The checkpoint is needed only if a cell is left to run.
+            find_weights(
+                "--checkpoint", flags["checkpoint"], flags.get("model_path", "saved_models")
+            )
             write_text(record, given + "\n")
             _run(folder, cells[folder], args.flags)
     left = [folder.name for folder in cells if not (folder / "summary.json").is_file()]
@@ -95,29 +98,21 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def _cell(relabel_threshold: float, fes_threshold: float) -> dict[str, float]:
-    return {"relabel_threshold": relabel_threshold, "fes_threshold": fes_threshold}
-
-
 def _figures(folder: Path) -> dict[str, Any]:
-    """What a row of the table has of the run of a cell."""
+    """The columns of the table that come from the run of a cell."""
     path = folder / "summary.json"
     summary = read_json(path, "the summary of a run")
-    try:
+    with reading(path, "the summary of a cell"):
         details = summary["details"]
         return {
             **{name: float(summary["figures"][name]["accuracy"]) for name in SPLITS[1:]},
             "chosen_epoch": int(details["chosen_epoch"]),
             "changed_in_last_epoch": int(details["last_epoch"].get("changed", 0)),
         }
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: {type(error).__name__}: {error}, expected the summary of a cell"
-        ) from error
 
 
 def _checked(words: list[str]) -> dict[str, Any]:
-    """The flags of relabel_training.py that `words` give; UserError for those the sweep sets."""
+    """The flags in `words` by name; UserError without --checkpoint and for those in OWN."""
     parser = relabel_training.build_parser()
     cli.parse(parser, words)
     flags = cli.flags_given(parser, words)
@@ -131,18 +126,43 @@ def _checked(words: list[str]) -> dict[str, Any]:
 
 
 def _run(folder: Path, cell: dict[str, float], flags: list[str]) -> None:
-    """Run one cell to its end, or go on with it."""
-    script = relabel_training.__file__
+    """Run or resume one cell."""
+    script = str(relabel_training.__file__)
     if (folder / "checkpoint.pt").is_file():
         words = [script, "--resume", str(folder)]
     else:
         chosen = [f"--{name}={value!r}" for name, value in cell.items()]
-        # An absolute label lies where it says, whatever --model_path is.
+        # An absolute label is independent of --model_path.
         words = [script, *flags, *chosen, "--save", str(folder.resolve())]
-    status = cli.run_script(words)
+    status = cli.run_command(words)
     if status != 0:
         raise UserError(f"{folder}: relabel_training.py ended with status {status}, expected 0")
 
 
+def draw_sweep(rows: Sequence[dict[str, Any]], path: Path | str) -> Figure:
+    """Draw top-1 accuracy against --relabel_threshold, a line per --fes_threshold.
+
+    `rows`: dicts with relabel_threshold, fes_threshold, PublicTest and PrivateTest (percent).
+    """
+    table = pd.DataFrame(rows).pivot(index="relabel_threshold", columns="fes_threshold")
+    figure = new_figure(10.5, 4.2)
+    for place, split in enumerate(SPLITS[1:]):
+        axes = figure.add_axes((0.07 + 0.48 * place, 0.14, 0.42, 0.7))
+        lines = table[split]
+        for number, (gate, values) in enumerate(lines.items()):
+            strength = 0.35 + 0.65 * (number + 1) / lines.shape[1]
+            axes.plot(values.index, values, "o-", color=COLOURS[split], alpha=strength,
+                      linewidth=1.6, markersize=4.5, label=f"{gate:g}")  # fmt: skip
+        axes.set_title(split, fontsize=11, color=INK)
+        axes.set_xlabel("--relabel_threshold", fontsize=9.5, color=INK)
+        axes.set_ylabel("top-1 accuracy in %" if place == 0 else "", fontsize=9.5, color=INK)
+        axes.tick_params(labelsize=9, labelcolor=INK, color=QUIET)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(title="--fes_threshold", fontsize=8.5, title_fontsize=8.5, frameon=False)
+    figure.text(0.5, 0.94, "Weights chosen on PublicTest, over the thresholds of relabelling",
+                ha="center", fontsize=12, color=INK)  # fmt: skip
+    return save_figure(figure, path)
+
+
 if __name__ == "__main__":
-    sys.exit(cli.run(main, build_parser()))
+    sys.exit(cli.run_script(main, build_parser()))

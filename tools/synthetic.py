@@ -1,9 +1,9 @@
-"""Write the synthetic sets in the forms that users have the real ones in.
+"""Write the synthetic sets in the forms of the real ones, or draw samples of them.
 
     python -m tools.synthetic --out FOLDER --form all --seed 0
     python -m tools.synthetic --sheet sheet.png
 
-The first writes files that every script's --data reads; the second draws a contact sheet.
+The first writes files for --data of every script; the second draws sample faces.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from common import cli
-from data.fer2013 import CLASSES
+from common.arguments import new_parser
 from data.synthetic import Drawing, draw_fer2013, draw_records, draw_votes
 from data.synthetic_cross import draw_ck48, draw_jaffe
+from data.types import CLASSES
 from data.writers import (
     write_archive,
     write_ck48,
@@ -30,7 +31,7 @@ from data.writers import (
 )
 from utils import UserError, atomic_write
 
-# What each form is called below --out: the names that --data looks for.
+# The file or folder of each form below --out: the names that --data looks for.
 FORMS = {
     "csv": "fer2013.csv",
     "kaggle": "icml_face_data.csv",
@@ -47,31 +48,21 @@ SHEET_COLUMNS = 14
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.synthetic", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument(
-        "--out", metavar="FOLDER", help="folder to write to, made when missing (default: no sets)"
-    )
-    parser.add_argument(
-        "--form",
-        choices=[*FORMS, "all"],
-        default="csv",
-        help="what to write below --out (default: csv, the set's original form)",
-    )
-    parser.add_argument("--sheet", metavar="FILE.png", help="contact sheet to draw (default: none)")
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="which set to draw (default: 0, the one that --data synthetic draws)",
-    )
+    parser = new_parser(__doc__, "python -m tools.synthetic")
+    # fmt: off
+    parser.add_argument("--out", metavar="FOLDER",
+        help="folder to write to, created if missing (default: write no sets)")
+    parser.add_argument("--form", choices=[*FORMS, "all"], default="csv",
+        help="form to write; csv is the original form of the set")
+    parser.add_argument("--sheet", metavar="FILE.png", help="picture of sample faces to draw")
+    parser.add_argument("--seed", type=int, default=0, metavar="N",
+        help="seed of the set; --data synthetic uses 0")
+    # fmt: on
     return parser
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Write what is asked for; returns {form or "sheet": Path written}."""
+    """Write the forms and the sheet; return {form or "sheet": path}."""
     if args.out is None and args.sheet is None:
         raise UserError("nothing to do; expected --out FOLDER or --sheet FILE.png")
     written = {}
@@ -90,7 +81,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_form(form: str, path: Path, seed: int) -> None:
-    """Draw the set of `seed` and write it to `path` in the `form`, a key of FORMS."""
+    """Write the set of `seed` to `path` in `form`, a key of FORMS."""
     if form == "votes":
         write_votes(draw_votes(seed), path)
     elif form == "ck48":
@@ -106,7 +97,7 @@ def write_form(form: str, path: Path, seed: int) -> None:
 
 
 def draw_sheet(seed: int = 0) -> Image.Image:
-    """A row of training faces for each class, fainter expressions left, wrong labels in red."""
+    """A row of training faces per class, by rising intensity; wrong labels in red."""
     pictures = draw_fer2013(seed)["Training"].images[:, 0].numpy()
     drawing = draw_records(seed)["Training"]
     side, gap, margin = 96, 14, 64
@@ -127,11 +118,11 @@ def draw_sheet(seed: int = 0) -> Image.Image:
 
 
 def _chosen(drawing: Drawing, label: int) -> np.ndarray:
-    """Rows of the class, evenly over its intensities, lowest first."""
+    """Rows of class `label` at evenly spaced ranks of intensity, lowest first."""
     rows = np.flatnonzero(drawing.true_labels == label)
     rows = rows[np.argsort(drawing.intensity[rows], kind="stable")]
     return rows[np.linspace(0, len(rows) - 1, SHEET_COLUMNS).astype(np.int64)]
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, build_parser()))
+    sys.exit(cli.run_script(main, build_parser()))
