@@ -184,6 +184,6 @@ def fuse_batch_norms(network: Network) -> Network:
     return network
 
 
-def build_network(description: dict[str, Any]) -> Network:
+def build_network(description: dict[str, Any], source: str = "genotype") -> Network:
     """The network of `Network.description`: C, num_classes, layers, auxiliary, genotype (text)."""
-    return Network(**{**description, "genotype": parse_genotype(description["genotype"])})
+    return Network(**{**description, "genotype": parse_genotype(description["genotype"], source)})

@@ -43,7 +43,11 @@ def _conv(
     stride: int | tuple[int, int] = 1,
     padding: int | tuple[int, int] = 0,
 ) -> nn.Conv2d:
-    return nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=padding, bias=False)
+    narrow = (kernel, stride) == (1, 2) and channels_in < 16
+    convolution = StridedPointwiseConv2d if narrow else nn.Conv2d
+    return convolution(
+        channels_in, channels_out, kernel, stride=stride, padding=padding, bias=False
+    )
 
 
 class ConvBlock(nn.Module):
@@ -262,11 +266,6 @@ def build_primitive(name: str, channels: int, stride: int, affine: bool) -> nn.M
     return PRIMITIVE_TABLE[name].build(channels, stride, affine)
 
 
-def cost_of(name: str) -> int:
-    """The number of weights of primitive `name` at 12 channels and stride 1."""
-    return PRIMITIVE_TABLE[name].cost
-
-
 def preprocessing(
     channels_before_last: int,
     channels_last: int,
@@ -398,6 +397,21 @@ def _ungrouped(wide: Tensor, x: Tensor) -> Tensor:
     """The inverse of `_grouped`: `wide` in the shape of x (N, C, H, W)."""
     count, channels, height, width = x.shape
     return wide.permute(0, 2, 3, 1).reshape(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+class StridedPointwiseConv2d(nn.Conv2d):
+    """nn.Conv2d of kernel 1 and stride 2 for fewer than 16 input channels.
+
+    For the gradient of such weights in float32 and channels-last layout oneDNN writes beyond its
+    workspace (oneDNN issue 6035): below 8 channels with AVX2, below 16 with AVX-512. At stride 1 it
+    does not.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not torch.is_grad_enabled():
+            return super().forward(x)
+        seen = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
+        return F.conv2d(seen, self.weight, self.bias)
 
 
 class DepthwiseConv2d(nn.Conv2d):

@@ -191,7 +191,7 @@ def rebuild_network(description: Any, state: Any, source: Path | str) -> Network
     with reading(source, "a checkpoint of such a network"):
         _check_limits(description)
         with torch.device("meta"):
-            check_state(build_network(description), state, source)
+            check_state(build_network(description, f"{source}: genotype"), state, source)
         model = build_network(description)
         model.load_state_dict(state)
         return model
