@@ -1,6 +1,6 @@
 """Runs of several processes for the tests, and what their oracles share.
 
-The oracle is one process that takes the shares of a batch one after the other.
+An oracle is one process that computes the shards of a batch one after the other.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from runs import command
+from runs import LIMIT, command
 
 from benchmarks.runs import Child
 from data import augment
 
-# 77 images: batches of 12 and a last one of 5, of which the third of three ranks gets nothing.
+# 77 images: batches of 12 and a last one of 5, of which the third of three processes gets none.
 EACH = 11
 TRAIN = (
     "train_FER2013.py --data {data} --arch --init_channels 4 --layers 3 --epochs 3 --batch_size 12 "
@@ -59,9 +59,9 @@ def start(
 
 
 def finish(words: list[str], count: int, folder: Path, **options: Any) -> list[Child]:
-    """Run to the end; every rank with status 0."""
+    """Run to the end, every process with status 0."""
     children = start(words, count, folder, **options)
-    assert [child.wait() for child in children] == [0] * count, [c.printed() for c in children]
+    assert [child.wait(LIMIT) for child in children] == [0] * count, [c.printed() for c in children]
     return children
 
 
@@ -77,7 +77,7 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 
 def parts(total: int, count: int) -> list[tuple[int, int]]:
-    """From where to where each of `count` ranks has images; fewer pairs where some have none."""
+    """First and last row of the shard of each of `count` processes that has one."""
     filled = max(1, min(count, total // 2))
     sizes = [total // filled + (k < total % filled) for k in range(filled)]
     return [(sum(sizes[:k]), sum(sizes[: k + 1])) for k in range(filled)]

@@ -1,27 +1,33 @@
-"""The step on the alphas, against the same formulas written plainly and against the objective."""
+"""The step on the alphas against DARTS written plainly, and the penalty on costly primitives."""
+
+from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from architect import (
-    complexity,
-    first_order_gradient,
-    penalised_edges,
-    second_order_gradient,
-    step_alphas,
-)
+import search
+from architect import Architect, Batch, complexity
+from common import cli
+from engine import autocast, build_optimizer
+from genotypes import PRIMITIVES
 from model_search import OPEN, PRUNED, Network, Source
+from operations import PRIMITIVE_TABLE
 
-LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 3e-2
-Batch = tuple[Tensor, Tensor]
-FULL = torch.autocast("cpu", enabled=False)
-# Two open edges in each kind of cell keep the networks small; one node of each is undecided.
+LEARNING_RATE = 0.1
+ARGS = cli.parse(
+    search.build_parser(),
+    f"--learning_rate {LEARNING_RATE} --momentum 0.9 --weight_decay 3e-2".split(),
+)
+FULL = autocast(torch.device("cpu"), "off")
+COSTS = [PRIMITIVE_TABLE[name].cost for name in PRIMITIVES]
+# Three open edges in each kind of cell keep the networks small.
 PARTLY = [4, 1, OPEN, PRUNED, 10, 7, 9, PRUNED, PRUNED, OPEN, 8, PRUNED, PRUNED, OPEN]
+DECIDED = [1, 1, 1, 1, PRUNED, 1, 1, PRUNED, PRUNED, 1, 1, PRUNED, PRUNED, PRUNED]
 
 
 def draw_batch(seed: int) -> Batch:
@@ -35,6 +41,12 @@ TRAIN, VALID = draw_batch(1), draw_batch(2)
 
 def plain_loss(network: Network, batch: Batch) -> Tensor:
     return F.cross_entropy(network(batch[0]), batch[1])
+
+
+def plain_penalty(network: Network) -> Tensor:
+    edges = [edge for edge, state in enumerate(network.normal_selected_idxs) if state == OPEN]
+    shares = torch.tensor(COSTS, dtype=torch.float64) / sum(COSTS)
+    return sum(0.5 * (network.alphas_normal[edge] ** 2 * shares).sum() for edge in edges)
 
 
 def smooth(network: Network) -> Network:
@@ -57,88 +69,60 @@ def smooth_sources():
 
 
 class Twins:
-    """A supernet in float64 in the midst of training, and a double of it to try things on."""
+    """A supernet in float64 in the midst of training, and a copy of it to try things on."""
 
-    def __init__(self) -> None:
+    def __init__(self, trained_steps: int) -> None:
         torch.manual_seed(0)
         self.network = smooth(Network(4, 7, 3).double())
         for alpha in self.network.arch_parameters():
             alpha.data.normal_()
         self.network.set_states(PARTLY, PARTLY)
-        self.double = copy.deepcopy(self.network)
-        self.optimizer, self.double_optimizer = (
-            torch.optim.SGD(
-                network.weight_parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY
-            )
-            for network in (self.network, self.double)
+        self.copy = copy.deepcopy(self.network)
+        self.architect = Architect(self.network, ARGS, FULL)
+        self.optimizer, self.copy_optimizer = (
+            build_optimizer(network.weight_parameters(), ARGS)
+            for network in (self.network, self.copy)
         )
-
-    def train(self, seed: int) -> None:
-        plain_loss(self.network, draw_batch(seed)).backward()
-        self.optimizer.step()
-        self.network.zero_grad()
+        for seed in range(10, 10 + trained_steps):
+            plain_loss(self.network, draw_batch(seed)).backward()
+            self.optimizer.step()
+            self.network.zero_grad()
 
     def reset(self) -> Network:
-        """The double, equal to the network again."""
+        """The copy, equal to the network again."""
         with torch.no_grad():
-            for mine, its in zip(self.double.parameters(), self.network.parameters(), strict=True):
+            for mine, its in zip(self.copy.parameters(), self.network.parameters(), strict=True):
                 mine.copy_(its)
-        self.double_optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
-        self.double.zero_grad()
-        return self.double
+        self.copy_optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        self.copy.zero_grad()
+        return self.copy
 
     def step_ahead(self) -> None:
-        """The double after one step of its own on the training batch."""
-        plain_loss(self.double, TRAIN).backward()
-        self.double_optimizer.step()
-        self.double.zero_grad()
+        """Step the weights of the copy along the training batch."""
+        plain_loss(self.copy, TRAIN).backward()
+        self.copy_optimizer.step()
+        self.copy.zero_grad()
 
-    def momentum(self) -> list[Tensor | None]:
-        state = self.optimizer.state
-        return [
-            state[p].get("momentum_buffer") if p in state else None
-            for p in self.network.weight_parameters()
-        ]
+    def first_order(self) -> list[Tensor]:
+        return self.architect.first_order_gradient(VALID)
 
-    def second_order(self, penalty: Callable[[], Tensor]) -> list[Tensor]:
-        return second_order_gradient(
-            self.network,
-            TRAIN,
-            VALID,
-            penalty=penalty,
-            precision=FULL,
-            learning_rate=LEARNING_RATE,
-            momentum=MOMENTUM,
-            weight_decay=WEIGHT_DECAY,
-            momentum_buffers=self.momentum(),
-        )
+    def second_order(self) -> list[Tensor]:
+        return self.architect.second_order_gradient(TRAIN, VALID, self.optimizer)
 
 
 @pytest.fixture(scope="module")
 def fresh() -> Twins:
     """Before the first step: no momentum."""
-    return Twins()
+    return Twins(trained_steps=0)
 
 
 @pytest.fixture(scope="module")
 def trained() -> Twins:
-    twins = Twins()
-    twins.train(10)
-    twins.train(11)
-    return twins
+    return Twins(trained_steps=2)
 
 
-def open_alphas(network: Network) -> list[Tensor]:
+def open_alphas(network: Network) -> list[nn.Parameter]:
     return [alpha for alpha in network.arch_parameters() if alpha.requires_grad]
-
-
-def penalty_of(network: Network):
-    edges = penalised_edges(network.normal_selected_idxs, first_only=False)
-    return lambda: complexity(network.alphas_normal, edges)
-
-
-def no_penalty() -> Tensor:
-    return torch.zeros((), dtype=torch.float64)
 
 
 def relative(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -149,156 +133,165 @@ def relative(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 # --- gradients
 
 
-def test_the_first_order_gradient_is_that_of_the_validation_loss_and_the_penalty(trained):
-    network = trained.network
-    found = first_order_gradient(network, VALID, penalty=penalty_of(network), precision=FULL)
-    double = trained.reset()
-    (plain_loss(double, VALID) + penalty_of(double)()).backward()
+def test_first_order_gradient_is_of_loss_and_penalty(trained):
+    twin = trained.reset()
+    (plain_loss(twin, VALID) + plain_penalty(twin)).backward()
+    found = trained.first_order()
     assert len(found) == 6
-    assert relative(found, [alpha.grad for alpha in open_alphas(double)]) < 1e-12
+    assert relative(found, [alpha.grad for alpha in open_alphas(twin)]) < 1e-12
 
 
-def test_the_second_order_gradient_is_the_formula_of_darts(trained):
-    found = trained.second_order(penalty_of(trained.network))
-
-    double = trained.reset()
+def test_second_order_gradient_is_formula_of_darts(trained):
+    twin = trained.reset()
     trained.step_ahead()
-    (plain_loss(double, VALID) + penalty_of(double)()).backward()
-    direct = [alpha.grad.clone() for alpha in open_alphas(double)]
+    (plain_loss(twin, VALID) + plain_penalty(twin)).backward()
+    direct = [alpha.grad.clone() for alpha in open_alphas(twin)]
     # Primitives of decided edges that do not compute have no gradient.
-    v = [0.0 * p if p.grad is None else p.grad.clone() for p in double.weight_parameters()]
+    v = [0.0 * p if p.grad is None else p.grad.clone() for p in twin.weight_parameters()]
     radius = 0.01 / sum((g**2).sum() for g in v) ** 0.5
 
     def train_gradient(sign: int) -> list[Tensor]:
         trained.reset()
         with torch.no_grad():
-            for weight, g in zip(double.weight_parameters(), v, strict=True):
+            for weight, g in zip(twin.weight_parameters(), v, strict=True):
                 weight += sign * radius * g
-        plain_loss(double, TRAIN).backward()
-        return [alpha.grad.clone() for alpha in open_alphas(double)]
+        plain_loss(twin, TRAIN).backward()
+        return [alpha.grad.clone() for alpha in open_alphas(twin)]
 
     expected = [
         first - LEARNING_RATE * (plus - minus) / (2 * radius)
         for first, plus, minus in zip(direct, train_gradient(1), train_gradient(-1), strict=True)
     ]
-    assert len(found) == 6
-    assert relative(found, expected) < 1e-8
+    assert relative(trained.second_order(), expected) < 1e-8
 
 
-# Without momentum and with it.
 @pytest.mark.parametrize("stage", ["fresh", "trained"])
-def test_the_second_order_gradient_is_that_of_the_bilevel_objective(stage, request):
+def test_second_order_gradient_is_of_bilevel_objective(stage, request, monkeypatch):
     """Central differences of alpha -> L_valid(w'(alpha), alpha), w' being a step of torch's SGD."""
     twins = request.getfixturevalue(stage)
+    # It would hide the rest.
+    monkeypatch.setattr(twins.architect, "penalty", lambda: torch.zeros(()))
 
     def objective(edge: int, primitive: int, move: float) -> float:
-        double = twins.reset()
+        twin = twins.reset()
         with torch.no_grad():
-            open_alphas(double)[edge][primitive] += move
+            open_alphas(twin)[edge][primitive] += move
         twins.step_ahead()
-        return plain_loss(double, VALID).item()
+        return plain_loss(twin, VALID).item()
 
     places = [(0, 4), (1, 8), (2, 10), (3, 1), (4, 6), (5, 0)]
     expected = torch.tensor(
-        [(objective(*place, 1e-5) - objective(*place, -1e-5)) / 2e-5 for place in places]
+        [(objective(*place, 1e-5) - objective(*place, -1e-5)) / 2e-5 for place in places],
+        dtype=torch.float64,
     )
-    first_order = first_order_gradient(twins.network, VALID, penalty=no_penalty, precision=FULL)
     found, direct = (
-        torch.stack([gradient[edge][primitive] for edge, primitive in places]).float()
-        for gradient in (twins.second_order(no_penalty), first_order)
+        torch.stack([gradient[edge][primitive] for edge, primitive in places])
+        for gradient in (twins.second_order(), twins.first_order())
     )
     assert relative([found], [expected]) < 2e-3
-    # The comparison would tell a gradient without its second term.
+    # So the comparison would tell a gradient without its second term.
     assert relative([direct], [expected]) > 0.3
 
 
-def test_the_passes_of_the_difference_run_in_full_precision_under_bfloat16():
+def test_difference_runs_in_full_precision_under_bfloat16():
     network = Network(4, 7, 3)
     network.set_states(PARTLY, PARTLY)
     seen = []
     network.classifier.register_forward_hook(lambda _m, _x, out: seen.append(out.dtype))
     train, valid = ((images.float(), labels) for images, labels in (TRAIN, VALID))
-    half = torch.autocast("cpu", dtype=torch.bfloat16)
-    found = second_order_gradient(
-        network,
-        train,
-        valid,
-        penalty=lambda: torch.zeros(()),
-        precision=half,
-        learning_rate=LEARNING_RATE,
-        momentum=MOMENTUM,
-        weight_decay=WEIGHT_DECAY,
-        momentum_buffers=[None] * len(network.weight_parameters()),
-    )
+    architect = Architect(network, ARGS, autocast(torch.device("cpu"), "bf16"))
+    optimizer = build_optimizer(network.weight_parameters(), ARGS)
+    found = architect.second_order_gradient(train, valid, optimizer)
     assert seen == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
     assert all(g.dtype == torch.float32 and g.isfinite().all() for g in found)
-
-
-def test_a_search_without_open_edges_has_no_gradient(trained):
-    double = trained.reset()
-    states = [1, 1, 1, 1, PRUNED, 1, 1, PRUNED, PRUNED, 1, 1, PRUNED, PRUNED, PRUNED]
-    double.set_states(states, states)
-    assert first_order_gradient(double, VALID, penalty=no_penalty, precision=FULL) == []
-    double.set_states(PARTLY, PARTLY)
 
 
 # --- the step
 
 
-def adam(network: Network) -> torch.optim.Adam:
-    return torch.optim.Adam(network.arch_parameters(), 3e-4, (0.5, 0.999), weight_decay=1e-3)
-
-
 @pytest.mark.parametrize("unrolled", [False, True])
-def test_the_step_changes_open_alphas_and_nothing_else(unrolled, trained):
-    network = trained.network
+def test_step_changes_open_alphas_only(unrolled, trained):
+    network, optimizer = copy.deepcopy((trained.network, trained.optimizer))
+    architect = Architect(network, ARGS, FULL)
+    architect.unrolled = unrolled
     before = copy.deepcopy(network.state_dict())
-    momentum = copy.deepcopy(trained.momentum())
-    gradients = (
-        trained.second_order(no_penalty)
-        if unrolled
-        else first_order_gradient(network, VALID, penalty=no_penalty, precision=FULL)
-    )
-    step_alphas(network, adam(network), gradients)
-    opened = {
+    momentum = copy.deepcopy(optimizer.state_dict()["state"])
+    assert momentum
+    architect.step(TRAIN, VALID, optimizer)
+    after = network.state_dict()
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
         f"alphas_{kind}.{edge}"
         for kind in ("normal", "reduce")
         for edge, state in enumerate(PARTLY)
         if state == OPEN
     }
-    after = network.state_dict()
-    assert {name for name in before if not torch.equal(before[name], after[name])} == opened
-    for buffer, old in zip(trained.momentum(), momentum, strict=True):
-        assert (buffer is None and old is None) or torch.equal(buffer, old)
-    assert any(old is not None for old in momentum)
+    for index, state in optimizer.state_dict()["state"].items():
+        old = momentum[index]["momentum_buffer"]
+        assert old is state["momentum_buffer"] or torch.equal(state["momentum_buffer"], old)
     assert all(p.grad is None for p in network.parameters())
-    # Statistics are kept for the step alone.
+    # The next step updates the statistics again, and trains all weights.
+    assert all(p.requires_grad for p in network.weight_parameters())
     network(VALID[0])
     assert network.stem[1].num_batches_tracked == before["stem.1.num_batches_tracked"] + 1
 
 
-def test_the_step_is_that_of_adam_along_the_gradients():
+def test_step_is_adam_and_skips_frozen_alphas():
     torch.manual_seed(0)
     network = Network(4, 7, 3)
-    before = [alpha.detach().clone() for alpha in network.arch_parameters()]
-    gradients = [torch.randn(11) for _ in before]
-    step_alphas(network, adam(network), gradients)
-    for alpha, old, gradient in zip(network.arch_parameters(), before, gradients, strict=True):
+    architect = Architect(network, ARGS, FULL)
+    optimizer = build_optimizer(network.weight_parameters(), ARGS)
+    alphas = network.arch_parameters()
+    gradients = [torch.randn(11) for _ in alphas]
+    architect.first_order_gradient = lambda _: [g for g, a in zip(gradients, alphas, strict=True)
+                                                if a.requires_grad]  # fmt: skip
+    before = [alpha.detach().clone() for alpha in alphas]
+    architect.step(TRAIN, VALID, optimizer)
+    for alpha, old, gradient in zip(alphas, before, gradients, strict=True):
         # The first step of Adam is the learning rate along each sign, weight decay included.
         torch.testing.assert_close(alpha.detach(), old - 3e-4 * (gradient + 1e-3 * old).sign())
+    # Neither weight decay nor earlier momentum moves an alpha that is frozen.
+    for states in (PARTLY, DECIDED):
+        network.set_states(states, states)
+        before = [alpha.detach().clone() for alpha in alphas]
+        architect.step(TRAIN, VALID, optimizer)
+        moved = [not alpha.equal(old) for alpha, old in zip(alphas, before, strict=True)]
+        assert moved == [state == OPEN for state in [*states, *states]]
 
 
-def test_frozen_alphas_stay_despite_weight_decay_and_earlier_momentum():
+# --- the penalty
+
+
+def test_complexity_is_half_cost_share_of_squared_alphas():
+    alphas = [torch.zeros(11, dtype=torch.float64, requires_grad=True) for _ in range(14)]
+    with torch.no_grad():
+        alphas[0][4] = 2.0  # sep_conv_3x3
+        alphas[0][3] = 9.0  # skip_connect costs nothing
+        alphas[5][10] = -3.0  # conv_3x3
+        alphas[6][10] = 5.0  # on an edge that is not asked for
+    total = 504 + 888 + 252 + 444 + 126 + 144 + 1296
+    found = complexity(alphas, [0, 5])
+    assert found.item() == pytest.approx(0.5 * (4.0 * 504 + 9.0 * 1296) / total, rel=1e-12)
+    found.backward()
+    assert alphas[0].grad.tolist() == pytest.approx([0] * 4 + [2.0 * 504 / total] + [0] * 6)
+    assert alphas[6].grad is None
+    assert complexity(alphas, []).item() == 0.0
+
+
+@pytest.mark.parametrize("protocol", ["clean", "paper"])
+def test_penalty_is_of_open_normal_edges_or_first(protocol):
     network = Network(4, 7, 3)
-    optimizer = adam(network)
-    for _ in range(3):
-        step_alphas(network, optimizer, [torch.ones(11) for _ in range(28)])
-    network.set_states(PARTLY, PARTLY)
-    before = [alpha.detach().clone() for alpha in network.arch_parameters()]
-    for _ in range(3):
-        step_alphas(network, optimizer, [torch.ones(11) for _ in range(6)])
-    moved = [
-        not torch.equal(alpha, old)
-        for alpha, old in zip(network.arch_parameters(), before, strict=True)
-    ]
-    assert moved == [state == OPEN for state in [*PARTLY, *PARTLY]]
+    args = cli.parse(search.build_parser(), ["--protocol", protocol])
+    architect = Architect(network, args, FULL)
+    for first in (OPEN, 4):
+        states = [first, 4, OPEN, PRUNED, *[OPEN] * 10]
+        network.set_states(states, [OPEN] * 14)
+        penalised = [
+            e for e, s in enumerate(states) if s == OPEN and (protocol == "clean" or not e)
+        ]
+        network.zero_grad()
+        penalty = architect.penalty()
+        if penalised:
+            penalty.backward()
+        assert penalty.item() == complexity(network.alphas_normal, penalised).item()
+        found = [e for e, alpha in enumerate(network.arch_parameters()) if alpha.grad is not None]
+        assert found == penalised

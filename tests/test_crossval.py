@@ -1,8 +1,9 @@
-"""Tests on other data sets: which images, which answers, which figures; networks by hand."""
+"""Tests on other data sets: which images, which answers, which figures."""
 
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,13 @@ from torch import nn
 import relabel_training
 import test_CK48
 import test_JAFFE
-from common import cli, crossval, training
+from common import cli, crossval
 from common.fold_figures import summarise_folds, vote
 from common.report import interval
 from common.weights import Trained
 from data.ck48 import load_ck48
-from data.faces import Faces
 from data.jaffe import BOX
+from data.types import Faces
 from utils import UserError
 
 
@@ -26,6 +27,7 @@ class Answers(nn.Module):
     """A network that answers neutral always, and fear if it may not."""
 
     size = 0
+    description = {"genotype": ""}
 
     def forward(self, images):
         logits = torch.zeros(len(images), 7)
@@ -33,12 +35,12 @@ class Answers(nn.Module):
         return logits, None
 
 
-def test_ck48_as_it_is_leaves_contempt_out_and_never_answers_neutral(place, monkeypatch, capsys):
-    stub = Trained(Path(), Answers(), {"genotype": ""}, epoch=0, epochs=0, drop_path_prob=None)
-    monkeypatch.setattr(crossval, "load_trained", lambda *_, **__: stub)
+def test_ck48_without_finetuning_scores_six_classes(place, monkeypatch, capsys):
+    stub = Trained(Path(), Answers(), epoch=0, epochs=0, drop_path_prob=None)
+    monkeypatch.setattr(test_CK48, "load_start", lambda _: stub)
     monkeypatch.chdir(place)
     argv = "--checkpoint checkpoint --mode evaluate --save as-it-is".split()
-    assert cli.run(test_CK48.main, test_CK48.build_parser(), argv) == 0
+    assert cli.run_script(test_CK48.main, test_CK48.build_parser(), argv) == 0
     faces = load_ck48(place / "data")
     shared = faces.labels[faces.labels < 6].tolist()
     assert 0 < shared.count(2) < len(shared) < len(faces.labels)
@@ -52,7 +54,7 @@ def test_ck48_as_it_is_leaves_contempt_out_and_never_answers_neutral(place, monk
     assert "top-1 accuracy in %" in capsys.readouterr().err
 
 
-def test_a_sequence_votes_and_ties_go_to_the_likelier():
+def test_sequence_vote_breaks_ties_by_probability():
     logits = torch.tensor([[5.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.2, 0.0],
                            [9.0, 0.0, 0.0]])  # fmt: skip
     sequences = ["a", "a", "a", "b", "b"]
@@ -60,7 +62,7 @@ def test_a_sequence_votes_and_ties_go_to_the_likelier():
     assert vote(logits, torch.tensor([0, 0, 0, 0, 0]), sequences) == 50.0
 
 
-def test_the_figures_of_folds_are_means_over_folds(tmp_path):
+def test_fold_figures_are_means_over_folds(tmp_path):
     faces = Faces(
         images=torch.zeros(8, 1, 48, 48, dtype=torch.uint8),
         labels=torch.tensor([0, 0, 0, 1, 1, 1, 2, 2]),
@@ -104,47 +106,55 @@ def test_the_figures_of_folds_are_means_over_folds(tmp_path):
     }
 
 
-def test_drop_path_goes_on_rising_from_the_epoch_of_the_checkpoint():
-    told = Trained(Path(), Answers(), {}, epoch=2, epochs=10, drop_path_prob=0.2)
-    bare = Trained(Path(), Answers(), {}, epoch=0, epochs=0, drop_path_prob=None)
+def test_drop_path_continues_from_checkpoint():
+    told = Trained(Path(), Answers(), epoch=2, epochs=10, drop_path_prob=0.2)
+    bare = Trained(Path(), Answers(), epoch=0, epochs=0, drop_path_prob=None)
 
     def at(trained, epoch, given=None):
-        return pytest.approx(trained.drop_path_at(epoch, epochs=60, drop_path_prob=given))
+        schedule = trained.drop_path(Namespace(epochs=60, drop_path_prob=given))
+        return pytest.approx(schedule.at(epoch))
 
     assert [at(told, epoch) for epoch in (0, 3, 8, 50)] == [0.04, 0.1, 0.2, 0.2]
     assert [at(told, epoch, 0.5) for epoch in (0, 3, 8)] == [0.1, 0.25, 0.5]
     assert [at(bare, epoch) for epoch in (0, 30, 60)] == [0.0, 0.1, 0.2]
 
 
-@pytest.mark.parametrize("module, script", [(training, relabel_training), (crossval, test_CK48)])
+@pytest.mark.parametrize(
+    "module, script", [(relabel_training, relabel_training), (crossval, test_CK48)]
+)
 @pytest.mark.parametrize("flags, expected", [([], 0.04), (["--drop_path_prob", "0.5"], 0.1)])
-def test_fine_tuning_takes_drop_path_from_there(
-    module, script, flags, expected, place, tmp_path, monkeypatch
-):
+def test_scripts_continue_drop_path(module, script, flags, expected, place, tmp_path, monkeypatch):
     taken = []
 
-    def fit(*_, drop_path_at, **__):
-        taken.append(drop_path_at(0))
+    def fit(train, *_, **__):
+        taken.append(train.drop_path.at(0))
         raise UserError("this is enough")
 
     monkeypatch.setattr(module, "fit", fit)
     monkeypatch.chdir(place)
     argv = ["--checkpoint", "checkpoint", "--model_path", str(tmp_path), *flags]
-    assert cli.run(script.main, script.build_parser(), argv) == 2
+    assert cli.run_script(script.main, script.build_parser(), argv) == 2
     assert taken == [pytest.approx(expected)]
 
 
 @pytest.mark.parametrize("flags, box", [
     ([], BOX), (["--crop", "none"], None), (["--crop", "1,2,30,40"], (1, 2, 30, 40)),
 ])  # fmt: skip
-def test_the_box_reaches_the_reader_of_jaffe(flags, box, place, monkeypatch):
+def test_crop_reaches_reader_of_jaffe(flags, box, place, monkeypatch):
     taken = []
 
-    def load_jaffe(_, *, crop, report):
+    def load_jaffe(_, *, crop):
         taken.append(crop)
         raise UserError("this is enough")
 
     monkeypatch.setattr(test_JAFFE, "load_jaffe", load_jaffe)
     argv = ["--checkpoint", str(place / "checkpoint"), *flags]
-    assert cli.run(test_JAFFE.main, test_JAFFE.build_parser(), argv) == 2
+    assert cli.run_script(test_JAFFE.main, test_JAFFE.build_parser(), argv) == 2
     assert taken == [box]
+
+
+@pytest.mark.parametrize("wrong", ["1,2", "a,b,c,d"])
+def test_crop_is_four_numbers_or_none(wrong, capsys):
+    with pytest.raises(SystemExit):
+        test_JAFFE.build_parser().parse_args(["--crop", wrong])
+    assert f"{wrong} found, LEFT,TOP,RIGHT,BOTTOM" in capsys.readouterr().err

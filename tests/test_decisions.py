@@ -16,7 +16,7 @@ from architect import (
     decide_edge,
     derive_cell,
     is_decision_epoch,
-    normalise,
+    min_max_normalise,
     score_edges,
 )
 from genotypes import PRIMITIVES, Genotype, check_genotype
@@ -73,7 +73,7 @@ def plain_score(criteria: dict[str, list[float]], use_history: bool) -> list[flo
 
 @settings(max_examples=40, deadline=None)
 @given(alphas_of_a_cell, st.lists(st.integers(0, 99), max_size=4), st.booleans())
-def test_scores_follow_the_criteria_of_sgas(rows, seeds, use_history):
+def test_scores_equal_plain_criteria(rows, seeds, use_history):
     history = [score_edges(draw_alphas(seed)).probs for seed in seeds]
     scores = score_edges(torch.tensor(rows, dtype=torch.float64), history, use_history=use_history)
     expected = plain_criteria(rows, [past.tolist() for past in history])
@@ -89,7 +89,7 @@ def test_scores_follow_the_criteria_of_sgas(rows, seeds, use_history):
 
 @pytest.mark.parametrize("use_history", [False, True])
 @pytest.mark.parametrize("spread", [1e-3, 1.0])
-def test_scores_of_alphas_as_they_start_and_as_they_become(spread, use_history):
+def test_scores_of_alphas_at_start_and_later(spread, use_history):
     alphas = draw_alphas(0, spread)
     history = [score_edges(draw_alphas(seed, spread)).probs for seed in (1, 2, 3, 4)]
     scores = score_edges(alphas, history, use_history=use_history)
@@ -98,7 +98,7 @@ def test_scores_of_alphas_as_they_start_and_as_they_become(spread, use_history):
     assert scores.score.dtype == scores.probs.dtype == torch.float64
 
 
-def test_a_history_counts_only_where_it_is_asked_for():
+def test_history_counts_only_with_use_history():
     alphas, history = draw_alphas(0), [score_edges(draw_alphas(1)).probs]
     without = score_edges(alphas, history).score
     assert torch.equal(without, score_edges(alphas).score)
@@ -106,15 +106,15 @@ def test_a_history_counts_only_where_it_is_asked_for():
     assert not score_edges(alphas, use_history=True).score.any()
 
 
-def test_normalise_maps_to_zero_and_one_and_a_constant_to_zeros():
-    assert normalise(torch.tensor([3.0, 5.0, 4.0])).tolist() == [0.0, 1.0, 0.5]
+def test_min_max_normalise_maps_constant_to_zeros():
+    assert min_max_normalise(torch.tensor([3.0, 5.0, 4.0])).tolist() == [0.0, 1.0, 0.5]
     constant = torch.full((14,), 0.3, dtype=torch.float64)
-    assert normalise(constant).tolist() == [0.0] * 14
+    assert min_max_normalise(constant).tolist() == [0.0] * 14
     constant[3] += 2e-16
-    assert normalise(constant).tolist() == [0.0] * 14
+    assert min_max_normalise(constant).tolist() == [0.0] * 14
 
 
-def test_equal_alphas_score_zero_and_the_first_open_edge_is_taken():
+def test_ties_go_to_first_open_edge():
     scores = score_edges(torch.zeros(14, 11))
     assert not scores.score.any()
     assert choose_edge(scores, [OPEN] * 14) == (0, 1)
@@ -124,7 +124,7 @@ def test_equal_alphas_score_zero_and_the_first_open_edge_is_taken():
 # --- decisions
 
 
-def test_the_best_open_edge_gets_its_best_primitive_other_than_none():
+def test_best_open_edge_gets_best_primitive():
     alphas = torch.zeros(14, 11)
     alphas[3, 8] = 4.0  # certain and important
     alphas[7, 5] = 3.0
@@ -137,17 +137,13 @@ def test_the_best_open_edge_gets_its_best_primitive_other_than_none():
     states[7] = PRUNED
     assert choose_edge(scores, states) not in ((3, 8), (7, 5))
     assert choose_edge(scores, [4] * 14) is None
-
-
-def test_the_primitive_is_never_none():
+    # Though none is the likeliest of all.
     alphas = torch.zeros(14, 11)
-    alphas[:, 0] = 8.0
-    alphas[5, 1] = 1.0
-    edge, primitive = choose_edge(score_edges(alphas), [OPEN] * 14)
-    assert (edge, primitive) == (5, 1)
+    alphas[:, 0], alphas[5, 1] = 8.0, 1.0
+    assert choose_edge(score_edges(alphas), [OPEN] * 14) == (5, 1)
 
 
-def test_a_node_with_two_decided_edges_loses_its_others():
+def test_node_keeps_two_decided_edges():
     states = [OPEN] * 14
     one = decide_edge(states, 6, 4)
     assert one == [OPEN] * 6 + [4] + [OPEN] * 7
@@ -159,7 +155,7 @@ def test_a_node_with_two_decided_edges_loses_its_others():
 
 @pytest.mark.parametrize("use_history", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-def test_eight_decisions_leave_two_edges_a_node_and_the_derived_cell_is_theirs(seed, use_history):
+def test_eight_decisions_make_a_cell(seed, use_history):
     dice = random.Random(seed)
     states, history = [OPEN] * 14, []
     for decision in range(8):
@@ -194,7 +190,7 @@ def scores_of(importance: Sequence[float], best: Sequence[int]) -> EdgeScores:
     return EdgeScores(mass, 1.0 - mass, 1.0 - mass, 1.0 - mass, probs)
 
 
-def test_the_derived_cell_fills_up_with_the_most_important_open_edges():
+def test_derived_cell_fills_up_by_importance():
     importance = [0.1, 0.2, 0.9, 0.1, 0.8, 0.4, 0.9, 0.6, 0.5, 0.1, 0.9, 0.3, 0.2, 0.8]
     best = [4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7]
     scores = scores_of(importance, best)
@@ -213,19 +209,17 @@ def test_the_derived_cell_fills_up_with_the_most_important_open_edges():
     )
 
 
-# --- the calendar
+# --- the epochs of decisions
 
 
-def test_edges_are_decided_after_epochs_9_14_to_44_of_50():
-    epochs = count_epochs(9, 5)
-    assert epochs == 50
-    decisions = [epoch for epoch in range(epochs) if is_decision_epoch(epoch, 9, 5)]
-    assert decisions[:8] == [9, 14, 19, 24, 29, 34, 39, 44]
-    # The next would come at 49, when no edge is open.
-    assert decisions[8:] == [49]
+def test_decision_epochs():
+    def decisions(warmup: int, frequency: int) -> list[int]:
+        epochs = range(count_epochs(warmup, frequency))
+        return [epoch for epoch in epochs if is_decision_epoch(epoch, warmup, frequency)]
 
-
-def test_a_short_calendar_has_its_eight_decisions_too():
-    epochs = count_epochs(0, 1)
-    assert epochs == 13
-    assert sum(is_decision_epoch(epoch, 0, 1) for epoch in range(epochs)) >= 8
+    # As published; after epoch 49 no edge is open.
+    assert decisions(9, 5) == [9, 14, 19, 24, 29, 34, 39, 44, 49]
+    assert count_epochs(9, 5) == 50
+    # The shortest search has its eight decisions too.
+    assert decisions(0, 1)[:8] == list(range(8))
+    assert count_epochs(0, 1) == 13

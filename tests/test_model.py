@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from genotypes import NAMED, Auto_FERNet, format_genotype
-from model import Network, build_network, folded
+from model import Network, build_network, fuse_batch_norms
 from utils import UserError, load_checkpoint, load_state
 
 # Names and shapes of the original code's state dict (C = 36, L = 12, auxiliary head).
@@ -36,17 +36,17 @@ def small(layers: int = 6, auxiliary: bool = False, name: str = "Auto_FERNet") -
     return Network(8, 7, layers, auxiliary, NAMED[name])
 
 
-def test_the_published_network_has_its_2164831_parameters(published):
+def test_published_network_has_2164831_parameters(published):
     assert sum(p.numel() for p in published.parameters()) == 2_164_831
 
 
-def test_the_state_dict_is_the_original_one_in_names_order_and_shapes():
+def test_state_dict_names_and_shapes_are_original():
     state = Network(36, 7, 12, True, Auto_FERNet).state_dict()
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     assert list(found.items()) == list(reference().items())
 
 
-def test_a_bare_state_dict_of_the_original_code_loads(tmp_path):
+def test_original_state_dict_loads(tmp_path):
     generator = torch.Generator().manual_seed(0)
     state = {
         name: torch.rand(shape, generator=generator) if shape else torch.tensor(5)
@@ -60,13 +60,13 @@ def test_a_bare_state_dict_of_the_original_code_loads(tmp_path):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
 
 
-def test_a_state_dict_of_another_depth_is_refused_by_name(tmp_path):
+def test_state_dict_of_other_depth_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"other\.pt: cells\.1\."):
         load_state(small(6), small(5).state_dict(), tmp_path / "other.pt")
 
 
-def test_the_published_network_takes_1_41_gflop_an_image_a_multiply_and_an_add_being_two(published):
-    # Convolutions and the classifier alone, an image of 44x44, without the auxiliary head.
+def test_published_network_takes_1_41_gflop(published):
+    # Of convolutions and classifier, on a 44x44 image; a multiplication and an addition are two.
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         published(torch.rand(1, 1, 44, 44))
     assert round(counter.get_total_flops() / 1e9, 2) == 1.41
@@ -74,7 +74,7 @@ def test_the_published_network_takes_1_41_gflop_an_image_a_multiply_and_an_add_b
 
 @pytest.mark.parametrize("size", [44, 48])
 @pytest.mark.parametrize("name", NAMED)
-def test_every_named_genotype_builds_forwards_and_reaches_every_parameter(name, size):
+def test_named_genotypes_train_every_parameter(name, size):
     network = small(auxiliary=True, name=name)
     logits, auxiliary_logits = network(torch.rand(2, 1, size, size))
     assert logits.shape == auxiliary_logits.shape == (2, 7)
@@ -85,15 +85,14 @@ def test_every_named_genotype_builds_forwards_and_reaches_every_parameter(name, 
         assert parameter.grad.isfinite().all(), parameter_name
 
 
-def test_auxiliary_logits_exist_in_training_with_an_auxiliary_head_alone():
-    x = torch.rand(2, 1, 44, 44)
-    assert small(auxiliary=True).train()(x)[1].shape == (2, 7)
-    assert small(auxiliary=True).eval()(x)[1] is None
-    assert small(auxiliary=False).train()(x)[1] is None
-    assert small(auxiliary=False).eval()(x)[1] is None
+@pytest.mark.parametrize("auxiliary", [True, False])
+def test_auxiliary_logits_exist_in_training_only(auxiliary):
+    network, x = small(auxiliary=auxiliary), torch.rand(2, 1, 44, 44)
+    assert (network.train()(x)[1] is not None) == auxiliary
+    assert network.eval()(x)[1] is None
 
 
-def test_the_auxiliary_head_reads_the_second_reduction_and_leaves_the_logits_alone():
+def test_auxiliary_head_reads_second_reduction():
     network = small(layers=12, auxiliary=True)
     seen = {}
     network.cells[8].register_forward_hook(lambda _m, _x, out: seen.update(cell=out))
@@ -106,7 +105,7 @@ def test_the_auxiliary_head_reads_the_second_reduction_and_leaves_the_logits_alo
 
 
 @pytest.mark.parametrize("layers", [3, 7, 8, 12, 20])
-def test_cells_at_one_and_two_thirds_double_the_channels_and_halve_the_size(layers):
+def test_reductions_at_one_and_two_thirds(layers):
     network = small(layers)
     shapes = []
     for cell in network.cells:
@@ -116,7 +115,7 @@ def test_cells_at_one_and_two_thirds_double_the_channels_and_halve_the_size(laye
     assert shapes == [(2, 4 * 8 * 2**k, 44 // 2**k, 44 // 2**k) for k in halvings]
 
 
-def test_drop_path_is_off_until_a_trainer_sets_it_and_off_in_evaluation():
+def test_drop_path_is_off_at_first_and_in_evaluation():
     x = torch.rand(2, 1, 44, 44)
     network = small()
     assert network.drop_path_prob == 0.0
@@ -127,14 +126,14 @@ def test_drop_path_is_off_until_a_trainer_sets_it_and_off_in_evaluation():
     assert torch.equal(network(x)[0], network(x)[0])
 
 
-def test_activations_are_channels_last_from_the_stem_on(published):
+def test_activations_are_channels_last(published):
     for batch in (1, 2):
         out = published.stem(torch.rand(batch, 1, 44, 44))
         assert out.is_contiguous(memory_format=torch.channels_last)
         assert not out.is_contiguous()
 
 
-def test_the_layout_does_not_change_the_values():
+def test_layout_keeps_values():
     network = small().double()
     default = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     x = torch.rand(2, 1, 44, 44, dtype=torch.float64)
@@ -142,21 +141,23 @@ def test_the_layout_does_not_change_the_values():
     torch.testing.assert_close(network(x)[0], default(x)[0])
 
 
-def test_a_description_builds_its_network():
-    description = {
+def test_description_builds_its_network():
+    network = Network(4, 5, 3, True, NAMED["NASNet"])
+    assert network.description == {
         "C": 4,
         "num_classes": 5,
         "layers": 3,
         "auxiliary": True,
         "genotype": format_genotype(NAMED["NASNet"]),
     }
-    found = build_network(description).state_dict()
-    expected = Network(4, 5, 3, True, NAMED["NASNet"]).state_dict()
-    assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in expected.items()}
+    found = build_network(network.description)
+    assert found.description == network.description
+    shapes = [{n: t.shape for n, t in each.state_dict().items()} for each in (network, found)]
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_folded_copy_gives_the_same_logits_without_a_batch_norm(name):
+def test_fused_copy_gives_same_logits(name):
     torch.manual_seed(0)
     network = Network(6, 7, 4, True, NAMED[name])
     for module in network.modules():
@@ -166,7 +167,7 @@ def test_a_folded_copy_gives_the_same_logits_without_a_batch_norm(name):
             for tensor in (module.bias.data, module.running_mean):
                 tensor.normal_()
     before = copy.deepcopy(network.state_dict())
-    evaluated = folded(network)
+    evaluated = fuse_batch_norms(network)
     assert not evaluated.training
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in evaluated.cells.modules())
     images = torch.rand(3, 1, 48, 48)

@@ -11,7 +11,6 @@ from model_search import EDGES, OPEN, POOLS, PRUNED, Cell, MixedOp, Network
 
 LAYERS = 4
 REDUCTIONS = (1, 2)
-KINDS = ("normal", "reduce")
 
 ALL_OPEN = [OPEN] * 14
 # The two edges of the first node, the three of the second, four, five.
@@ -88,14 +87,14 @@ def close(found: Tensor, expected: Tensor, name: str) -> None:
 
 
 @pytest.mark.parametrize("states", STATES)
-def test_values_and_every_gradient_equal_the_plain_sum_over_primitives(states):
+def test_values_and_gradients_equal_plain_sum(states):
     network = supernet(states)
     images, labels = batch()
     logits = network(images)
     F.cross_entropy(logits, labels).backward()
 
     values = {name: p.detach().clone().requires_grad_() for name, p in network.named_parameters()}
-    plain = plain_forward(values, dict(zip(KINDS, STATES[states], strict=True)), images)
+    plain = plain_forward(values, network.states, images)
     F.cross_entropy(plain, labels).backward()
 
     close(logits, plain, "logits")
@@ -105,7 +104,7 @@ def test_values_and_every_gradient_equal_the_plain_sum_over_primitives(states):
             close(parameter.grad, values[name].grad, name)
 
 
-def test_parameters_are_named_by_cell_edge_and_primitive_with_norms_after_pools():
+def test_parameter_names():
     network = Network(4, 7, LAYERS)
     names = set(network.state_dict())
     for index, edge in ((0, 0), (1, 13), (3, 5)):
@@ -126,7 +125,7 @@ def test_parameters_are_named_by_cell_edge_and_primitive_with_norms_after_pools(
     assert {"stem.0.weight", "stem.1.bias", "classifier.weight", "classifier.bias"} <= names
 
 
-def test_every_edge_holds_the_eleven_primitives_and_there_are_fourteen_edges():
+def test_fourteen_edges_of_eleven_primitives():
     for cell in Network(4, 7, 3).cells:
         assert isinstance(cell, Cell)
         assert len(cell._ops) == 14
@@ -137,7 +136,7 @@ def test_every_edge_holds_the_eleven_primitives_and_there_are_fourteen_edges():
     )  # fmt: skip
 
 
-def test_alphas_start_at_a_thousandth_of_a_standard_normal():
+def test_alphas_start_near_zero():
     torch.manual_seed(0)
     network = Network(4, 7, 3)
     for alphas in (network.alphas_normal, network.alphas_reduce):
@@ -145,10 +144,11 @@ def test_alphas_start_at_a_thousandth_of_a_standard_normal():
     drawn = 1e3 * torch.cat(list(network.arch_parameters())).detach()
     assert abs(drawn.mean()) < 0.25  # 308 values: four standard errors
     assert 0.85 < drawn.std() < 1.15
-    assert network.normal_selected_idxs == network.reduce_selected_idxs == ALL_OPEN
+    assert network.states == {"normal": ALL_OPEN, "reduce": ALL_OPEN}
+    assert network(torch.rand(2, 1, 44, 44)).shape == (2, 7)
 
 
-def test_arch_and_weight_parameters_share_none_and_miss_none():
+def test_arch_and_weight_parameters_are_a_partition():
     network = Network(4, 7, 3)
     arch, weights = network.arch_parameters(), network.weight_parameters()
     assert [id(p) for p in arch] == [
@@ -159,7 +159,7 @@ def test_arch_and_weight_parameters_share_none_and_miss_none():
     assert [id(p) for p in weights] == [id(p) for p in named]
 
 
-def test_batch_norms_are_affine_in_the_stem_alone():
+def test_only_stem_batch_norm_is_affine():
     network = Network(4, 7, LAYERS)
     affine = {
         name: module.affine
@@ -186,7 +186,7 @@ def computed(network: Network) -> set[tuple[int, int, int]]:
     return {(int(place[1]), int(place[3]), int(place[5])) for place in places}
 
 
-def test_open_edges_compute_every_primitive_decided_ones_their_own_pruned_ones_none():
+def test_edges_compute_what_their_state_says():
     found = computed(supernet("half decided"))
     expected = set()
     for index in range(LAYERS):
@@ -206,7 +206,7 @@ def test_open_edges_compute_every_primitive_decided_ones_their_own_pruned_ones_n
     assert found == expected
 
 
-def test_a_source_is_pooled_once_for_all_its_edges():
+def test_edges_of_a_source_share_pools():
     network = supernet()
     computed(network)
     for cell in network.cells:
@@ -216,7 +216,7 @@ def test_a_source_is_pooled_once_for_all_its_edges():
                 assert op._ops[k][1].num_batches_tracked == 1
 
 
-def test_a_pruned_edge_adds_nothing_whatever_its_alphas_and_weights():
+def test_pruned_edges_add_nothing():
     network = supernet("half decided")
     images, _ = batch()
     before = network(images)
@@ -235,37 +235,26 @@ def test_a_pruned_edge_adds_nothing_whatever_its_alphas_and_weights():
     assert torch.equal(network(images), before)
 
 
-def test_alphas_of_open_edges_alone_are_trained():
+def test_only_open_alphas_are_trained():
     network = supernet()
     F.cross_entropy(network(batch()[0]), batch()[1]).backward()
     network.set_states(HALF_NORMAL, HALF_REDUCE)
-    assert network.normal_selected_idxs == HALF_NORMAL
-    assert network.reduce_selected_idxs == HALF_REDUCE
+    assert network.states == {"normal": HALF_NORMAL, "reduce": HALF_REDUCE}
     states = [*HALF_NORMAL, *HALF_REDUCE]
     assert [p.requires_grad for p in network.arch_parameters()] == [s == OPEN for s in states]
     # What an earlier pass left must not move a frozen alpha in the next step.
     assert all(p.grad is None for p in network.arch_parameters())
-    network.set_states(ALL_OPEN, ALL_OPEN)
-    assert all(p.requires_grad for p in network.arch_parameters())
-
-
-def test_the_states_are_copied():
-    network = supernet()
     states = list(ALL_OPEN)
     network.set_states(states, states)
-    states[0] = PRUNED
-    assert network.normal_selected_idxs == network.reduce_selected_idxs == ALL_OPEN
+    assert all(p.requires_grad for p in network.arch_parameters())
+    states[0] = PRUNED  # a copy was taken
+    assert network.states == {"normal": ALL_OPEN, "reduce": ALL_OPEN}
 
 
-def test_a_state_dict_and_the_edge_states_restore_the_network():
+def test_description_state_dict_and_states_restore_network():
     network = supernet("half decided")
     network(batch()[0])
-    other = Network(4, 7, LAYERS).double()
+    other = Network(**network.description).double()
     other.load_state_dict(network.state_dict())
-    other.set_states(network.normal_selected_idxs, network.reduce_selected_idxs)
+    other.set_states(**network.states)
     assert torch.equal(other.eval()(batch()[0]), network.eval()(batch()[0]))
-
-
-def test_the_logits_of_44x44_images_are_one_row_an_image():
-    network = Network(4, 7, 3)
-    assert network(torch.rand(2, 1, 44, 44)).shape == (2, 7)

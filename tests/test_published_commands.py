@@ -1,4 +1,4 @@
-"""The six published commands, character for character, in a folder as a user has it."""
+"""The six published commands, as written, in a folder as a user has it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import pytest
 from runs import ROOT, run, weights
 
-# SPEC section 7. The tests add nothing but what shortens a run.
+# As published; the tests only add what shortens a run.
 PUBLISHED = """\
 python search.py --batch_size 24 --batch_increase 8 --learning_rate 0.025
 python train_FER2013.py --arch  --batch_size 24 --learning_rate 0.025 --layers 12 --auxiliary_weight 0.4
@@ -36,7 +36,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize("line", PUBLISHED, ids=SCRIPTS)
-def test_a_published_command_runs_as_written_and_leaves_its_summary(line, place):
+def test_published_command_runs_as_written(line, place):
     _, script, *flags = shlex.split(line)
     label, shorter, splits = SCRIPTS[script]
     weights(place / "checkpoint")  # named exactly so
@@ -55,6 +55,6 @@ def test_a_published_command_runs_as_written_and_leaves_its_summary(line, place)
     assert ("3 depths for 2 models; not used: 20" in done.stderr) == (script == "ensemble.py")
 
 
-def test_the_readme_gives_the_published_commands():
+def test_readme_gives_published_commands():
     assert set(PUBLISHED) <= set((ROOT / "README.md").read_text().splitlines())
     assert len(PUBLISHED) == len(SCRIPTS) == 6

@@ -1,63 +1,67 @@
-"""Several processes: their shares, scripts that count each image once, what ends one or all."""
+"""Several processes: their shards, scripts that count each image once, what ends one or all."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
-import socket
 import sys
+from functools import partial
 
 import pandas as pd
 import pytest
 import torch
 from rank_runs import EACH, TRAIN, finish, parts, start, words_of
-from runs import read, run, stop_when, weights
+from runs import LIMIT, raise_after, read, run, stop_when, weights
 
+import train_FER2013
+import utils
 from benchmarks.runs import Child
-from common import ranks
+from data import relabel
 from data.augment import Augmentation, training_batches
-from data.fer2013 import Split
-from data.relabel import truth_batches
+from data.types import Split
+from utils import UserError, shard_of
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 12, 77])
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
-def test_shares_are_near_equal_parts_of_all_images_and_never_a_single_image(total, count):
-    shares = [ranks.share_of(total, count, rank) for rank in range(count)]
-    rows = [row for s in shares if s.count for row in range(total)[s.rows]]
+def test_shards_are_near_equal_and_never_one_image(total, count):
+    shards = [shard_of(total, count, number) for number in range(count)]
+    rows = [row for s in shards if s.count for row in range(total)[s.rows]]
     assert rows == list(range(total))
-    filled = [s for s in shares if s.count]
+    filled = [s for s in shards if s.count]
     assert [(s.rows.start, s.rows.stop) for s in filled] == parts(total, count)
     assert min(s.count for s in filled) >= min(2, total)
     assert max(s.count for s in filled) - min(s.count for s in filled) <= 1
-    assert sum(s.weight for s in shares) == pytest.approx(1)
-    for s in shares:
-        assert s.largest == shares[0].count
-        assert s.count or (s.weight == 0 and s.rows == shares[0].rows)
+    assert sum(s.weight for s in shards) == pytest.approx(1)
+    for s in shards:
+        assert s.largest == shards[0].count
+        assert s.count or (s.weight == 0 and s.rows == shards[0].rows)
 
 
-def test_without_torchrun_nothing_is_exchanged(monkeypatch):
+def test_one_process_exchanges_nothing(monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", None)
     tensor = torch.rand(3)
     before = tensor.clone()
-    with ranks.group() as first:
+    with utils.process_group() as first, utils.rank_zero_first():
         assert first()
-        ranks.average([tensor], 0.5)
+        utils.average_tensors([tensor], 0.5)
         assert tensor.equal(before)
-        assert ranks.total(tensor) is tensor
-        assert ranks.gather(tensor) is tensor
-        assert ranks.from_first(lambda: 3) == 3
-        assert (ranks.rank(), ranks.world_size(), ranks.several()) == (0, 1, False)
-        assert ranks.own_share(5) == ranks.Share(slice(0, 5), 5, 1.0, 5)
+        assert utils.all_reduce_sum(tensor) is tensor
+        assert utils.all_reduce_max(3) == 3
+        assert utils.gather_rows(tensor) is tensor
+        assert utils.from_rank_zero(lambda: 3) == 3
+        assert (utils.rank(), utils.world_size(), utils.is_distributed()) == (0, 1, False)
+        assert utils.shard(5) == utils.Shard(slice(0, 5), 5, 1.0, 5)
 
 
-def test_true_labels_are_those_of_the_share(monkeypatch):
-    monkeypatch.setattr(ranks, "own_share", lambda total: ranks.share_of(total, 2, 1))
+def test_true_labels_are_of_the_shard(monkeypatch):
+    monkeypatch.setattr(relabel, "shard", lambda total: shard_of(total, 2, 1))
     labels = torch.arange(21)
     images = torch.zeros(21, 1, 48, 48, dtype=torch.uint8)
     place = {"batch_size": 8, "seed": 3, "epoch": 5}
     split = Split(images, labels, labels + 1000)
-    truth = truth_batches(split, **place)
+    truth = relabel.truth_batches(split, **place)
     for _, whole in training_batches(split, augmentation=Augmentation(), **place):
         assert next(truth).equal(whole[(len(whole) + 1) // 2 :] + 1000)
 
@@ -81,7 +85,7 @@ def test_relabelled_labels_are_counted_once(data, tmp_path):
         assert (counts["2", count].sum(axis=1) == EACH).all(), "each label counts once"
 
 
-def test_an_ensemble_and_a_cross_validation_report_the_same_by_one_and_by_two(place, tmp_path):
+def test_evaluations_report_the_same_by_two_processes(place, tmp_path):
     commands = {
         "ensemble": f"ensemble.py --data {place}/data --model_names model1,model2 --batch_size 8 "
         f"--model_path {place}/saved_models --device cpu",
@@ -103,7 +107,7 @@ def test_an_ensemble_and_a_cross_validation_report_the_same_by_one_and_by_two(pl
             assert figures["accuracy"] == second[split]["accuracy"]
 
 
-def test_folds_are_tuned_by_two_processes_whole(place, tmp_path):
+def test_two_processes_finetune_whole_folds(place, tmp_path):
     line = (
         f"test_CK48.py --data {place}/data --checkpoint {place}/checkpoint.pt --epochs 1 --folds 2 "
         f"--batch_size 16 --limit_batches 2 --device cpu --model_path {tmp_path} --save run"
@@ -118,55 +122,53 @@ def errors(children: list[Child]) -> list[str]:
     return [line for c in children for line in c.printed().splitlines() if "error:" in line]
 
 
-def test_an_error_of_all_ranks_is_told_once(tmp_path):
+def test_error_of_all_processes_is_printed_once(tmp_path):
     words = words_of(TRAIN, tmp_path / "nowhere.csv", tmp_path)
     children = start(words, 2, tmp_path)
-    assert [child.wait() for child in children] == [2, 2]
+    assert [child.wait(LIMIT) for child in children] == [2, 2]
     assert len(errors(children)) == 1
     assert "no FER2013 there" in errors(children)[0]
 
 
-def test_an_error_of_one_rank_ends_the_others_without_a_word(data, tmp_path):
+def lose_data() -> None:
+    """Let the second process fail to read the data."""
+
+    def fail(_path: str) -> None:
+        raise UserError("no data here")
+
+    if os.environ["RANK"] == "1":
+        train_FER2013.load_fer2013 = fail
+
+
+def test_error_of_one_process_ends_all_and_is_printed_once(data, tmp_path):
     words = words_of(TRAIN, data, tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    meet = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR":
-            "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
-    children = [
-        Child(words, tmp_path / "0.log", environment={**meet, "RANK": "0"}),
-        Child(
-            words_of(TRAIN, tmp_path / "nowhere.csv", tmp_path), tmp_path / "1.log",
-            environment={**meet, "RANK": "1"},
-        ),
-    ]  # fmt: skip
-    assert [child.wait() for child in children] == [2, 2]
-    assert [line.split(":")[-1] for line in errors(children)] == [
-        errors(children)[0].split(":")[-1]
-    ]
-    assert "nowhere.csv" in errors(children)[0]
+    # The second finds no data.
+    children = start(words, 2, tmp_path, before=lose_data)
+    assert [child.wait(LIMIT) for child in children] == [2, 2]
+    (line,) = errors(children)
+    assert "no data here" in line
     assert "Traceback" not in children[0].printed() + children[1].printed()
 
 
-def test_a_killed_rank_ends_the_others_with_a_line_that_says_what_to_do(data, tmp_path):
-    children = start(words_of(TRAIN, data, tmp_path, "--save", "run"), 3, tmp_path)
-    children[0].wait_for("epoch 2 step 1/")
-    children[1].signal(signal.SIGKILL)
-    assert [child.wait() for child in children] == [2, -signal.SIGKILL, 2]
+def test_killed_process_ends_the_others_with_advice(data, tmp_path):
+    killed = partial(raise_after, "epoch 2 step 1/", signal.SIGKILL, rank=1)
+    words = words_of(TRAIN, data, tmp_path, "--save", "run")
+    children = start(words, 3, tmp_path, before=killed)
+    assert [child.wait(LIMIT) for child in children] == [2, -signal.SIGKILL, 2]
     assert len(errors(children)) == 1
     assert "another process of this run has ended" in errors(children)[0]
     assert "--resume" in errors(children)[0]
     assert read(tmp_path / "run")["state"]["epoch"] == 1
 
 
-def test_tools_are_of_one_process(tmp_path):
+def test_tools_refuse_torchrun(tmp_path):
     children = start(["tools.cells.py", "Auto_FERNet", "--out", str(tmp_path)], 2, tmp_path)
-    assert [child.wait() for child in children] == [2, 2]
+    assert [child.wait(LIMIT) for child in children] == [2, 2]
     assert "start it with python" in errors(children)[0]
     assert len(errors(children)) == 1
 
 
-def test_torchrun_passes_a_signal_on_and_the_run_resumes(data, tmp_path):
+def test_torchrun_stops_on_sigterm_and_resumes(data, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     words = [*torchrun, *words_of(TRAIN, data, tmp_path), "--save", "run"]
     log = tmp_path / "run" / "log.txt"

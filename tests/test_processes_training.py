@@ -1,4 +1,4 @@
-"""Several processes that train, against the oracle."""
+"""Several processes that train, against an oracle: one that computes their shards in turn."""
 
 from __future__ import annotations
 
@@ -9,26 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from rank_runs import (
-    TRAIN,
-    accumulate,
-    assert_close,
-    finish,
-    in_double,
-    parts,
-    start,
-    words_of,
-)
-from runs import SIZE, read
+from rank_runs import TRAIN, accumulate, assert_close, finish, in_double, parts, start, words_of
+from runs import LIMIT, SIZE, raise_after, read
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.runs import Child
 from data import augment
 from data.augment import Augmentation, training_batches
-from data.fer2013 import Split, load_fer2013
+from data.fer2013 import load_fer2013
 from data.mix import mixing
-from engine import STEP_STREAM, one_cycle, rising
+from data.types import Split
+from engine import STEP_STREAM, cosine
 from genotypes import Auto_FERNet, format_genotype
 from model import build_network
 from utils import derive_seed
@@ -43,31 +35,31 @@ def evaluate_plainly(model: torch.nn.Module, split: Split) -> float:
 
 
 def follow_plainly(average: torch.Tensor, value: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-    """The average with decay 0.6 after one more step, its decay rising to that."""
+    """The average after one more step; its decay rises to 0.6."""
     decay = min(0.6, (1 + int(steps)) / (10 + int(steps)))
     return decay * average + (1 - decay) * value if value.is_floating_point() else value
 
 
-def train_oracle(data: Path, ranks_at: Callable[[int], int]) -> tuple[dict, dict, list[dict]]:
-    """TRAIN in one process, the step `k` with the shares of `ranks_at(k)` ranks.
+def train_oracle(data: Path, count_at: Callable[[int], int]) -> tuple[dict, dict, list[dict]]:
+    """TRAIN in one process, step k with the shards of `count_at(k)` processes.
 
-    Returns the state of the network, that of the average, and a record an epoch.
+    Returns the states of the network and of the average, and a record an epoch.
     """
-    splits = load_fer2013(data, report=lambda _: None)
+    splits = load_fer2013(data)
     torch.manual_seed(0)
     model = build_network({**SIZE, "genotype": format_genotype(Auto_FERNet)})
     average = AveragedModel(model, avg_fn=follow_plainly, use_buffers=True)
     optimizer = torch.optim.SGD(model.parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
-    mix, records, done = mixing(mixup=0.4, cutmix=0.0), [], 0
+    mix, records, done = mixing(0.4, 0.0, num_classes=7), [], 0
     for epoch in range(3):
         model.train()
-        model.drop_path_prob = rising(epoch, 3, 0.5)
+        model.drop_path_prob = 0.5 * epoch / 3
         right = 0
         batches = training_batches(
             splits["Training"], batch_size=12, augmentation=Augmentation(), seed=0, epoch=epoch
         )
         for step, (images, labels) in enumerate(batches):
-            optimizer.param_groups[0]["lr"] = one_cycle(epoch + step / 7, epochs=3, highest=0.025)
+            optimizer.param_groups[0]["lr"] = cosine((epoch + step / 7) / 3, 0.025)
             torch.manual_seed(derive_seed(0, STEP_STREAM, epoch, step))
             targets = labels
             if epoch < 2:
@@ -75,21 +67,21 @@ def train_oracle(data: Path, ranks_at: Callable[[int], int]) -> tuple[dict, dict
                 labels = targets.argmax(1)
 
             def loss(
-                rank: int, rows: slice, images=images, targets=targets, labels=labels,
+                number: int, rows: slice, images=images, targets=targets, labels=labels,
                 place=(epoch, step),
             ) -> torch.Tensor:  # fmt: skip
                 nonlocal right
-                if rank > 0:
-                    torch.manual_seed(derive_seed(0, STEP_STREAM, *place, rank))
+                if number > 0:
+                    torch.manual_seed(derive_seed(0, STEP_STREAM, *place, number))
                 logits, auxiliary = (each.float() for each in model(images[rows]))
                 right += int((logits.argmax(1) == labels[rows]).sum())
                 main = F.cross_entropy(logits, targets[rows])
                 return main + 0.4 * F.cross_entropy(auxiliary, targets[rows])
 
-            shares = parts(len(images), ranks_at(done))
+            shards = parts(len(images), count_at(done))
             losses = [
                 ((end - begin) / len(images), lambda k=k, r=slice(begin, end): loss(k, r))
-                for k, (begin, end) in enumerate(shares)
+                for k, (begin, end) in enumerate(shards)
             ]
             accumulate(model, losses)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -105,7 +97,7 @@ def train_oracle(data: Path, ranks_at: Callable[[int], int]) -> tuple[dict, dict
 
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The folders of TRAIN by 1, 2 and 3 ranks."""
+    """The folders of TRAIN by 1, 2 and 3 processes."""
     out = tmp_path_factory.mktemp("trained")
     for count in (1, 2, 3):
         words = words_of(TRAIN, data, out, "--save", str(count))
@@ -114,7 +106,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, P
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_ranks_train_and_evaluate_as_the_oracle_does(count, data, trained, double):
+def test_processes_train_and_evaluate_as_oracle(count, data, trained, double):
     state, average, records = train_oracle(data, lambda _: count)
     found = read(trained[count])
     assert_close(found["state_dict"], state)
@@ -124,7 +116,7 @@ def test_ranks_train_and_evaluate_as_the_oracle_does(count, data, trained, doubl
             assert record[name] == pytest.approx(value, abs=1e-9), name
 
 
-def test_one_process_writes_what_one_process_alone_writes(trained):
+def test_only_first_process_writes(trained):
     files = {count: sorted(p.name for p in folder.iterdir()) for count, folder in trained.items()}
     assert files[1] == files[2] == files[3]
     logs = [(folder / "log.txt").read_text().splitlines() for folder in trained.values()]
@@ -134,21 +126,22 @@ def test_one_process_writes_what_one_process_alone_writes(trained):
     assert [(out / f"3-{k}.log").read_text() for k in (1, 2)] == ["", ""]
 
 
-def test_a_run_of_two_processes_stops_at_one_step_and_goes_on_as_one(data, double, tmp_path):
+def stop_second() -> None:
+    in_double()
+    raise_after("epoch 2 step 2/", signal.SIGTERM, rank=1)
+
+
+def test_run_of_two_processes_resumes_as_one(data, double, tmp_path):
     words = words_of(TRAIN, data, tmp_path)
-    children = start([*words, "--save", "run"], 2, tmp_path, before=in_double)
-    children[0].wait_for("epoch 2 step 2/")
-    children[1].signal(signal.SIGTERM)
-    assert [child.wait() for child in children] == [143, 143]
+    children = start([*words, "--save", "run"], 2, tmp_path, before=stop_second)
+    assert [child.wait(LIMIT) for child in children] == [143, 143]
     assert "stopped (SIGTERM); saved" in children[0].printed()
     assert children[1].printed() == ""
     state = read(tmp_path / "run")["state"]
-    assert state["sums"][2] == min(12 * state["step"], 77)
-    done = 7 * state["epoch"] + state["step"]
-    assert 8 < done < 21
+    assert (state["epoch"], state["step"], state["sums"][2]) == (1, 2, 24)
     alone = Child([*words, "--resume", "run"], tmp_path / "alone.log", in_double)
-    assert alone.wait() == 0, alone.printed()
-    expected, average, records = train_oracle(data, lambda step: 2 if step < done else 1)
+    assert alone.wait(LIMIT) == 0, alone.printed()
+    expected, average, records = train_oracle(data, lambda step: 2 if step < 9 else 1)
     found = read(tmp_path / "run")
     assert_close(found["state_dict"], expected)
     assert_close(found["average"], average)

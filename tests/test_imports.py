@@ -1,0 +1,163 @@
+"""Imports run one way, from scripts down to utils, and no function has too many parameters."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from graphlib import CycleError, TopologicalSorter
+from pathlib import PurePosixPath
+
+import pytest
+from runs import ROOT
+
+# No file imports one of a higher floor.
+FLOORS = {
+    "auto_fernet": 0,
+    "utils": 0,
+    "data": 1,
+    "genotypes": 1,
+    "operations": 1,
+    "model": 2,
+    "model_search": 2,
+    "architect": 3,
+    "engine": 3,
+    "common": 4,
+    "search": 5,
+    "train_FER2013": 5,
+    "relabel_training": 5,
+    "ensemble": 5,
+    "test_CK48": 5,
+    "test_JAFFE": 5,
+    "tools": 5,
+    "benchmarks": 6,
+    "tests": 9,
+}
+# Of these every import of ours is of the same package.
+INDEPENDENT = ("utils", "auto_fernet")
+MOST_PARAMETERS = 11
+
+Sources = dict[str, str]  # text by path from the repository root
+
+
+@pytest.fixture(scope="module")
+def sources() -> Sources:
+    """All Python files but those that git ignores."""
+    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
+    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    paths = {path for path in found.stdout.splitlines() if (ROOT / path).is_file()}
+    return {path: (ROOT / path).read_text() for path in paths}
+
+
+def module_of(path: str) -> str:
+    """The name by which a file is imported."""
+    parts = PurePosixPath(path).with_suffix("").parts
+    if parts[0] == "tests":
+        parts = parts[1:]  # pytest puts the folder on the path
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def imported_names(path: str, source: str) -> set[str]:
+    """All names that a file imports, also inside functions: `a.b.c` of `from a.b import c`."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = PurePosixPath(path).parts[: -node.level] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def import_graph(sources: Sources) -> dict[str, set[str]]:
+    """The files of ours that each file imports."""
+    paths = {module_of(path): path for path in sources}
+
+    def resolve(name: str) -> str | None:
+        while name and name not in paths:
+            name = name.rpartition(".")[0]
+        return paths.get(name)
+
+    graph = {
+        path: {resolve(name) for name in imported_names(path, source)} - {None, path}
+        for path, source in sources.items()
+    }
+    return graph  # type: ignore[return-value]
+
+
+def top_of(path: str) -> str:
+    return PurePosixPath(path).parts[0].removesuffix(".py")
+
+
+def wrong_imports(sources: Sources) -> list[str]:
+    """What is wrong with the imports, a line each."""
+    graph = import_graph(sources)
+    wrong = [f"{path}: has no floor" for path in graph if top_of(path) not in FLOORS]
+    for path, targets in graph.items():
+        for target in targets:
+            if FLOORS.get(top_of(target), 0) > FLOORS.get(top_of(path), 0):
+                wrong.append(f"{path} imports {target}, which is above")
+            elif top_of(path) in INDEPENDENT and top_of(target) != top_of(path):
+                wrong.append(f"{path} imports {target}, but should import nothing of ours")
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        wrong.append(f"cycle: {' <- '.join(error.args[1])}")
+    return wrong
+
+
+def test_imports_run_one_way(sources):
+    assert {"utils.py", "engine.py", "search.py", "tests/test_imports.py"} <= sources.keys()
+    graph = import_graph(sources)
+    assert {"utils.py", "data/types.py", "model.py"} <= graph["engine.py"]
+    assert "tests/runs.py" in graph["tests/test_imports.py"]
+    assert wrong_imports(sources) == []
+
+
+MADE_UP = {
+    "utils.py": "import os",
+    "data/__init__.py": "",
+    "data/types.py": "from utils import UserError",
+    "engine.py": "from data.types import Split\nimport utils",
+    "auto_fernet/__init__.py": "from auto_fernet.predict import predict",
+    "auto_fernet/predict.py": "from . import shapes",
+    "auto_fernet/shapes.py": "import numpy",
+}
+
+
+@pytest.mark.parametrize("path, source, line", [
+    ("data/types.py", "from engine import fit", "data/types.py imports engine.py, which is above"),
+    ("data/types.py", "def f():\n    import engine", "imports engine.py, which is above"),
+    ("engine.py", "from data import missing", None),
+    ("data/faces.py", "from .types import Split", None),
+    ("utils.py", "import auto_fernet.shapes", "utils.py imports auto_fernet/shapes.py, but"),
+    ("auto_fernet/shapes.py", "import utils", "auto_fernet/shapes.py imports utils.py, but"),
+    ("auto_fernet/shapes.py", "from .predict import x", "cycle: auto_fernet/"),
+    ("auto_fernet/shapes.py", "import auto_fernet", "cycle: auto_fernet/"),
+    ("stray.py", "", "stray.py: has no floor"),
+])  # fmt: skip
+def test_checker_finds_wrong_imports(path, source, line):
+    assert wrong_imports(MADE_UP) == []
+    found = wrong_imports({**MADE_UP, path: source})
+    assert found == [] if line is None else any(line in each for each in found), found
+
+
+def long_signatures(sources: Sources) -> list[str]:
+    """Functions outside tests with more than MOST_PARAMETERS parameters, self not counted."""
+    found = []
+    for path, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and top_of(path) != "tests":
+                a = node.args
+                each = [*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg]
+                count = sum(arg is not None and arg.arg not in ("self", "cls") for arg in each)
+                if count > MOST_PARAMETERS:
+                    found.append(f"{path}: {node.name} has {count} parameters")
+    return found
+
+
+def test_functions_have_few_parameters(sources):
+    assert long_signatures(sources) == []
+    twelve = "def f(self, a, b, /, c, d, e, *f, g, h, i, j, k, **l): pass"
+    assert long_signatures({"engine.py": twelve}) == ["engine.py: f has 12 parameters"]
+    assert long_signatures({"engine.py": twelve.replace(", **l", "")}) == []
