@@ -1,4 +1,4 @@
-"""The recipe: smoothed labels, mixed batches and averaged weights, each against a plain version."""
+"""The recipe: smoothed labels, a teacher, mixed batches and averaged weights, in plain versions."""
 
 from __future__ import annotations
 
@@ -7,192 +7,123 @@ import copy
 import pytest
 import torch
 from runs import weights
+from test_engine import CPU, Small, batches, fit_small, new_run, new_state, parse, split, step
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import engine
 import relabel_training
 import search
 import test_CK48
 import train_FER2013
-from common import cli, recipe
-from common.objective import objective
+from common.arguments import RECIPES
 from common.weights import load_members
-from data.augment import Augmentation, training_batches
-from data.fer2013 import Split
 from data.mix import mixing
-from engine import TrainState, autocast, evaluate, fit, network_predictor, train_one_epoch
+from data.relabel import Relabelling
+from engine import ModelEma, evaluate, network_predictor, objective, train_one_epoch
 from model import build_network
-from utils import Stop, UserError
+from utils import UserError
 
-CPU = torch.device("cpu")
-STRONG = recipe.RECIPES["strong"]
-
-
-class Small(nn.Module):
-    """Has what the loop asks of a network, and a batch norm whose statistics move."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.drop_path_prob = 0.0
-        self.norm = nn.BatchNorm1d(16)
-        self.linear = nn.Linear(16, 7)
-        self.head = nn.Linear(16, 7)
-
-    def forward(self, x):
-        x = self.norm(F.adaptive_avg_pool2d(x, 4).flatten(1))
-        return self.linear(x), self.head(x) if self.training else None
+STRONG = RECIPES["strong"]
 
 
-def parse(words: str, module=train_FER2013):
-    return cli.parse(module.build_parser(), words.split())
-
-
-def split(count: int, seed: int = 0) -> Split:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, 1, 48, 48), generator=generator, dtype=torch.uint8)
-    return Split(images, torch.arange(count) % 7)
-
-
-def batches(epoch: int = 0) -> list[tuple[Tensor, Tensor]]:
-    options = {"batch_size": 8, "augmentation": Augmentation(), "seed": 0, "epoch": epoch}
-    return list(training_batches(split(20), **options))
-
-
-def train(model: nn.Module, seen: list[tuple[Tensor, Tensor]], **changes):
-    """An epoch of the loop at a fixed rate, by plain SGD."""
-    return train_one_epoch(
-        model, seen, torch.optim.SGD(model.parameters(), 0.5), forward=model, state=TrainState(),
-        steps=len(seen), seed=0, learning_rate_at=lambda _: 0.5, auxiliary_weight=0.4,
-        grad_clip=100.0, precision=autocast(CPU, "off"), report_freq=10, stop=Stop(), **changes,
-    )  # fmt: skip
-
-
-def fit_small(model: nn.Module, state: TrainState, **changes) -> None:
-    options = {
-        "epochs": 5, "batch_size": 8, "augmentation": Augmentation(), "learning_rate": 0.1,
-        "warmup_epochs": 0, "drop_path_at": lambda _: 0.0, "auxiliary_weight": 0.4,
-        "grad_clip": 5.0, "seed": 0, "precision": autocast(CPU, "off"), "report_freq": 100,
-        "limit_batches": None, "compile_forward": False, "save": lambda _: None, "stop": Stop(),
-    }  # fmt: skip
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    fit(model, optimizer, split(20), {"PublicTest": split(9, 1)}, state=state,
-        **{**options, **changes})  # fmt: skip
-
-
-# ---------------------------------------------------------------- label smoothing
+# --- the loss
 
 
 def smoothed(logits: Tensor, targets: Tensor, share: float) -> float:
-    """The oracle: - sum of q log p with q = (1 - e) target + e / K, number by number."""
-    total = 0.0
-    for row, target in zip(logits.double().log_softmax(1), targets, strict=True):
-        for k in range(7):
-            wanted = float(target[k]) if target.ndim else float(int(target) == k)
-            total -= ((1 - share) * wanted + share / 7) * float(row[k])
-    return total / len(logits)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.6])
-def test_label_smoothing_spreads_a_share_of_every_label_or_mixture_over_all_classes(share):
-    logits = torch.randn(6, 7, generator=torch.Generator().manual_seed(0))
-    labels, mixture = torch.arange(6), torch.rand(6, 7).softmax(1)
-    criterion = objective(label_smoothing=share)(torch.rand(6, 1, 44, 44))
-    for targets in (labels, mixture):
-        found = criterion(logits, targets).item()
-        assert found == pytest.approx(smoothed(logits, targets, share), rel=1e-5)
-
-
-# ---------------------------------------------------------------- distillation
+    """The oracle: the mean of - sum of q log p with q = (1 - e) target + e / K."""
+    wanted = targets if targets.ndim == 2 else torch.eye(7)[targets]
+    q, p = (1 - share) * wanted.double() + share / 7, logits.double().exp()
+    return -(q * (p / p.sum(1, keepdim=True)).log()).sum(1).mean().item()
 
 
 def divergence(logits: Tensor, taught: Tensor, temperature: float) -> float:
-    """The oracle: T^2 times the mean over images of sum of q log(q / p), number by number."""
-    total = 0.0
-    for given, wanted in zip(logits.double(), taught.double(), strict=True):
-        p, q = (torch.exp(row / temperature) for row in (given, wanted))
-        p, q = p / p.sum(), q / q.sum()
-        total += sum(float(q[k]) * float((q[k] / p[k]).log()) for k in range(7))
-    return temperature**2 * total / len(logits)
+    """The oracle: T^2 times the mean over images of sum of q log(q / p)."""
+    p, q = ((each.double() / temperature).exp() for each in (logits, taught))
+    p, q = (each / each.sum(1, keepdim=True) for each in (p, q))
+    return temperature**2 * (q * (q / p).log()).sum(1).mean().item()
+
+
+@pytest.fixture
+def logits() -> Tensor:
+    """Those of a network and of its teacher, (2, 6, 7)."""
+    return torch.randn(2, 6, 7, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.6])
+def test_label_smoothing(share, logits):
+    args = parse(f"--label_smoothing {share}")
+    for targets in (torch.arange(6), torch.rand(6, 7).softmax(1)):
+        found = objective(logits[0], targets, args).item()
+        assert found == pytest.approx(smoothed(logits[0], targets, share), rel=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
-def test_distillation_adds_the_divergence_from_the_teachers_soft_answers(temperature):
-    generator = torch.Generator().manual_seed(0)
-    logits, taught = (torch.randn(6, 7, generator=generator) for _ in range(2))
+def test_distillation(temperature, logits):
+    args = parse(f"--label_smoothing 0.1 --temperature {temperature} --teacher_weight 0.3")
     labels = torch.arange(6)
-    criterion_for = objective(
-        label_smoothing=0.1, teacher=lambda images: taught, temperature=temperature,
-        teacher_weight=0.3,
-    )  # fmt: skip
-    found = criterion_for(torch.rand(6, 1, 44, 44))(logits, labels).item()
-    expected = 0.7 * smoothed(logits, labels, 0.1) + 0.3 * divergence(logits, taught, temperature)
+    found = objective(logits[0], labels, args, logits[1]).item()
+    expected = 0.7 * smoothed(logits[0], labels, 0.1) + 0.3 * divergence(*logits, temperature)
     assert found == pytest.approx(expected, rel=1e-5)
-    assert divergence(taught, taught, temperature) == pytest.approx(0.0, abs=1e-12)
+    assert engine.distillation(logits[1], logits[1], temperature).item() == pytest.approx(0.0)
 
 
-def test_the_teacher_sees_the_batch_that_is_trained_on_once_and_learns_nothing():
+def test_teacher_sees_the_mixed_batch_once_and_learns_nothing():
+    images, labels = batches()[0]
     seen, teacher = [], Small().eval()
 
     def taught(images: Tensor) -> Tensor:
         seen.append(images)
-        found = teacher(images)[0]
-        assert not found.requires_grad
-        return found
+        with torch.no_grad():
+            return teacher(images)[0] * 2
 
     def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return images / 2, F.one_hot(labels, 7).float()
 
-    before, model = copy.deepcopy(teacher.state_dict()), Small()
-    criterion_for = objective(
-        label_smoothing=0.0, teacher=taught, temperature=2.0, teacher_weight=0.5
-    )
-    (images, labels), *_ = batches()
-    train(model, [(images, labels)], mix=mix, criterion_for=criterion_for)
+    before, model, plain = copy.deepcopy(teacher.state_dict()), Small(), Small()
+    step(model, [(images, labels)], teacher=taught, mix=mix)
     assert len(seen) == 1
     assert seen[0].equal(images / 2)
     assert all(value.equal(before[name]) for name, value in teacher.state_dict().items())
-    plain = Small()
     # The auxiliary head learns from the same teacher.
-    logits, head = plain(images / 2)
-    (loss, side) = (criterion_for(images / 2)(each, labels) for each in (logits, head))
-    (loss + 0.4 * side).backward()
-    torch.testing.assert_close(
-        model.head.weight, Small().head.weight - 0.5 * plain.head.weight.grad
-    )
+    losses = [objective(each, labels, parse(""), taught(images / 2)) for each in plain(images / 2)]
+    (losses[0] + 0.4 * losses[1]).backward()
+    for found, weight in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found, weight - 0.5 * weight.grad)
 
 
-def test_several_teachers_teach_the_mean_of_their_logits(tmp_path):
+def test_several_teachers_give_their_mean_logits(tmp_path):
+    images, logits = torch.rand(3, 1, 44, 44), []
     for seed in (0, 1):
-        weights(tmp_path / f"t{seed}.pt", seed)
-    images = torch.rand(3, 1, 44, 44)
+        content = torch.load(weights(tmp_path / f"t{seed}.pt", seed), weights_only=True)
+        network = build_network(content["model"]).eval()
+        network.load_state_dict(content["state_dict"])
+        logits.append(network(images)[0].detach())
     found = load_members("--teacher", ["t0", "t1"], str(tmp_path), CPU)(images)
-    logits = []
-    for seed in (0, 1):
-        network = build_network(torch.load(tmp_path / f"t{seed}.pt", weights_only=True)["model"])
-        network.load_state_dict(torch.load(tmp_path / f"t{seed}.pt")["state_dict"])
-        logits.append(network.eval()(images)[0])
+    assert not found.requires_grad
     torch.testing.assert_close(found, (logits[0] + logits[1]) / 2)
     with pytest.raises(UserError, match="--teacher t2: no weights found"):
         load_members("--teacher", ["t0", "t2"], str(tmp_path), CPU)
 
 
-# ---------------------------------------------------------------- mixed batches
+# --- mixed batches
 
 
 def draw_share(alpha: float) -> float:
     return torch.distributions.Beta(torch.tensor([alpha]), torch.tensor([alpha])).sample().item()
 
 
+def shares(labels: Tensor, share: float) -> Tensor:
+    """Targets of `share` of a label and the rest of the label before it."""
+    own = torch.eye(7)[labels]
+    return share * own + (1 - share) * torch.stack([own[k - 1] for k in range(len(labels))])
+
+
 def blend(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """The oracle of mixup: every image with the one before it, the first with the last."""
     share = draw_share(alpha)
-    mixed, targets = torch.empty_like(images), torch.zeros(len(labels), 7)
-    for k in range(len(images)):
-        mixed[k] = share * images[k] + (1 - share) * images[k - 1]
-        targets[k, labels[k]] += share
-        targets[k, labels[k - 1]] += 1 - share
-    return mixed, targets
+    mixed = [share * images[k] + (1 - share) * images[k - 1] for k in range(len(images))]
+    return torch.stack(mixed), shares(labels, share)
 
 
 def paste(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
@@ -200,38 +131,34 @@ def paste(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor]
     share, side = draw_share(alpha), images.shape[-1]
     column, row = torch.randint(side, (1,)).item(), torch.randint(side, (1,)).item()
     half = int(0.5 * (1 - share) ** 0.5 * side)
-    mixed, targets, pasted = images.clone(), torch.zeros(len(labels), 7), 0
+    mixed, pasted = images.clone(), 0
     for r in range(max(row - half, 0), min(row + half, side)):
         for c in range(max(column - half, 0), min(column + half, side)):
             mixed[:, 0, r, c] = torch.stack([images[k - 1, 0, r, c] for k in range(len(images))])
             pasted += 1
-    for k in range(len(images)):
-        targets[k, labels[k]] += 1 - pasted / side**2
-        targets[k, labels[k - 1]] += pasted / side**2
-    return mixed, targets
+    return mixed, shares(labels, 1 - pasted / side**2)
 
 
-@pytest.mark.parametrize("flag, oracle", [("mixup", blend), ("cutmix", paste)])
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
-def test_a_mixed_batch_is_as_written_out(flag, oracle, alpha):
-    mix = mixing(**{"mixup": 0.0, "cutmix": 0.0, flag: alpha})
+@pytest.mark.parametrize("kind, oracle", [("mixup", blend), ("cutmix", paste)])
+def test_mixed_batch(kind, oracle, alpha):
+    mix = mixing(*((alpha, 0.0) if kind == "mixup" else (0.0, alpha)), 7)
     images, labels = torch.rand(8, 1, 44, 44), torch.arange(8) % 7
     changed = 0
     for seed in range(5):
         torch.manual_seed(seed)
         found = mix(images, labels)
         torch.manual_seed(seed)
-        expected = oracle(images, labels, alpha)
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(found, oracle(images, labels, alpha))
         torch.testing.assert_close(found[1].sum(1), torch.ones(8))
         changed += not found[0].equal(images)
     assert changed > 0
     assert labels.equal(torch.arange(8) % 7)
 
 
-def test_with_both_a_coin_decides_and_with_none_nothing_is_mixed():
-    assert mixing(mixup=0.0, cutmix=0.0) is None
-    mix, images, blended = mixing(mixup=1.0, cutmix=1.0), torch.zeros(2, 1, 44, 44), 0
+def test_mixup_or_cutmix_is_drawn_for_each_batch():
+    assert mixing(0.0, 0.0, 7) is None
+    mix, images, blended = mixing(1.0, 1.0, 7), torch.zeros(2, 1, 44, 44), 0
     images[1] = 1.0
     for seed in range(40):
         torch.manual_seed(seed)
@@ -240,152 +167,124 @@ def test_with_both_a_coin_decides_and_with_none_nothing_is_mixed():
     assert 10 < blended < 30
 
 
-def test_a_mixed_step_trains_on_both_classes_and_counts_the_larger_share():
+def test_mixed_step():
     images, labels = batches()[0]
-    state, model = copy.deepcopy(Small().state_dict()), Small()
+    model, plain = Small(), Small()
 
     def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         targets = 0.3 * F.one_hot(labels, 7) + 0.7 * F.one_hot(labels.roll(1), 7)
         return 0.3 * images + 0.7 * images.roll(1, 0), targets
 
-    meter = train(model, [(images, labels)], mix=mix)
-    plain = Small()
+    meter = step(model, [(images, labels)], mix=mix)
     logits, head = plain(0.3 * images + 0.7 * images.roll(1, 0))
 
     def loss(found: Tensor) -> Tensor:
         return 0.3 * F.cross_entropy(found, labels) + 0.7 * F.cross_entropy(found, labels.roll(1))
 
     (loss(logits) + 0.4 * loss(head)).backward()
-    for name, weight in plain.named_parameters():
-        expected = state[name] - 0.5 * weight.grad
-        torch.testing.assert_close(model.state_dict()[name], expected)
+    for found, weight in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found, weight - 0.5 * weight.grad)
     right = (logits.argmax(1) == labels.roll(1)).float().mean().item()
     assert meter.read() == (pytest.approx(loss(logits).item()), pytest.approx(100 * right))
 
 
-def test_mixing_ends_before_the_last_epochs_and_labels_are_repaired_only_then():
-    asked, mixed, repaired = [], [], []
+@pytest.mark.parametrize(
+    "words, epochs, mixed_epochs", [("--mix_off_epochs 2", 5, 3), ("", 5, 5), ("", 20, 18)]
+)
+def test_labels_are_repaired_only_after_the_last_mixed_epoch(
+    words, epochs, mixed_epochs, monkeypatch
+):
+    mixed, asked, repaired = [], [], []
 
-    def relabel_at(epoch):
-        asked.append(epoch)
-        return lambda logits, labels: repaired.append(epoch) or labels
+    class Watched(Relabelling):
+        def start_epoch(self, epoch, *rest):
+            asked.append(epoch)
+            return super().start_epoch(epoch, *rest)
 
-    def mix(images, labels):
+        def __call__(self, logits, labels):
+            repaired.append(asked[-1])
+            return super().__call__(logits, labels)
+
+    def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         mixed.append(len(images))
         return images, F.one_hot(labels, 7).float()
 
-    flags = parse("--epochs 5 --mixup 1 --mix_off_epochs 2")
-    planned = recipe.fit_arguments(flags)["mix_at"]
-    assert [planned(epoch) is not None for epoch in range(5)] == [True] * 3 + [False] * 2
-    mix_at = lambda epoch: mix if planned(epoch) else None  # noqa: E731
-    fit_small(Small(), TrainState(), mix_at=mix_at, relabel_at=relabel_at)
-    assert len(mixed) == 3 * 3
-    assert asked == [3, 4]
-    assert sorted(set(repaired)) == [3, 4]
-    planned = recipe.fit_arguments(parse("--epochs 20 --cutmix 1"))["mix_at"]
-    assert [planned(epoch) is not None for epoch in (0, 17, 18)] == [True, True, False]
+    monkeypatch.setattr(engine, "mixing", lambda *_: mix)
+    options = {"threshold": 0.2, "fes": None, "fes_threshold": 0.0, "batch_size": 8, "seed": 0}
+    fit_small(f"--epochs {epochs} --mixup 1 {words}", relabel=Watched(split(20), **options))
+    assert len(mixed) == 3 * mixed_epochs
+    assert asked == list(range(mixed_epochs, epochs))
+    assert sorted(set(repaired)) == asked
 
 
-# ---------------------------------------------------------------- averaged weights
+# --- averaged weights
 
 
 @pytest.mark.parametrize("decay", [0.9, 0.2])
-def test_the_average_follows_weights_and_statistics_step_by_step(decay):
-    model, plain, seen = Small(), Small(), batches()
-    average = recipe.averaged(model, decay)
-    train(model, seen, average=average)
-    expected = None
-    for steps, batch in enumerate(seen):
-        train(plain, [batch])
-        now = {name: value.clone() for name, value in plain.state_dict().items()}
+def test_ema_of_weights_and_statistics(decay):
+    train, args = new_state(f"--ema {decay}")
+    plain, plain_args = new_state("")
+    seen, expected = batches(), None
+    for number, batch in enumerate(seen):
+        for each, flags in ((train, args), (plain, plain_args)):
+            each.progress.step = number
+            options = {"steps": len(seen), "forward": each.model}
+            train_one_epoch(each, [batch], flags, new_run(), **options)
+        now = {name: value.clone() for name, value in plain.model.state_dict().items()}
         # The first step is where the average begins.
         before = now if expected is None else expected
-        kept = min(decay, (1 + steps) / (10 + steps))
+        kept = min(decay, (1 + number) / (10 + number))
         expected = {
             name: kept * before[name] + (1 - kept) * value if value.is_floating_point() else value
             for name, value in now.items()
         }
-    found = average.module.state_dict()
-    assert {"norm.running_mean", "norm.running_var", "linear.weight"} <= found.keys()
+    found = train.weights.state_dict()
+    assert {"norm.running_mean", "norm.running_var", "classifier.weight"} <= found.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value)
         if value.is_floating_point():
-            assert not found[name].equal(plain.state_dict()[name])
-    assert all(a.equal(b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+            assert not found[name].equal(now[name])
+    assert all(value.equal(now[name]) for name, value in train.model.state_dict().items())
 
 
-def test_the_average_soon_forgets_where_it_began():
+def test_ema_soon_forgets_the_first_weights():
     model = nn.BatchNorm1d(1)
-    average = recipe.averaged(model, 0.999)
+    ema = ModelEma(model, 0.999)
     for value in [1.0] + 50 * [0.01]:
         model.running_var.fill_(value)
-        average.update_parameters(model)
-    assert average.module.running_var.item() == pytest.approx(0.01, rel=1e-3)
+        ema.update_parameters(model)
+    assert ema.module.running_var.item() == pytest.approx(0.01, rel=1e-3)
 
 
-def test_the_average_asks_no_value_of_the_device():
-    # Tensors without values refuse every question whose answer the host would wait for.
-    model = Small().to("meta")
-    average = recipe.averaged(model, 0.999)
-    for _ in range(3):
-        average.update_parameters(model)
-    assert int(average.n_averaged) == 3
-    with pytest.raises(RuntimeError):
-        average.module.norm.running_var.max().item()
-
-
-def test_a_fit_scores_the_average_and_trains_as_without():
+def test_fit_scores_the_ema_and_trains_as_without():
     scores, ends = [], []
     for decay in (0.0, 0.9):
-        model, state = Small(), TrainState()
-        average = recipe.averaged(model, decay)
-        fit_small(model, state, epochs=2, average=average)
-        shown = evaluate(
-            network_predictor(model if average is None else average.module), split(9, 1),
-            batch_size=4, precision=autocast(CPU, "off"), stop=Stop(),
-        )  # fmt: skip
-        assert state.history[-1]["PublicTest_loss"] == pytest.approx(shown.loss, rel=1e-6)
+        train = fit_small(f"--epochs 2 --ema {decay}")
+        shown = evaluate(network_predictor(train.weights), split(9, 1), 4, new_run())
+        recorded = train.progress.history[-1]["PublicTest_loss"]
+        assert recorded == pytest.approx(shown.loss, rel=1e-6)
         scores.append(shown.loss)
-        ends.append(model.state_dict())
+        ends.append(train.model.state_dict())
     assert scores[0] != scores[1]
     assert all(ends[0][name].equal(value) for name, value in ends[1].items())
 
 
-# ---------------------------------------------------------------- the flags
+# --- the flags
 
 
-@pytest.mark.parametrize(
-    "module, start",
-    [(train_FER2013, ""), (relabel_training, "--checkpoint x"), (test_CK48, "--checkpoint x")],
-    ids=["train", "relabel", "folds"],
-)
-def test_a_bare_command_is_the_papers_and_a_recipe_is_other_defaults(module, start):
-    bare, strong = parse(start, module), parse(f"{start} --recipe strong", module)
-    added = STRONG.keys() - {"drop_path_prob"}
-    assert not any(getattr(bare, name) for name in added)
+@pytest.mark.parametrize("module", [train_FER2013, relabel_training, test_CK48])
+def test_a_recipe_is_other_defaults(module):
+    bare, strong = parse("", module), parse("--recipe strong", module)
+    assert not any(getattr(bare, name) for name in STRONG.keys() - {"drop_path_prob"})
     assert bare.drop_path_prob == (0.2 if module is train_FER2013 else None)
     assert not any((bare.mixup, bare.cutmix, bare.cutout))
     changed = {name for name, value in vars(bare).items() if getattr(strong, name) != value}
-    changed -= {"started"}
-    assert changed == {"recipe", *STRONG}
+    assert changed - {"started"} == {"recipe", *STRONG}
     assert {name: getattr(strong, name) for name in STRONG} == STRONG
-    own = parse(f"{start} --ema 0 --recipe strong --no-nesterov --affine 0.3", module)
+    own = parse("--ema 0 --recipe strong --no-nesterov --affine 0.3", module)
     assert (own.ema, own.nesterov, own.affine) == (0, False, 0.3)
     assert own.warmup_epochs == STRONG["warmup_epochs"]
 
 
-def test_the_recipes_names_are_flags_of_training_and_the_search_has_no_recipe():
-    names = vars(train_FER2013.build_parser().parse_args([]))
-    assert all(name in names for flags in recipe.RECIPES.values() for name in flags)
+def test_the_search_has_no_recipe():
     assert "recipe" not in vars(search.build_parser().parse_args([]))
-
-
-def test_the_flags_reach_the_augmentation():
-    found = recipe.fit_arguments(parse("--affine 0.1 --erasing 0.3 --cutout"), jitter=0.5)
-    assert found["augmentation"] == Augmentation(jitter=0.5, cutout=16, affine=0.1, erasing=0.3)
-    assert recipe.fit_arguments(parse(""))["augmentation"] == Augmentation()
-
-
-def test_mixing_that_would_never_begin_is_refused():
-    with pytest.raises(UserError, match="--mix_off_epochs 3: expected fewer than --epochs 3"):
-        parse("--epochs 3 --mixup 0.2 --mix_off_epochs 3")

@@ -13,7 +13,7 @@ from torch import nn
 
 import utils
 from utils import (
-    Meter,
+    AverageMeter,
     UserError,
     WriteError,
     create_run_folder,
@@ -21,13 +21,16 @@ from utils import (
     load_checkpoint,
     load_state,
     open_log,
+    reading,
     save_checkpoint,
     write_rows,
     write_text,
 )
 
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 
-def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+
+def test_checkpoint_round_trip(tmp_path):
     content = {"state_dict": {"w": torch.arange(3.0)}, "epoch": 4, "args": {"amp": "off"}}
     save_checkpoint(tmp_path / "c.pt", "weights", content)
     found = load_checkpoint(tmp_path / "c.pt", ["weights"])
@@ -35,7 +38,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     assert (found["kind"], found["epoch"], found["args"]) == ("weights", 4, {"amp": "off"})
 
 
-def test_a_bare_state_dict_is_known_as_one_and_only_where_it_may_be(tmp_path):
+def test_bare_state_dict(tmp_path):
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "bare.pt")
     found = load_checkpoint(tmp_path / "bare.pt", ["weights", "state_dict"])
     assert found["kind"] == "state_dict"
@@ -59,7 +62,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path, monkeypatch):
     assert not (tmp_path / "hostile-was-here").exists()
 
 
-def test_what_is_no_checkpoint_is_refused_by_one_line_that_names_it(tmp_path):
+def test_what_is_no_checkpoint_is_named_in_one_line(tmp_path):
     save_checkpoint(tmp_path / "whole.pt", "weights", {"x": torch.zeros(1000)})
     save_checkpoint(tmp_path / "search.pt", "search", {"x": torch.zeros(1)})
     whole = (tmp_path / "whole.pt").read_bytes()
@@ -75,18 +78,42 @@ def test_what_is_no_checkpoint_is_refused_by_one_line_that_names_it(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_loading_a_state_names_the_first_difference(tmp_path):
+@pytest.mark.parametrize("changes, expected", [
+    ({"weight": torch.zeros(3, 4)}, r"weight is \(3, 4\), the network expects \(3, 2\)"),
+    ({"bias": None}, r"bias is missing"),
+    ({"extra": torch.zeros(1)}, r"extra is \(1,\), the network expects missing"),
+    ({"bias": torch.full((3,), torch.nan)}, r"bias is not finite"),
+    ({"weight": torch.zeros(1, 1).expand(3, 2)}, r"weight is larger than its storage"),
+], ids=["shape", "missing", "extra", "NaN", "expanded"])  # fmt: skip
+def test_state_that_does_not_fit_is_refused(changes, expected):
     module = nn.Linear(2, 3)
-    load_state(module, nn.Linear(2, 3).state_dict(), "file.pt")
-    with pytest.raises(UserError, match=r"file\.pt: weight is \(3, 4\), the network expects"):
-        load_state(module, nn.Linear(4, 3).state_dict(), "file.pt")
-    with pytest.raises(UserError, match="bias is nothing"):
-        load_state(module, {"weight": torch.zeros(3, 2)}, "file.pt")
-    with pytest.raises(UserError, match=r"extra is .* expects nothing"):
-        load_state(module, {**module.state_dict(), "extra": torch.zeros(1)}, "file.pt")
+    state = nn.Linear(2, 3).state_dict()
+    load_state(module, state, "file.pt")
+    found = {name: value for name, value in {**state, **changes}.items() if value is not None}
+    with pytest.raises(UserError, match=rf"file\.pt: .*{expected}"):
+        load_state(module, found, "file.pt")
 
 
-def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+@pytest.mark.parametrize("raised, expected", [
+    (KeyError("layers"), "x.pt: KeyError: 'layers'; expected a table"),
+    (ValueError("one\ntwo"), "x.pt: ValueError: one; expected a table"),
+    (FileNotFoundError("x"), "x.pt: no such file; expected a table"),
+    (PermissionError(13, "denied"), "x.pt: cannot be read (denied); expected a table"),
+    (UserError("as it is"), "as it is"),
+], ids=lambda value: type(value).__name__)  # fmt: skip
+def test_reading_names_the_file(raised, expected):
+    with pytest.raises(UserError) as caught, reading("x.pt", "a table"):
+        raise raised
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize("raised", [MemoryError(), KeyboardInterrupt()])
+def test_reading_passes_what_is_no_fault_of_the_file(raised):
+    with pytest.raises(type(raised)), reading("x.pt"):
+        raise raised
+
+
+def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     save_checkpoint(tmp_path / "c.pt", "weights", {"epoch": 1})
     before = (tmp_path / "c.pt").read_bytes()
 
@@ -94,22 +121,21 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=r"c\.pt: cannot be written \(No space left on device\)"):
+    with pytest.raises(WriteError, match=r"c\.pt: cannot be written \(No space left on device\)"):
         save_checkpoint(tmp_path / "c.pt", "weights", {"epoch": 2})
     assert (tmp_path / "c.pt").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is full")
-def test_a_disk_that_fills_while_tensors_are_written_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        utils.tempfile, "mkstemp", lambda **_: (os.open("/dev/full", os.O_WRONLY), None)
-    )
-    with pytest.raises(UserError, match=r"c\.pt: cannot be written"):
+@needs_full
+def test_a_disk_that_fills_inside_torch_save_is_one_line(tmp_path, monkeypatch):
+    opened = lambda **_: (os.open("/dev/full", os.O_WRONLY), None)  # noqa: E731
+    monkeypatch.setattr(utils.tempfile, "mkstemp", opened)
+    with pytest.raises(WriteError, match=r"c\.pt: cannot be written"):
         save_checkpoint(tmp_path / "c.pt", "weights", {"x": torch.zeros(100_000)})
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is full")
+@needs_full
 def test_a_log_on_a_full_disk_is_one_line_once(tmp_path, capsys):
     (tmp_path / "log.txt").symlink_to("/dev/full")
     log = open_log(tmp_path)
@@ -129,7 +155,7 @@ def test_text_is_replaced_whole_and_readable_by_others(tmp_path):
     assert (tmp_path / "t").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
-def test_run_folders_are_new_and_labelled_ones_are_not_overwritten(tmp_path):
+def test_run_folders_are_new(tmp_path):
     first = create_run_folder(tmp_path, None, "train")
     assert create_run_folder(tmp_path, None, "train") != first
     labelled = create_run_folder(tmp_path, "mine", "train")
@@ -139,24 +165,24 @@ def test_run_folders_are_new_and_labelled_ones_are_not_overwritten(tmp_path):
     with pytest.raises(UserError, match=r"--save mine: .* is not empty"):
         create_run_folder(tmp_path, "mine", "train")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot make a run folder"):
+    with pytest.raises(UserError, match="cannot create a run folder"):
         create_run_folder(tmp_path / "file" / "below", None, "train")
 
 
-def test_seeds_differ_for_different_keys_and_stay():
+def test_seeds_differ_and_stay():
     keys = [(seed, stream, epoch) for seed in range(3) for stream in range(3) for epoch in range(3)]
     assert len({derive_seed(*key) for key in keys}) == len(keys)
     assert derive_seed(2, 0, 1) == 7006255215521402662
 
 
-def test_a_meter_counts_images_not_batches():
-    meter = Meter(torch.device("cpu"))
+def test_average_meter_counts_images():
+    meter = AverageMeter(torch.device("cpu"))
     assert meter.read() == (0.0, 0.0)
     meter.update(torch.tensor(1.0), torch.eye(3), torch.tensor([0, 1, 2]))
     meter.update(torch.tensor(5.0), torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
     assert meter.read() == (2.0, 75.0)
 
 
-def test_metrics_keep_every_column_that_ever_was(tmp_path):
+def test_rows_keep_every_column(tmp_path):
     write_rows([{"epoch": 1, "a": 0.5}, {"epoch": 2, "a": 1.0, "b": 2}], tmp_path / "m.csv")
     assert (tmp_path / "m.csv").read_text() == "epoch,a,b\n1,0.5,\n2,1.0,2\n"

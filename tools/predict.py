@@ -1,33 +1,32 @@
-"""Name the expression on pictures of one's own.
+"""Name the expression on pictures of your own.
 
-python -m tools.predict PICTURE_OR_FOLDER --checkpoint NAME[,NAME...]
+    python -m tools.predict PICTURE_OR_FOLDER --checkpoint NAME[,NAME...]
 
-A picture is a face, framed about as FER2013 frames faces: it fills the picture. Prints a line a
-picture, the most likely expression and the probabilities of all seven, and writes
-`predictions.csv` and `faces.png`, a contact sheet, below --out. Several checkpoints are averaged as
-ensemble.py averages them. What is no picture is named and left out of a folder.
+A picture is a face that fills it, framed about as in FER2013. Prints a line a picture, the most
+likely expression and the probabilities of all seven, and writes `predictions.csv` and `faces.png`,
+a contact sheet, below --out. The logits of several checkpoints are averaged as by ensemble.py. In a
+folder, files that are no pictures are named and left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from common import arguments, cli
+from common import arguments
+from common.cli import make_folder, resolve_device, run_script
 from common.weights import load_members
 from data.augment import to_float
-from data.faces import one_line
-from data.fer2013 import CLASSES
 from data.jaffe import Box, check_box
 from data.pictures import find_pictures, load_picture
-from data.views import over_views
+from data.types import CLASSES
+from data.views import tta_predict
+from engine import Predict
 from tools.plots_faces import draw_faces
 from utils import UserError, write_rows
 
@@ -35,39 +34,33 @@ BATCH = 64
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.predict",
-        description=(__doc__ or "").split("\n")[0],
-        parents=[arguments.tta_parser()],
-    )
+    parser = arguments.new_parser(__doc__, "python -m tools.predict")
     # fmt: off
     add = parser.add_argument
-    add("pictures", metavar="PICTURE_OR_FOLDER", help="a picture, or a folder of some")
+    add("pictures", metavar="PICTURE_OR_FOLDER", help="a picture, or a folder of pictures")
     add("--checkpoint", type=arguments.names, required=True, metavar="X,Y,...",
-        help="trained networks, named as test_JAFFE.py's; of several the logits are averaged (no "
-        "default, as the answers hang on it)")
-    add("--model_path", default="saved_models", metavar="FOLDER",
-        help="where run folders lie (default: saved_models, as for training)")
+        help="trained networks, named as for test_JAFFE.py; the logits of several are averaged")
+    add("--model_path", default="saved_models", metavar="FOLDER", help="where run folders lie")
     add("--crop", type=arguments.box, metavar="LEFT,TOP,RIGHT,BOTTOM|none",
-        help="part of the largest centred square that is taken, in 256ths of it (default: none, "
-        "all of it)")
+        help="part of the largest centred square to use, in 256ths of it (default: all of it)")
     add("--out", default="predictions", metavar="FOLDER",
-        help="where the table and the contact sheet go (default: predictions, which git ignores)")
+        help="folder of the table and the contact sheet, created if missing")
     # fmt: on
-    arguments.add_device(parser.add_argument_group("the device"))
+    arguments.add_tta_argument(parser)
+    arguments.add_device_arguments(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Predict; returns the rows of the table and the paths written."""
+    """Predict; return the rows of the table and the paths of the files."""
     check_box(args.crop)
-    device = cli.resolve_device(args.device, args.gpu)
+    device = resolve_device(args)
     predict = load_members("--checkpoint", args.checkpoint, args.model_path, device)
     paths, images = read_pictures(args.pictures, args.crop)
-    out = cli.make_folder("--out", args.out)
-    p = probabilities(over_views(predict, args.tta), images, device)
-    names = [one_line(Path(path.name)) for path in paths]
+    out = make_folder("--out", args.out)
+    p = probabilities(tta_predict(predict, args.tta), images, device)
+    # File names may hold anything, such as line breaks.
+    names = [path.name if path.name.isprintable() else repr(path.name) for path in paths]
     rows = [
         {"picture": name, "expression": CLASSES[np.argmax(row)]}
         | dict(zip(CLASSES, row, strict=True))
@@ -85,36 +78,31 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_pictures(name: str, crop: Box | None) -> tuple[list[Path], np.ndarray]:
-    """The readable pictures that `name` means, and they as uint8 (N, 48, 48).
+    """The readable pictures that `name` means: their paths, and uint8 (N, 48, 48).
 
-    In a folder the others are named on the terminal. Raises UserError where none is readable.
+    The others of a folder are named on stderr. Raises UserError when none is readable.
     """
     found = find_pictures(name)
     if found == [Path(name)]:
         return found, load_picture(found[0], crop)[None]
-    paths, images = [], []
+    images = {}
     for path in found:
         try:
-            images.append(load_picture(path, crop))
-            paths.append(path)
+            images[path] = load_picture(path, crop)
         except UserError as error:
             print(f"left out: {error}", file=sys.stderr)
     if not images:
-        raise UserError(
-            f"{one_line(Path(name))}: none of {len(found)} pictures can be read, expected one"
-        )
-    return paths, np.stack(images)
+        raise UserError(f"{name}: none of {len(found)} pictures can be read, expected one")
+    return list(images), np.stack(list(images.values()))
 
 
 @torch.inference_mode()
-def probabilities(
-    predict: Callable[[Tensor], Tensor], images: np.ndarray, device: torch.device
-) -> np.ndarray:
-    """What `predict`, from images to logits, makes of uint8 (N, 48, 48): float64 (N, 7)."""
+def probabilities(predict: Predict, images: np.ndarray, device: torch.device) -> np.ndarray:
+    """The softmax of the logits that `predict` gives of uint8 (N, 48, 48): float64 (N, 7)."""
     batches = torch.from_numpy(images).unsqueeze(1).split(BATCH)
     logits = torch.cat([predict(to_float(batch.to(device))).cpu() for batch in batches])
     return logits.double().softmax(dim=1).numpy()
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, build_parser()))
+    sys.exit(run_script(main, build_parser()))

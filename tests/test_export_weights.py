@@ -1,0 +1,180 @@
+"""Weights that come with the code: exported from a run, described, verified, found by name."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fer2013_files import write_small_table
+from runs import ROOT, TRAIN, command, run, weights
+
+import ensemble
+from common import cli
+from common.training import EVALUATED
+from common.weights import (
+    CHECKPOINTS,
+    digest,
+    find_weights,
+    load_trained,
+    read_manifest,
+    write_entry,
+)
+from data.fer2013 import load_fer2013
+from data.views import TTA
+from engine import Run, autocast, evaluate_splits
+from tools import export_weights
+from utils import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a set, a run `t` on it, and what was exported of it."""
+    folder = tmp_path_factory.mktemp("place")
+    data = write_small_table(folder, each=6)
+    more = ["--epochs", "1", "--save", "t", "--seed", "7", "--ema", "0.5"]
+    done = run(command(TRAIN, data, folder, *more))
+    assert done.returncode == 0, done.stderr
+    done = run([sys.executable, "-m", "tools.export_weights", *export(folder, "t", "tiny")])
+    assert done.returncode == 0, done.stderr
+    assert "--tta tencrop" in done.stdout
+    return folder
+
+
+def export(folder: Path, *words: str) -> list[str]:
+    """The command line after `python -m tools.export_weights`."""
+    return [*words, "--data", str(folder), "--model_path", str(folder), "--out",
+            str(folder / "checkpoints"), "--device", "cpu"]  # fmt: skip
+
+
+def test_entry_tells_where_the_weights_come_from(place):
+    entry = json.loads((place / "checkpoints" / "MANIFEST.json").read_text())["tiny"]
+    assert entry["sha256"] == digest(place / "checkpoints" / "tiny.pt")
+    assert entry["command"].startswith("python train_FER2013.py --data ")
+    assert "--ema 0.5" in entry["command"]
+    assert (entry["file"], entry["seeds"], entry["epochs"]) == ("tiny.pt", [7], 1)
+    assert f"torch {torch.__version__}" in entry["machine"]
+    assert entry["commit"] is None or len(entry["commit"].removesuffix("-dirty")) == 40
+    assert entry["images"] == {"PublicTest": 42, "PrivateTest": 42}
+    assert entry["from"] == {}
+
+
+def test_sources_are_recorded_and_must_exist(tmp_path):
+    for seed, name in enumerate(("start", "one")):
+        weights(tmp_path / f"{name}.pt", seed)
+    flags = {"checkpoint": "start", "teacher": ["one", "start"], "model_path": str(tmp_path)}
+    expected = {name: digest(tmp_path / f"{name}.pt") for name in ("start", "one")}
+    assert export_weights.source_digests(flags) == expected
+    for flag, name in (("--teacher", "one"), ("--checkpoint", "start")):
+        (tmp_path / f"{name}.pt").unlink()
+        with pytest.raises(UserError, match=rf"RUN's {flag} {name}: no weights found"):
+            export_weights.source_digests(flags)
+
+
+def test_exported_network_is_the_best_without_auxiliary_head(place):
+    best = load_trained(place / "t" / "best_val_weights.pt")
+    exported = load_trained(place / "checkpoints" / "tiny.pt")
+    assert not exported.model.auxiliary
+    kept = exported.model.state_dict()
+    assert kept.keys() == {n for n in best.model.state_dict() if "auxiliary" not in n}
+    assert all(value.equal(best.model.state_dict()[name]) for name, value in kept.items())
+    assert (exported.epoch, exported.epochs, exported.drop_path_prob) == (1, 1, 0.5)
+    splits = load_fer2013(place)
+    entry = read_manifest(place / "checkpoints")["tiny"]
+    here = Run(place, CPU, autocast(CPU, "off"))
+    for tta in TTA:
+        scored = evaluate_splits(best.model, splits, 7, here, tta)
+        for name in EVALUATED:
+            assert entry["accuracy"][tta][name] == pytest.approx(scored[name].accuracy)
+    assert entry["synthetic"].keys() == set(EVALUATED)
+
+
+def test_half_precision_replaces_the_entry_of_the_name(place, monkeypatch):
+    # The synthetic set is large.
+    monkeypatch.setattr(export_weights, "load_fer2013", lambda path: load_fer2013(place))
+    folder = place / "checkpoints"
+    whole = load_trained(folder / "tiny.pt").model.state_dict()
+    write_entry(folder, "other", {"file": "other.pt", "sha256": "0"})
+    for dtype in ("fp32", "fp16"):
+        words = [*export(place, "t", "again"), "--dtype", dtype]
+        assert cli.run_script(export_weights.main, export_weights.build_parser(), words) == 0
+    entries = read_manifest(folder)
+    assert entries.keys() == {"tiny", "other", "again"}
+    assert entries["tiny"]["accuracy"].keys() == entries["again"]["accuracy"].keys()
+    half = torch.load(folder / "again.pt", weights_only=True)["state_dict"]
+    assert half["classifier.weight"].dtype == torch.float16
+    found = load_trained(folder / "again.pt").model.state_dict()
+    for name, value in whole.items():
+        expected = value.half().float() if value.is_floating_point() else value
+        assert found[name].equal(expected)
+        assert found[name].dtype == value.dtype
+
+
+def test_a_users_own_weights_come_first(place, monkeypatch):
+    monkeypatch.setattr("common.weights.CHECKPOINTS", place / "checkpoints")
+    monkeypatch.chdir(place)
+    assert find_weights("--checkpoint", "tiny", "nowhere") == place / "checkpoints" / "tiny.pt"
+    words = ["--data", str(place), "--model_names", "tiny", "--model_path", str(place / "runs")]
+    assert cli.run_script(ensemble.main, ensemble.build_parser(), words) == 0
+    weights(place / "runs" / "tiny.pt")
+    assert find_weights("--checkpoint", "tiny", "runs") == Path("runs/tiny.pt")
+    with pytest.raises(UserError, match=r"checkpoints/else\.pt"):
+        find_weights("--checkpoint", "else", "nowhere")
+
+
+def test_another_file_than_the_manifest_says_is_refused(tmp_path):
+    path = weights(tmp_path / "x.pt")
+    write_entry(tmp_path, "x", {"file": "x.pt", "sha256": digest(path)})
+    load_trained(path)
+    load_trained(weights(tmp_path / "y.pt"))
+    weights(path, seed=1)
+    with pytest.raises(UserError, match=r"x\.pt: sha256 .* expected .* of x; get the file again"):
+        load_trained(path)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"x": 3}', '{"x": {"file": "x.pt"}}', "[" * 100_000])
+def test_malformed_manifest_is_one_line(text, tmp_path):
+    (tmp_path / "MANIFEST.json").write_text(text)
+    with pytest.raises(UserError, match=r"MANIFEST\.json: ") as raised:
+        read_manifest(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("words, named", [
+    (["t", "../x"], ["'../x'"]),
+    (["u", "x"], ["RUN u: no weights found"]),
+    (["tiny.pt", "x"], ["checkpoint.pt", "no such file"]),
+], ids=["a path for a name", "no such run", "weights for a run"])  # fmt: skip
+def test_errors_are_one_line_and_write_nothing(words, named, place, tmp_path, capsys):
+    weights(place / "tiny.pt")
+    argv = [*export(place, *words), "--out", str(tmp_path / "out")]
+    assert cli.run_script(export_weights.main, export_weights.build_parser(), argv) == 2
+    last = capsys.readouterr().err.strip().split("\n")[-1]
+    assert all(part in last for part in named), last
+    assert not (tmp_path / "out").exists()
+
+
+def test_large_weights_are_refused_before_anything_is_written(place, monkeypatch, tmp_path):
+    monkeypatch.setattr(export_weights, "MAX_BYTES", 1000)
+    best = place / "t" / "best_val_weights.pt"
+    with pytest.raises(UserError, match="at most 1,000; try --dtype fp16"):
+        export_weights.write_weights(best, tmp_path / "x.pt", torch.float32)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", read_manifest(CHECKPOINTS))
+def test_shipped_weights_give_the_figures_of_the_manifest(name, tmp_path):
+    entry = read_manifest(CHECKPOINTS)[name]
+    path = find_weights("--checkpoint", name, str(ROOT / "nowhere"))
+    assert path.stat().st_size < 10_000_000
+    assert {"command", "commit", "machine", "seeds", "epochs", "accuracy"} <= entry.keys()
+    splits = load_fer2013("synthetic")
+    del splits["Training"]
+    run = Run(tmp_path, CPU, autocast(CPU, "off"))
+    for split, scores in evaluate_splits(load_trained(path).model, splits, 64, run).items():
+        # Another machine's rounding may turn an image or two.
+        assert scores.accuracy == pytest.approx(entry["synthetic"][split], abs=0.6)

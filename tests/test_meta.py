@@ -1,0 +1,130 @@
+"""A step reads no value of the device: it runs on torch's `meta` device, whose tensors have none.
+
+Whatever would make a GPU wait for the host, or mixes devices, raises there.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_engine import Small, new_state, parse
+from torch import Tensor, nn
+
+import model_search
+import search
+from data.augment import training_batches
+from data.halves import alphas_batches
+from data.mix import mixing
+from data.relabel import Relabelling
+from data.types import Split
+from engine import Run, build_augmentation, network_predictor, train_one_epoch
+from genotypes import Auto_FERNet
+from model import Network
+from model_search import EDGES, OPEN, PRUNED
+from search import SearchState, search_one_epoch
+from utils import AverageMeter
+
+META = torch.device("meta")
+
+
+def split(count: int = 16) -> Split:
+    """Images, labels and true labels without values."""
+    images = torch.empty(count, 1, 48, 48, dtype=torch.uint8, device=META)
+    return Split(images, *(torch.empty(count, dtype=torch.int64, device=META) for _ in range(2)))
+
+
+def network() -> Network:
+    with META:
+        model = Network(4, 7, 3, True, Auto_FERNet)
+    model.drop_path_prob = 0.2
+    return model
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run on `meta`, where only the end of an epoch may read values."""
+    monkeypatch.setattr(AverageMeter, "totals", lambda meter: [0.0, 0.0, 0.0])
+    # There is no autocast for this device.
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
+    return Run(Path("nowhere"), META, torch.autocast("meta"))
+
+
+def train(run: Run, model: nn.Module, words: str = "", **options: Any) -> None:
+    """Two steps of `model` with whatever a step may have."""
+    state, args = new_state(f"--epochs 2 --recipe strong --cutout --erasing 0.5 {words}", model)
+    assert state.ema is not None
+    batches = training_batches(
+        split(),
+        batch_size=args.batch_size,
+        augmentation=build_augmentation(args, jitter=0.5),
+        seed=args.seed,
+        epoch=0,
+    )
+    train_one_epoch(state, batches, args, run, steps=2, forward=model, **options)
+    assert int(state.ema.n_averaged) == state.progress.step == 2
+
+
+@pytest.mark.parametrize("mixup, cutmix", [(0.4, 0.0), (0.0, 1.0)])
+def test_mixed_training_step(mixup, cutmix, run):
+    words = "--sizes 32 --size_epochs 2 --label_smoothing 0.1"
+    teacher = torch.no_grad()(network_predictor(network()))
+    train(run, network(), words, mix=mixing(mixup, cutmix, 7), teacher=teacher)
+
+
+@pytest.mark.parametrize("fes", [None, torch.rand(7, 7)], ids=["any class", "FES"])
+@pytest.mark.parametrize("known", [False, True], ids=["labels", "true labels"])
+def test_relabelling_step(fes, known, run):
+    training = split() if known else Split(split().images, split().labels)
+    options = {"threshold": 0.2, "fes": fes, "fes_threshold": 0.03, "batch_size": 8, "seed": 0}
+    relabel = Relabelling(training, **options)
+    assert relabel.start_epoch(1, 0, None)
+    train(run, Small().to(META), relabel=relabel)
+
+
+@pytest.mark.parametrize("order", ["--no-unrolled", "--unrolled"])
+def test_search_step(order, run):
+    args = parse(f"{order} --batch_size 8 --report_freq 100", search)
+    with META:
+        model = model_search.Network(2, 7, 1)
+    decided = [*range(1, 11), PRUNED]
+    states = [*decided, *[OPEN] * (len(EDGES) - len(decided))]
+    model.set_states(states, states)
+    state = SearchState(model, args, run.precision)
+    options = {"batch_size": 8, "seed": 0, "epoch": 0}
+    options["augmentation"] = build_augmentation(args, search.JITTER)
+    pairs = zip(
+        training_batches(split(), **options),
+        alphas_batches(split(12), **options, step=0),
+        strict=False,
+    )
+    search_one_epoch(state, pairs, args, run, steps=2)
+    assert state.progress.step == 2
+    assert len(state.architect.optimizer.state) == 2 * states.count(OPEN)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.sum() > 0),
+        lambda x: int(x.argmax()),
+        Tensor.tolist,
+        Tensor.cpu,
+        Tensor.nonzero,
+        lambda x: x[x > 0],
+        lambda x: x + torch.rand(x.shape),
+    ],
+    ids=["item", "bool", "int", "tolist", "cpu", "nonzero", "mask", "two devices"],
+)
+def test_reading_a_value_in_a_step_raises(read, run):
+    def relabel(logits: Tensor, labels: Tensor) -> Tensor:
+        read(logits)
+        return labels
+
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        train(run, Small().to(META), relabel=relabel)
+    train(run, Small().to(META), relabel=lambda logits, labels: labels)
