@@ -1,8 +1,8 @@
 # make demo: install, then search, retrain and score on the synthetic set
 # make test: install the rest, then run every test
 # make lint: check style and types
-# make bench: measure everything in a short form, ours beside the plain version
-# make faults: kill runs, send hostile input, fill disks; a table of what held (ten minutes)
+# make bench: speed and memory beside a plain implementation, in a short form
+# make faults: kill runs, fill disks, read hostile input; a table of what held (some ten minutes)
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -19,10 +19,10 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 
 bench: .venv/installed
-	$(BIN)/python -m benchmarks.benchmark --short --out bench/short.json
+	$(BIN)/python -m benchmarks.speed --short --out bench/short.json
 
 faults: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.campaign
 
 clean:
 	rm -rf .venv demo

@@ -1,13 +1,14 @@
-"""The networks as the paper describes them, without a trick: the yardstick and oracle of ours.
+"""A plain implementation of the networks: the reference of tests and of `benchmarks.speed`.
 
-One module a primitive and edge, torch's own convolutions, default memory layout, nothing computed
-once for two, nothing left out. The weights are those of a network of `model` or `model_search`, by
-the same names; every forward pass that ours is clever about is written out anew.
+One module for each primitive and edge, torch's own convolutions, the default memory layout, nothing
+shared between edges. The weights are copies of those of a network of `model` or `model_search`,
+under the same names.
 """
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,11 @@ from operations import ConvBlock, DepthwiseConv2d, FactorizedReduce, Ghost
 
 
 class PlainNetwork(nn.Module):
-    """A copy of a network of a fixed genotype; forward: as model.Network, without drop-path."""
+    """A plain copy of a `model.Network`; forward: as that, without drop-path."""
 
     def __init__(self, network: model.Network) -> None:
         super().__init__()
-        self.network = _plain_copy(network)
+        self.network: Any = _plain_copy(network)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         network, auxiliary_logits = self.network, None
@@ -40,11 +41,11 @@ class PlainNetwork(nn.Module):
 
 
 class PlainSupernet(nn.Module):
-    """A copy of a supernet, of the same edge states; forward: as model_search.Network."""
+    """A plain copy of a `model_search.Network`, of the same edge states; forward: as that."""
 
     def __init__(self, network: model_search.Network) -> None:
         super().__init__()
-        self.network = _plain_copy(network)
+        self.network: Any = _plain_copy(network)
 
     def forward(self, x: Tensor) -> Tensor:
         network = self.network
@@ -82,7 +83,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainReduce(nn.Module):
-    """The factorised reduction: convolutions of stride 2 of x and of x shifted by a pixel."""
+    """The factorized reduction: convolutions of stride 2 of x and of x shifted by a pixel."""
 
     def __init__(self, block: FactorizedReduce) -> None:
         super().__init__()
@@ -94,7 +95,7 @@ class PlainReduce(nn.Module):
 
 
 class PlainGhost(nn.Module):
-    """Half the maps by 1x1, the others from those."""
+    """The ghost module: half of the maps by a 1x1 convolution, the others computed from those."""
 
     def __init__(self, block: Ghost) -> None:
         super().__init__()
@@ -108,7 +109,7 @@ class PlainGhost(nn.Module):
 
 def _plain_copy(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network)
-    # What holds others comes after them, so that a block is rebuilt around plain convolutions.
+    # Inner modules first, so that a block is rebuilt around plain convolutions.
     for module in reversed(list(network.modules())):
         for name, child in module.named_children():
             setattr(module, name, _plain_module(child))
@@ -117,16 +118,9 @@ def _plain_copy(network: nn.Module) -> nn.Module:
 
 def _plain_module(module: nn.Module) -> nn.Module:
     if isinstance(module, DepthwiseConv2d):
-        conv = nn.Conv2d(
-            module.in_channels,
-            module.out_channels,
-            module.kernel_size,
-            module.stride,
-            module.padding,
-            module.dilation,
-            module.groups,
-            bias=False,
-        )
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+        sizes: Any = {name: getattr(module, name) for name in names}
+        conv = nn.Conv2d(**sizes, groups=module.groups, bias=False)
         conv.weight = module.weight
         return conv
     if isinstance(module, nn.ReLU):

@@ -1,4 +1,4 @@
-"""Runs of the scripts for tests and for `make faults`: start, watch, kill, compare."""
+"""Start, watch, kill and compare runs of the scripts, for tests and `benchmarks.campaign`."""
 
 from __future__ import annotations
 
@@ -19,36 +19,34 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from common import cli
+from common.cli import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
+# Threads change the order of sums, and so the last bits.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def command(template: list[str], data: Path | str, out: Path, *more: str) -> list[str]:
-    """The words of a script's command line, its places filled in."""
-    words = [word.format(data=data, out=out) for word in template]
-    return [sys.executable, *words, *more]
+    """The words of a script's command line, with `{data}` and `{out}` filled in."""
+    return [sys.executable, *(word.format(data=data, out=out) for word in template), *more]
 
 
 def run(words: list[str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run to the end on one thread, output as text, in the repository or another folder."""
-    return subprocess.run(
-        words, cwd=cwd, env=_environment(), capture_output=True, text=True, check=False
-    )
+    """Run a command to its end on one thread, with its output as text."""
+    env = {**os.environ, **_ONE_THREAD}
+    return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, check=False)
 
 
 def stop_when(
     words: list[str], line: str, number: int, log: Path, cwd: Path = ROOT
 ) -> subprocess.Popen[str]:
-    """Start, send signal `number` once the file `log` holds `line`, and wait for the end."""
-    process = subprocess.Popen(
-        words, cwd=cwd, env=_environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
+    """Start a command, send signal `number` once the file `log` holds `line`; wait for its end."""
+    env, pipe = {**os.environ, **_ONE_THREAD}, subprocess.PIPE
+    process = subprocess.Popen(words, cwd=cwd, env=env, stderr=pipe, stdout=pipe, text=True)
     deadline = time.monotonic() + 120
     while not (log.is_file() and line in log.read_text()):
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, f"{line!r} never came"
+        assert time.monotonic() < deadline, f"{line!r} not found in {log}"
         time.sleep(0.002)
     process.send_signal(number)
     process.wait(timeout=60)
@@ -56,12 +54,12 @@ def stop_when(
 
 
 def kill_when(words: list[str], line: str, log: Path) -> None:
-    """Start, and kill without warning once `log` holds `line`."""
+    """`stop_when` with SIGKILL."""
     assert stop_when(words, line, signal.SIGKILL, log).returncode == -signal.SIGKILL
 
 
 def same(first: Any, second: Any) -> bool:
-    """Whether two nests of tensors and plain values are equal, bit for bit."""
+    """Whether two nested containers of tensors and plain values are equal, bit for bit."""
     if torch.is_tensor(first):
         return torch.is_tensor(second) and first.dtype == second.dtype and first.equal(second)
     if isinstance(first, dict):
@@ -72,15 +70,14 @@ def same(first: Any, second: Any) -> bool:
 
 
 def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records without what a clock measured."""
+    """The records without measured times."""
     return [{k: v for k, v in record.items() if k != "seconds"} for record in history]
 
 
 def difference(folder: Path, whole: Path) -> str | None:
-    """What a run in `folder` ended otherwise with than the same run, never disturbed, in `whole`.
+    """What differs between the results of a run in `folder` and of one in `whole`; None if nothing.
 
-    None when weights, optimisers, progress, records (but for times), genotype and reports are
-    equal, bit for bit.
+    Compared bit for bit, except for times: weights, optimizers, progress, genotype and reports.
     """
     missing = [path.name for path in whole.iterdir() if not (folder / path.name).is_file()]
     if missing:
@@ -100,12 +97,11 @@ def difference(folder: Path, whole: Path) -> str | None:
 
 
 class Child:
-    """A script in a process of its own that was forked from one in which all is imported.
+    """A script in a process forked from one that has imported everything, so that it starts fast.
 
-    Starts in a fraction of the time of a real command line, takes the same words, and ends with
-    the same status. What it prints goes to `log`. `before`, a function of a module by name, is
-    called in the process before the script's main, to break something there; `environment` is
-    added to its own; it runs in the folder `cwd`.
+    `words` are those of its command line, its output goes to `log`. `before`, a function at the top
+    of a module, is called in the process before the script's main; `environment` is added to its
+    own; `cwd` is its folder.
     """
 
     def __init__(
@@ -115,15 +111,15 @@ class Child:
         before: Callable[[], None] | None = None,
         environment: Mapping[str, str] | None = None,
         cwd: Path = ROOT,
-    ):
+    ) -> None:
         self.log = log
-        place = (words, str(log), before, dict(environment or {}), cwd)
-        self._process = _forking().Process(target=_run_here, args=place)
+        arguments = (words, str(log), before, dict(environment or {}), cwd)
+        self._process = _forking().Process(target=_run_here, args=arguments)
         self._process.start()
         self.pid: int = self._process.pid
 
     def wait(self, seconds: float = 120) -> int:
-        """The status once it has ended, negative for a signal; TimeoutError when it does not."""
+        """Wait for the end; the exit status, negative for a signal. Raises TimeoutError."""
         self._process.join(seconds)
         if self._process.exitcode is None:
             self._process.kill()
@@ -131,41 +127,34 @@ class Child:
         return self._process.exitcode
 
     def wait_for(self, line: str, seconds: float = 120) -> None:
-        """Return once it has printed `line`; TimeoutError or ValueError when it does not."""
+        """Wait until `line` is printed; TimeoutError or ValueError when it is not."""
         deadline = time.monotonic() + seconds
         while line not in self.printed():
             if self._process.exitcode is not None:
                 raise ValueError(f"ended without {line!r}: {self.printed()[-300:]}")
             if time.monotonic() > deadline:
                 self._process.kill()
-                raise TimeoutError(f"{line!r} never came")
+                raise TimeoutError(f"{line!r} not printed")
             time.sleep(0.001)
 
     def signal(self, number: int) -> None:
-        """Send a signal, if it still runs."""
+        """Send a signal, if the process still runs."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
     def printed(self) -> str:
-        """All that it has printed so far."""
+        """The output so far."""
         return self.log.read_text() if self.log.exists() else ""
 
 
 @cache
 def _forking() -> Any:
     # The server that forks is a new process: it has this environment, and no threads.
-    os.environ |= {**_environment(), "PYTHONPATH": str(ROOT)}
+    os.environ |= {**_ONE_THREAD, "PYTHONPATH": str(ROOT)}
     context = multiprocessing.get_context("forkserver")
     # torch and matplotlib import the last two late, torch's for seconds.
-    context.set_forkserver_preload(
-        [
-            "train_FER2013",
-            "search",
-            "benchmarks.runs",
-            "torch._dynamo",
-            "matplotlib.backends.backend_agg",
-        ]
-    )
+    late = ["torch._dynamo", "matplotlib.backends.backend_agg"]
+    context.set_forkserver_preload(["train_FER2013", "search", "benchmarks.runs", *late])
     return context
 
 
@@ -181,15 +170,10 @@ def _run_here(
     os.dup2(file, 1)
     os.dup2(file, 2)
     torch.set_num_threads(1)
-    # Its own lock is a semaphore of the system, which a killed process leaves there.
+    # tqdm's own lock is a semaphore of the system, which a killed process would leave behind.
     tqdm.set_lock(threading.RLock())
     module = importlib.import_module(words[0].removesuffix(".py"))
     os.chdir(cwd)
     if before is not None:
         before()
-    sys.exit(cli.run(module.main, module.build_parser(), words[1:]))
-
-
-def _environment() -> dict[str, str]:
-    # Threads change the order of sums, and so the last bits.
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+    sys.exit(run_script(module.main, module.build_parser(), words[1:]))

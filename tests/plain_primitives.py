@@ -1,4 +1,4 @@
-"""The primitives once more, as plain functions: an oracle written apart from operations.py."""
+"""The primitives as plain functions: a reference for tests, independent of operations.py."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ def standardise(x: Tensor) -> Tensor:
 
 
 def windows(x: Tensor, stride: int, outside: float) -> Tensor:
-    """The 3x3 neighbourhoods of x (N, C, H, W), which is `outside` beyond its border: (..., 9)."""
+    """The 3x3 neighbourhoods of x (N, C, H, W), padded with `outside`: (N, C, H, W, 9)."""
     padded = F.pad(x, (1, 1, 1, 1), value=outside)
     return padded.unfold(2, 3, stride).unfold(3, 3, stride).flatten(4)
 
@@ -43,7 +43,7 @@ def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> 
 
 
 def factorised_reduction(x: Tensor, convs: Sequence[Tensor]) -> Tensor:
-    """Half the maps see the even pixels, half the odd ones, of both axes alike."""
+    """Half of the maps from the even rows and columns, half from the odd ones."""
     x = relu(x)
     even, odd = x[:, :, 0::2, 0::2], x[:, :, 1::2, 1::2]
     return standardise(torch.cat([pointwise(even, convs[0]), pointwise(odd, convs[1])], dim=1))
@@ -56,7 +56,7 @@ def relu_conv_bn(x: Tensor, conv: Tensor, stride: int = 1) -> Tensor:
 
 
 def plain_primitive(name: str, convs: Sequence[Tensor], x: Tensor, stride: int) -> Tensor:
-    """Primitive `name` of x; `convs` are its convolutions in the order they are applied in.
+    """Primitive `name` of x; `convs` are the weights of its convolutions, in order.
 
     Batch norms are those of training, not affine; pools are bare.
     """

@@ -1,0 +1,828 @@
+"""The fault campaign: breaks runs and gives hostile input to readers.
+
+    python -m benchmarks.campaign
+    python -m benchmarks.campaign --kills 10 --examples 500 --only train
+
+Kills searches and trainings at random moments; resumed, they must end as undisturbed runs do, bit
+for bit. Causes every other fault in both scripts. Gives generated files to every reader of user
+input: it must return a value or raise a UserError of one line within SLOW seconds, and must not
+write, start or fetch anything. Prints how many were tried and held by kind, and writes the counts
+with reasons as JSON. The exit status is 2 when anything did not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import errno
+import gzip
+import importlib
+import io
+import json
+import lzma
+import os
+import pickle
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import traceback
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hypothesis
+import numpy as np
+import pandas as pd
+import torch
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+from PIL import Image
+
+import genotypes
+import search
+import test_CK48
+import train_FER2013
+from benchmarks.runs import Child, difference
+from common import arguments, cli, weights
+from common.crossval import FoldsFile, choose_fold
+from common.report import format_table
+from data import ck48, fes, images, jaffe, pictures
+from data.cache import cache_path, read_cached
+from data.fer2013 import load_fer2013
+from data.folds import subject_folds
+from data.synthetic_cross import draw_ck48
+from data.types import CLASSES, SPLITS, Split
+from data.writers import write_ck48, write_csv
+from engine import Run, TrainState, autocast
+from tools import collect
+from utils import UserError, load_checkpoint, reading, write_text
+
+KEPT = 20  # reasons of each kind in the JSON
+SLOW = 20.0  # seconds of CPU time after which an input counts as not held
+MARKER = "payload-was-run"  # what a payload leaves in the working folder when it is run
+CPU = torch.device("cpu")
+
+# Small runs that have all that a real one has: several epochs of several steps, decisions.
+_COMMON = (
+    "--data {data} --device cpu --report_freq 1 --limit_batches 2 --epochs 3 --model_path {out}"
+)
+SCRIPTS = {
+    "train": f"train_FER2013.py --init_channels 4 --layers 1 --batch_size 8 {_COMMON}",
+    "search": "search.py --init_channels 4 --layers 1 --batch_size 4 --batch_increase 2 "
+    f"--warmup_dec_epoch 1 --decision_freq 1 --use_history {_COMMON}",
+}
+_FOLDS = "test_CK48.py --checkpoint {out}/train-whole --batch_size 8 --folds 2 " + _COMMON
+
+# --- faults of runs: each returns None when it held, else why not
+
+
+class Bench:
+    """A folder with small data sets, and an undisturbed run of each script."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.data, self.faces = folder, folder / "fer2013.csv", folder / "CK+48"
+        labels = torch.arange(len(CLASSES)).repeat(2)
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randint(0, 256, (len(labels), 1, 48, 48), generator=generator)
+        write_csv({name: Split(drawn.to(torch.uint8), labels) for name in SPLITS}, self.data)
+        write_ck48(draw_ck48(subjects=4, sequences=14), self.faces)
+        self.seconds: dict[str, float] = {}  # of the undisturbed runs
+        self._count = 0
+
+    def start(
+        self, script: str, *flags: str, before: Callable[[], None] | None = None
+    ) -> tuple[Child, Path]:
+        """Start `script` with more flags, in a new folder unless they name one."""
+        self._count += 1
+        label = f"{script}-{self._count}"
+        data = self.faces if script == "folds" else self.data
+        words = {**SCRIPTS, "folds": _FOLDS}[script].format(data=data, out=self.folder).split()
+        if not {"--save", "--resume", "--model_path"} & set(flags):
+            words += ["--save", label]
+        log = self.folder / f"{label}.txt"
+        return Child([*words, *flags], log, before), self.folder / label
+
+    def whole(self, script: str) -> Path:
+        """The folder of the undisturbed run, which is made first when it is missing."""
+        folder = self.folder / f"{script}-whole"
+        if script not in self.seconds:
+            started = time.monotonic()
+            child, _ = self.start(script, "--save", folder.name)
+            if wrong := check_end(child, 0):
+                raise RuntimeError(wrong)
+            self.seconds[script] = time.monotonic() - started
+        return folder
+
+    def resume(self, script: str, folder: Path) -> Child:
+        """Continue the run in `folder`, or start it again when it saved no checkpoint."""
+        flag = "--resume" if (folder / "checkpoint.pt").is_file() else "--save"
+        return self.start(script, flag, str(folder))[0]
+
+    def finish(self, script: str, child: Child, folder: Path) -> str | None:
+        """None when `child` ends well, and its folder as that of the undisturbed run."""
+        return check_end(child, 0) or difference(folder, self.whole(script))
+
+
+def check_end(child: Child, status: int, *words: str) -> str | None:
+    """None when `child` ends with `status`, a last line with all `words`, and no traceback."""
+    found, printed = child.wait(), child.printed()
+    last = printed.strip().split("\n")[-1]
+    if found == status and all(word in last for word in words) and "Traceback" not in printed:
+        return None
+    return f"status {found}, expected {status} with {', '.join(words)}: {printed[-400:]}"
+
+
+def check_rest(bench: Bench, script: str, folder: Path) -> str | None:
+    """None when no unfinished file is left in `folder`, and the run continues to the same end."""
+    names = [path.name for path in folder.glob("*.tmp")]
+    if names:
+        return f"{', '.join(names)} left"
+    return bench.finish(script, bench.resume(script, folder), folder)
+
+
+def _after(calls: int, function: Callable, instead: Callable) -> Callable:
+    """`function` for the first `calls` calls, then `instead`."""
+    done = 0
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        nonlocal done
+        done += 1
+        return (function if done <= calls else instead)(*args, **kwargs)
+
+    return counting
+
+
+def _raise(error: BaseException, *_args: Any, **_kwargs: Any) -> None:
+    raise error
+
+
+def break_process(kind: str) -> None:
+    """Let this process fail as `kind` says, in time in the second step of the second epoch."""
+    sgd, step = torch.optim.SGD, torch.optim.SGD.step
+    if kind == "disk full":
+        full = OSError(errno.ENOSPC, "No space left on device")
+        os.fsync = _after(8, os.fsync, partial(_raise, full))
+    elif kind == "folder read-only in time":
+        locked = OSError(errno.EROFS, "Read-only file system")
+        tempfile.mkstemp = _after(8, tempfile.mkstemp, partial(_raise, locked))
+    elif kind == "file size limit":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # a checkpoint is larger
+    elif kind == "clock":
+        time.strftime = lambda *_args: "20260101-000000"  # type: ignore[assignment]
+    elif kind == "memory of the machine":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + (200 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    elif kind == "memory of the device":
+        error = torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        sgd.step = _after(3, step, partial(_raise, error))  # type: ignore[method-assign]
+    elif kind == "memory in time":
+        too_much = lambda *_args, **_kwargs: torch.empty(1 << 50)  # noqa: E731
+        sgd.step = _after(3, step, too_much)  # type: ignore[method-assign]
+    else:
+
+        def to_nan(optimizer: torch.optim.SGD, *args: Any) -> None:
+            step(optimizer, *args)
+            optimizer.param_groups[0]["params"][0].data.fill_(float("nan"))
+
+        sgd.step = _after(3, step, to_nan)  # type: ignore[method-assign]
+
+
+# What `break_process` breaks, and what the last line then says.
+BROKEN = {
+    "disk full": ("No space left on device", "free some room", "--resume"),
+    "file size limit": ("File too large", "ulimit -f"),
+    "folder read-only in time": ("Read-only file system", "make the folder writable"),
+    "loss not a number": ("epoch 2, step 2: ", "not finite", "--learning_rate"),
+    "memory of the device": ("out of memory", "lower --batch_size", "--resume"),
+    "memory in time": ("out of memory", "lower --batch_size", "--resume"),
+}
+
+
+def broken(kind: str, bench: Bench, script: str) -> str | None:
+    """A run that fails as `kind` says ends with one line and loses nothing that was saved."""
+    child, folder = bench.start(script, before=partial(break_process, kind))
+    return check_end(child, 2, *BROKEN[kind]) or check_rest(bench, script, folder)
+
+
+def too_large(bench: Bench, script: str) -> str | None:
+    sizes = ("--init_channels", "256", "--batch_size", "42")
+    fault = partial(break_process, "memory of the machine")
+    child, _ = bench.start(script, *sizes, before=fault)
+    return check_end(child, 2, "out of memory", "lower --batch_size")
+
+
+def read_only_at_once(bench: Bench, script: str) -> str | None:
+    # Root may write to read-only folders, but not to folders that cannot exist.
+    for place in (str(bench.data / "below"), "/proc/none"):
+        child, _ = bench.start(script, "--model_path", place)
+        if wrong := check_end(child, 2, place, "cannot create a run folder"):
+            return wrong
+    return None
+
+
+def folder_removed(bench: Bench, script: str) -> str | None:
+    child, folder = bench.start(script)
+    child.wait_for("epoch 2 step 1/")
+    # First renamed, so that nothing is written to it meanwhile.
+    shutil.rmtree(folder.rename(folder.with_suffix(".removed")))
+    wrong = check_end(child, 2, "cannot be written", "was its folder removed?")
+    return wrong or ("created again" if folder.exists() else check_rest(bench, script, folder))
+
+
+def two_at_once(cached: bool, bench: Bench, script: str) -> str | None:
+    """Two runs start in one second in one parent folder, and without a cache both write it."""
+    place, cache = bench.folder / f"{script}-{cached}", cache_path(bench.data)
+    if not cached:
+        cache.unlink(missing_ok=True)
+    flags = ("--model_path", str(place))
+    fault = partial(break_process, "clock")
+    children = [bench.start(script, *flags, before=fault)[0] for _ in range(2)]
+    wrong = [check_end(child, 0) for child in children]
+    wrong += [difference(folder, bench.whole(script)) for folder in place.iterdir()]
+    shutil.rmtree(place)
+    before = cache.stat().st_mtime_ns
+    read_cached(bench.data)
+    wrong += [None if cache.stat().st_mtime_ns == before else "the cache was damaged"]
+    return None if wrong == [None] * 5 else str(wrong)
+
+
+def two_in_a_folder(bench: Bench, script: str) -> str | None:
+    first, folder = bench.start(script)
+    first.wait_for("epoch 1 step 1/")
+    first.signal(signal.SIGSTOP)  # it would end before the others begin
+    try:
+        for flag in ("--resume", "--save"):
+            second, _ = bench.start(script, flag, str(folder))
+            if wrong := check_end(second, 2, str(folder)):
+                return wrong
+    finally:
+        first.signal(signal.SIGCONT)
+    return bench.finish(script, first, folder)
+
+
+def second_ctrl_c(bench: Bench, script: str) -> str | None:
+    child, folder = bench.start(script)
+    child.wait_for("epoch 2 step 1/")
+    child.signal(signal.SIGINT)
+    time.sleep(random.random() / 20)
+    child.signal(signal.SIGINT)
+    return check_end(child, 130, "saved") or check_rest(bench, script, folder)
+
+
+def killed(moment: float, again: float | None, bench: Bench, script: str) -> str | None:
+    """SIGKILL after `moment` seconds, and after `again` seconds of the resumed run; then finish."""
+    child, folder = bench.start(script)
+    for seconds in (moment, again):
+        if seconds is not None:
+            time.sleep(seconds)
+            child.signal(signal.SIGKILL)
+            if child.wait() not in (0, -signal.SIGKILL):
+                return child.printed()[-300:]
+            child = bench.resume(script, folder)
+    return bench.finish(script, child, folder)
+
+
+FAULTS: dict[str, Callable[[Bench, str], str | None]] = {
+    **{kind: partial(broken, kind) for kind in BROKEN},
+    "folder read-only at once": read_only_at_once,
+    "folder removed": folder_removed,
+    "two in a second": partial(two_at_once, True),
+    "two in a folder": two_in_a_folder,
+    "cache written twice": partial(two_at_once, False),
+    "second Ctrl-C": second_ctrl_c,
+    "memory of the machine": too_large,
+}
+
+# --- hostile input, as hypothesis strategies
+
+_SEEDS = st.integers(0, 2**63)
+_WORDS = (bytes(4), b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\x80", b'\n"')
+
+
+def damaged(samples: Sequence[bytes]) -> SearchStrategy[bytes]:
+    """One of `samples` after up to six edits: bits flipped, parts cut, copied or overwritten."""
+    return _SEEDS.map(lambda seed: _damage(random.Random(seed), samples))
+
+
+def _damage(rng: random.Random, samples: Sequence[bytes]) -> bytes:
+    data = bytearray(rng.choice(samples))
+    for _ in range(rng.randint(1, 6)):
+        at, size = rng.randrange(len(data) + 1), rng.randint(1, 256)
+        kind = rng.choice(["flip", "flip", "flip", "cut", "drop", "double", "word", "insert"])
+        if kind == "flip":
+            data[at : at + 1] = bytes(byte ^ 1 << rng.randrange(8) for byte in data[at : at + 1])
+        elif kind in ("cut", "drop"):
+            del data[at : None if kind == "cut" else at + size]
+        elif kind == "word":
+            word = rng.choice(_WORDS)
+            data[at : at + len(word)] = word
+        else:
+            data[at:at] = data[at : at + size] if kind == "double" else bytes([size - 1]) * size
+    return bytes(data)
+
+
+def cut(sample: bytes) -> SearchStrategy[bytes]:
+    """`sample` cut anywhere, often near an end."""
+    near = st.integers(0, 64) | st.integers(1, 64).map(lambda n: len(sample) - n)
+    return (near | st.integers(0, len(sample) - 1)).map(lambda length: sample[:length])
+
+
+class Payload:
+    """Pickled as a call of `function`, which an unsafe unpickler makes."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self._call = function, args
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self._call
+
+
+PAYLOADS = (
+    Payload(os.system, f"mkdir {MARKER}"), Payload(os.mkdir, MARKER), Payload(open, MARKER, "w"),
+    Payload(os.makedirs, MARKER), Payload(eval, f"__import__('os').mkdir({MARKER!r})"),
+    Payload(exec, f"import os; os.mkdir({MARKER!r})"), Payload(getattr, "", "join"),
+    Payload(importlib.import_module, "antigravity"), Payload(torch.hub.load, ".", MARKER),
+    Payload(subprocess.Popen, ["mkdir", MARKER]), Payload(torch.load, MARKER),
+    Payload(subprocess.check_output, ["mkdir", MARKER]), Payload(torch.save, {}, MARKER),
+    Payload(pickle.loads, pickle.dumps(Payload(os.mkdir, MARKER))),
+)  # fmt: skip
+
+
+def saved(content: Any, archive: bool = True) -> bytes:
+    """`content` as torch.save writes it: as an archive, or as before torch 1.6."""
+    stream = io.BytesIO()
+    torch.save(content, stream, _use_new_zipfile_serialization=archive)
+    return stream.getvalue()
+
+
+def _in_archive(pickled: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, data in (("data.pkl", pickled), ("version", b"3\n"), ("byteorder", b"little")):
+            archive.writestr(f"archive/{name}", data)
+    return stream.getvalue()
+
+
+def _replace(content: Any, seed: int, new: Any) -> Any:
+    """A copy of nested dicts and lists with one part, at any depth, left out or `new`."""
+    rng = random.Random(seed)
+    root = node = copy.copy(content)
+    while True:
+        key = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
+        if isinstance(node[key], dict | list) and node[key] and rng.random() < 0.7:
+            node[key] = node = copy.copy(node[key])
+            continue
+        if rng.random() < 0.3 and not isinstance(new, Payload):
+            del node[key]
+        else:
+            node[key] = new
+        return root
+
+
+def _tensor(shape: list[int], kind: int) -> torch.Tensor:
+    ones = torch.ones(shape)
+    return (
+        ones, ones.long(), ones * float("nan"), ones.to(torch.complex64), ones.bool(),
+        ones.to_sparse(), torch.ones(1).expand(2**40), torch.ones((), device="meta").expand(shape),
+    )[kind]  # fmt: skip
+
+
+def checkpoints(content: dict[str, Any]) -> SearchStrategy[bytes]:
+    """Files of `content`: damaged, with any part replaced, or with code to run."""
+    numbers = st.integers(-3, 3) | st.sampled_from([2**31, 2**63 - 1, 10**30, -(2**63)])
+    texts = st.text(max_size=8) | st.sampled_from(["x" * 5000, "\n", "--", "../../x", "\0"])
+    tensors = st.builds(_tensor, st.lists(st.integers(0, 3), max_size=4), st.integers(0, 7))
+    lists = st.lists(numbers, max_size=3)
+    dicts = st.dictionaries(st.text(max_size=3), numbers, max_size=2)
+    plain = st.none() | st.booleans() | numbers | st.floats() | texts
+    forged = st.builds(partial(_replace, content), _SEEDS, plain | lists | dicts | tensors)
+    payloads = st.sampled_from(PAYLOADS)
+    inside = st.builds(partial(_replace, content), _SEEDS, payloads)
+    alone = st.builds(lambda p, v: pickle.dumps(p, protocol=v), payloads, st.integers(0, 5))
+    malicious = alone | st.builds(saved, inside, st.booleans()) | alone.map(_in_archive)
+    return damaged([saved(content), saved(content, False)]) | forged.map(saved) | malicious
+
+
+# Words that stand where others are expected, in tables, genotypes and JSON.
+_ODD = [
+    "", " ", '"', "'", "\0", "-1", "7", "256", "1e9", "nan", "9" * 400, "9" * 5000, "é", "\ufeff",
+    "=1+1", "Training", ",", "\r", "\n", "0 0", "7 " * 2304, "x" * 70_000, "\x1b[2J", "1e308",
+    f"__import__('os').mkdir({MARKER!r})", f"open({MARKER!r}, 'w')", "().__class__", "[0] * 10**9",
+    "range(0, 10**12)", "range(2, 6)", "lambda: 0", "(" * 300 + ")" * 300, "-" * 9000 + "1", "{}",
+    "[('ghost', 0), ('ghost', 1)] " * 40, "None", "null", "(2, 2)", "[", "[" * 100_000, '"\\ud800"',
+]  # fmt: skip
+
+
+def texts(sample: str) -> SearchStrategy[bytes]:
+    """`sample` damaged, or with words and separators replaced, moved or left out; odd words."""
+    words = re.split(r"([^\w.+-]+)", sample)
+    odd = st.sampled_from(_ODD) | st.sampled_from(words) | st.text(max_size=9)
+    places = st.integers(0, len(words) - 1) | st.integers(0, min(40, len(words) - 1))
+    edits = st.dictionaries(places, odd, min_size=1, max_size=6)
+    changed = edits.map(lambda new: "".join(new.get(i, word) for i, word in enumerate(words)))
+    alone = st.lists(odd, max_size=12).map("".join)
+    whole = (changed | alone).map(lambda text: text.encode("utf-8", "surrogatepass"))
+    return whole | damaged([sample.encode()])
+
+
+def names() -> SearchStrategy[str]:
+    """Paths of members and files: expected ones, ones outside the folder, unprintable ones."""
+    parts: list[list[Any]] = [
+        ["train", "test", "a/train", "TRAIN"], [*CLASSES, "contempt", "..", ""], [*SPLITS, "x"],
+        [0, 1, 2, 3], [".png", ".jpg", ".PNG", "", ".png.zip"],
+    ]  # fmt: skip
+    good = st.builds("{}/{}/{}_{}{}".format, *(st.sampled_from(part) for part in parts))
+    pieces = ["..", "/", "train", "happy", ".", "C:", "\\", "\n", "\x1b[2J", "\udcff", "a" * 300,
+              "fer2013.csv", "fer2013.zip", "~", "nul", "é", " "]  # fmt: skip
+    return good | st.lists(st.sampled_from(pieces), min_size=1, max_size=5).map("/".join)
+
+
+def archives(suffix: str) -> SearchStrategy[bytes]:
+    """Archives whose members have any name, kind, declared size and content; damaged ones."""
+    faces, file = face_files(), tarfile.REGTYPE
+    contents = st.sampled_from([*faces, table().encode(), b"", b"x" * 99, bytes(3 << 20)])
+    kinds = [file] * 6 + [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE,
+                          tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE]  # fmt: skip
+    sizes = st.sampled_from([None] * 6 + [0, 7, 2**33, 2**62])
+    members = st.lists(st.tuples(names(), contents, st.sampled_from(kinds), sizes), max_size=4)
+    folder = [(f"train/happy/{split}_1.png", faces[0], file, None) for split in SPLITS]
+    csv = [("fer2013.csv", table().encode(), file, None)]
+    whole = [pack(suffix, each) for each in (folder, csv)]
+    return members.map(partial(pack, suffix)) | damaged(whole)
+
+
+def pack(suffix: str, members: Sequence[tuple[str, bytes, bytes, int | None]]) -> bytes:
+    """An archive of (name, content, kind as of tar, size to declare or None for the true one)."""
+    stream = io.BytesIO()
+    if suffix == ".zip":
+        with warnings.catch_warnings(), zipfile.ZipFile(stream, "w") as zipped:
+            warnings.simplefilter("ignore")  # of names that come twice
+            for name, content, kind, size in members:
+                entry = zipfile.ZipInfo(name.encode("utf-8", "replace").decode())
+                entry.external_attr = (0o120777 if kind == tarfile.SYMTYPE else 0o100644) << 16
+                zipped.writestr(entry, content, zipfile.ZIP_DEFLATED)
+                entry.file_size = entry.file_size if size is None else size
+        return stream.getvalue()
+    for name, content, kind, size in members:
+        info, content = tarfile.TarInfo(name), content if kind == tarfile.REGTYPE else b""
+        info.type, info.linkname = kind, "../../etc/passwd"
+        info.size = len(content) if size is None else size
+        stream.write(info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512))
+    data = stream.getvalue() + bytes(1024)
+    if suffix == ".tar.gz":
+        return gzip.compress(data)
+    return lzma.compress(data, preset=0) if suffix == ".tar.xz" else data
+
+
+# --- valid files
+
+
+def pixels(seed: int = 0) -> np.ndarray:
+    """Random grays, uint8 (48, 48)."""
+    return np.random.default_rng(seed).integers(0, 256, (48, 48), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    """An image file."""
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def image_samples() -> list[bytes]:
+    """Images of 48x48 in every form and mode that users have, and larger ones that inflate."""
+    gray, turned = Image.fromarray(pixels()), Image.Exif()
+    turned[0x0112] = 6
+    wide = Image.fromarray(np.zeros((9000, 9000), np.uint8))
+    deep = Image.fromarray(pixels().astype(np.uint16) * 257)
+    return [
+        *(encoded(gray, form) for form in ("PNG", "JPEG", "TIFF", "BMP", "GIF")),
+        *(encoded(gray.convert(mode), "PNG") for mode in ("RGBA", "LA", "1")),
+        encoded(gray.convert("P"), "PNG", transparency=3),
+        *(encoded(deep, form) for form in ("PNG", "TIFF")),
+        encoded(Image.fromarray(np.float32(pixels()) / 255), "TIFF"),
+        encoded(gray.convert("CMYK"), "JPEG"),
+        encoded(gray, "JPEG", exif=turned),
+        encoded(wide, "PNG"),
+        encoded(wide, "TIFF", compression="tiff_adobe_deflate"),
+        encoded(gray, "GIF", save_all=True, append_images=[gray] * 3),
+    ]
+
+
+def face_files() -> list[bytes]:
+    """Two PNG images of 48x48."""
+    return [encoded(Image.fromarray(pixels(seed)), "PNG") for seed in range(2)]
+
+
+def table() -> str:
+    """A small fer2013.csv."""
+    row = " ".join(map(str, pixels().flatten().tolist()))
+    lines = [f"{label},{row},{split}" for label, split in enumerate(SPLITS)]
+    return "\n".join(["emotion,pixels,Usage", *lines])
+
+
+# --- readers of user input
+
+
+class Reader(NamedTuple):
+    """A reader: the name of its file, hostile inputs, how it reads, and how inputs are written."""
+
+    file: str
+    inputs: SearchStrategy[Any]
+    read: Callable[[Path], Any]
+    write: Callable[[Path, Any], Any] = Path.write_bytes
+
+
+def checkpoint_readers(bench: Bench) -> dict[str, Reader]:
+    """The readers of what runs leave; the inputs derive from undisturbed runs."""
+    start = bench.whole("train") / weights.CHOSEN
+    trained = torch.load(start)
+    training, searched, folds = (
+        torch.load(bench.whole(script) / "checkpoint.pt") for script in ("train", "search", "folds")
+    )
+    names = ("state_dict", "average", "optimizer", "state")
+    folds["under_way"] = {name: training[name] for name in names}
+    faces = ck48.load_ck48(bench.faces)
+
+    def resume(script: Any, kind: str, path: Path) -> tuple[argparse.Namespace, Run, Any]:
+        args = cli.parse(script.build_parser(), ["--resume", str(path.parent)])
+        found = load_checkpoint(path, [kind])
+        return args, Run(path.parent, CPU, autocast(CPU, "off"), resumed=found), found
+
+    def read_training(path: Path) -> None:
+        args, run, found = resume(train_FER2013, "training", path)
+        model, drop_path = weights.resume_network(run)
+        TrainState(model, args, drop_path).load_state_dict(found, path)
+
+    def read_search(path: Path) -> None:
+        args, run, found = resume(search, "search", path)
+        with reading(path):
+            description, state = found["model"], found["state_dict"]
+        model = weights.rebuild_supernet(description, state, path)
+        search.SearchState(model, args, run.precision).load_state_dict(found, path)
+
+    class Folds(FoldsFile):
+        def save(self, under_way: dict[str, Any] | None) -> None:
+            self.under_way = under_way
+
+    def read_folds(path: Path) -> None:
+        args, run, _ = resume(test_CK48, "folds", path)
+        from_start = weights.load_trained(start)
+        file = Folds(from_start, faces, args, run)
+        chosen = subject_folds(faces.subjects, faces.labels, args.folds, args.seed)
+        file.check_done(list(choose_fold(chosen, args).values()), len(CLASSES))
+        if file.under_way is not None:
+            train = TrainState(from_start.model, args, from_start.drop_path(args))
+            train.load_state_dict(file.under_way, path)
+
+    summary = (bench.whole("train") / "summary.json").read_text()
+    sizes = {"layers": trained["model"]["layers"], "init_channels": trained["model"]["C"]}
+    read_bare = partial(weights.load_trained, **sizes)
+    name, kinds = "checkpoint.pt", ["training"]
+    return {
+        "weights": Reader("w.pt", checkpoints(trained), weights.load_trained),
+        "bare weights": Reader("w.pt", checkpoints(dict(trained["state_dict"])), read_bare),
+        "a training to resume": Reader(name, checkpoints(training), read_training),
+        "a search to resume": Reader(name, checkpoints(searched), read_search),
+        "folds to resume": Reader(name, checkpoints(folds), read_folds),
+        "checkpoint cut": Reader(
+            name, cut(saved(training)), lambda p: _refused(load_checkpoint, p, kinds)
+        ),
+        "summary": Reader("summary.json", texts(summary), _collect),
+    }
+
+
+def _refused(read: Callable[..., Any], *args: Any) -> None:
+    """UserError from `read`, which must not succeed."""
+    raise AssertionError(f"read {read(*args)}")
+
+
+def _collect(path: Path) -> None:
+    with redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")):  # must be valid UTF-8
+        collect.main(collect.build_parser().parse_args([str(path.parent)]))
+
+
+def _read_face(path: Path) -> None:
+    found = pictures.load_picture(path)
+    if found.shape != (48, 48) or found.dtype != np.uint8:
+        raise AssertionError(f"{found.dtype} {found.shape}")
+
+
+def _write_cached(path: Path, content: bytes) -> None:
+    """A table, and `content` in place of its cache."""
+    path.write_text(table())
+    os.utime(path, ns=(0, 0))
+    cache_path(path).write_bytes(content)
+
+
+def _cache() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "fer2013.csv"
+        _write_cached(path, b"")
+        read_cached(path)
+        return cache_path(path).read_bytes()
+
+
+def _read_cache(path: Path) -> None:
+    found = read_cached(path)
+    if found.images[1].tolist() != pixels().tolist() or found.labels.tolist() != [0, 1, 2]:
+        raise AssertionError("other images than those of the source")
+
+
+def _write_tree(folder: Path, files: dict[str, bytes]) -> None:
+    """Write `files` below `folder`, without those whose names are impossible there."""
+    folder.mkdir()
+    for name, content in files.items():
+        path = Path(os.path.normpath(folder / name.lstrip("/")))
+        if folder in path.parents:
+            with suppress(OSError, ValueError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+
+
+def _read_folder(path: Path) -> None:
+    for load in (ck48.load_ck48, jaffe.load_jaffe, load_fer2013):
+        with suppress(UserError):
+            load(path)
+
+
+def _write_manifest(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    path.with_name("w.pt").write_bytes(b"")
+
+
+def file_readers() -> dict[str, Reader]:
+    """The readers of data sets, pictures, tables and texts."""
+    faces, cache = image_samples(), _cache()
+    trees = st.dictionaries(names(), st.sampled_from([*faces, *face_files(), b"", b"x"]))
+    similar = pd.DataFrame(fes.TRAINING_FES, CLASSES, CLASSES).to_csv()
+    header = ",".join(("Usage", "Image name", *fes.VOTES_OF_CLASSES))
+    votes = "\n".join([header, *(f"{split},x.png,1,0,2,0,0,3,4" for split in SPLITS)])
+    genotype = genotypes.format_genotype(genotypes.Auto_FERNet)
+    manifest = {"w": {"file": "w.pt", "sha256": weights.digest(Path(os.devnull))}}
+    # fmt: off
+    return {
+        "table": Reader("fer2013.csv", texts(table()), load_fer2013),
+        **{
+            f"archive {suffix}": Reader(f"f{suffix}", archives(suffix), load_fer2013)
+            for suffix in (".zip", ".tar", ".tar.gz", ".tar.xz")
+        },
+        "image": Reader("i.png", damaged(faces), lambda p: images.decode_image(p, str(p))),
+        "picture": Reader("i.png", damaged(faces), _read_face),
+        "image of JAFFE": Reader("KA.AN1.39.tiff", damaged(faces),
+                                 lambda p: jaffe.load_jaffe(p.parent)),
+        "folder": Reader("set", trees, _read_folder, _write_tree),
+        "votes": Reader("v.csv", texts(votes), fes.load_votes),
+        "similarities": Reader("f.csv", texts(similar), fes.load_fes),
+        "genotype": Reader("g.txt", texts(genotype), genotypes.load_genotype),
+        "manifest": Reader(weights.MANIFEST, texts(json.dumps(manifest)),
+                           lambda p: weights.verify(p.with_name("w.pt")), _write_manifest),
+        "cache": Reader("fer2013.csv", damaged([cache]), _read_cache, _write_cached),
+        "cache cut": Reader("fer2013.csv", cut(cache), _read_cache, _write_cached),
+    }
+    # fmt: on
+
+
+_started: list[str] = []  # by the code under test, as the audit hook sees it
+
+
+def _audit(event: str, _args: Any) -> None:
+    if event.startswith(("os.system", "os.exec", "subprocess.", "socket.connect", "webbrowser.")):
+        _started.append(event)
+
+
+sys.addaudithook(_audit)
+
+
+def fault_of(reader: Reader, value: Any, folder: Path) -> str | None:
+    """Read `value` as a file in the empty `folder`; None when it held, else why not."""
+    path, before, reason = folder / reader.file, os.getcwd(), None
+    reader.write(path, value)
+    os.chdir(folder)
+    _started.clear()
+    files, started = set(folder.rglob("*")), time.process_time()
+    try:
+        reader.read(path)
+    except UserError as error:
+        if not str(error).isprintable():
+            reason = f"an error of more than a line: {error}"
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"[-300:]
+    finally:
+        os.chdir(before)
+    new = [str(p) for p in set(folder.rglob("*")) - files if not p.name.endswith(".cache.npz")]
+    if new := [*new, *_started]:
+        reason = f"it did more than read: {new}"
+    elif time.process_time() - started > SLOW:
+        reason = f"{time.process_time() - started:.0f} s of CPU time"
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    return reason
+
+
+def try_inputs(reader: Reader, count: int, seed: int) -> list[tuple[str | None, Any]]:
+    """What `fault_of` returned for about `count` generated inputs, and each input."""
+    found: list[tuple[str | None, Any]] = []
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=count, deadline=None, database=None, phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )  # fmt: skip
+    @hypothesis.given(reader.inputs)
+    def each(value: Any) -> None:
+        found.append((fault_of(reader, value, Path(folder)), value))
+
+    with tempfile.TemporaryDirectory() as folder:
+        each()
+    return found
+
+
+# --- the command
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = arguments.new_parser(__doc__, "python -m benchmarks.campaign")
+    # fmt: off
+    add = parser.add_argument
+    add("--kills", type=arguments.count, default=100, metavar="N",
+        help="runs to kill, alternately searches and trainings")
+    add("--examples", type=arguments.count, default=12_000, metavar="N",
+        help="generated inputs over all readers")
+    add("--only", default="", metavar="TEXT", help="only kinds whose names contain TEXT")
+    add("--seed", type=arguments.count, default=0, metavar="N",
+        help="seed of the moments of kills and of the inputs")
+    add("--out", default="faults.json", metavar="FILE", help="where the JSON is written")
+    # fmt: on
+    return parser
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Run the campaign; returns the counts. Raises UserError when anything did not hold."""
+    counts: dict[str, dict[str, Any]] = {}
+    started = time.monotonic()
+
+    def count(kind: str, results: Sequence[str | None]) -> None:
+        row = counts.setdefault(kind, {"tried": 0, "held": 0, "not held": 0, "reasons": []})
+        reasons = [reason for reason in results if reason is not None]
+        row["tried"] += len(results)
+        row["held"] += len(results) - len(reasons)
+        row["not held"] += len(reasons)
+        row["reasons"] += reasons[: KEPT - len(row["reasons"])]
+        seconds = time.monotonic() - started
+        print(f"{seconds:6.0f} s  {kind}: {row['held']} of {row['tried']} held", flush=True)
+        for reason in reasons[:3]:
+            print(f"    {reason}", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder))
+        found = {**checkpoint_readers(bench), **file_readers()} if args.examples else {}
+        for name, reader in found.items():
+            if args.only in f"input: {name}":
+                tried = try_inputs(reader, args.examples // len(found), args.seed)
+                count(f"input: {name}", [r and f"{r}; {str(v)[:200]}" for r, v in tried])
+        for script in SCRIPTS:
+            for name, case in FAULTS.items():
+                if args.only in (kind := f"{script}: {name}"):
+                    count(kind, [_held(case, bench, script)])
+        rng = random.Random(args.seed)
+        for number in range(args.kills):
+            script = list(SCRIPTS)[number % len(SCRIPTS)]
+            if args.only in (kind := f"{script}: killed and resumed"):
+                bench.whole(script)
+                moment, again = (rng.uniform(0, bench.seconds[script]) for _ in range(2))
+                case = partial(killed, moment, rng.choice([None, again]))
+                count(kind, [_held(case, bench, script)])
+    columns = ("tried", "held", "not held")
+    rows = [[kind, *(row[name] for name in columns)] for kind, row in counts.items()]
+    total = {name: sum(row[name] for row in counts.values()) for name in columns}
+    print(format_table(["kind", *columns], [*rows, ["all", *total.values()]]))
+    report = {"seed": args.seed, "seconds": time.monotonic() - started, "counts": counts}
+    write_text(args.out, json.dumps(report, indent=2) + "\n")
+    if total["not held"]:
+        raise UserError(f"{total['not held']} of {total['tried']} did not hold; see {args.out}")
+    return report
+
+
+def _held(case: Callable[[Bench, str], str | None], bench: Bench, script: str) -> str | None:
+    try:
+        return case(bench, script)
+    except Exception as error:  # a case that fails has not held
+        return f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_script(main, build_parser()))

@@ -1,0 +1,476 @@
+"""Speed and peak memory of our loops beside a plain implementation.
+
+    python -m benchmarks.speed
+    python -m benchmarks.speed --short --only "search step" --rounds 3
+
+Each variant of a case runs in a process of its own, so that its peak memory is its own. The
+variants take turns, round after round, and ratios are of two variants in the same round, so that
+other work on the machine affects both. Prints a table and writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import ColorJitter, Compose, RandomCrop, RandomHorizontalFlip, ToTensor
+
+import search
+import train_FER2013
+from architect import Architect, decide, derive_genotype, score_cells
+from benchmarks.plain import PlainNetwork, PlainSupernet
+from benchmarks.runs import ROOT
+from common import arguments
+from common.cli import describe_commit, keep_freed_memory, make_folder, resolve_device, run_script
+from common.report import format_table
+from data.augment import CROP, Augmentation, training_batches
+from data.fes import TRAINING_FES
+from data.relabel import relabel
+from data.synthetic import draw_fer2013
+from data.types import CLASSES, Split
+from engine import (
+    DropPath,
+    Run,
+    TrainState,
+    autocast,
+    build_optimizer,
+    compiled,
+    evaluate,
+    network_predictor,
+    train_one_epoch,
+)
+from genotypes import Auto_FERNet, Genotype
+from model import Network
+from model_search import CELLS, NODES, OPEN
+from model_search import Network as Supernet
+from utils import UserError, describe_machine, seed_everything, write_text
+
+Batch = tuple[Tensor, Tensor]
+
+# The published sizes; the search has them as defaults.
+SIZES = {"search": [], "train": ["--batch_size", "24"]}
+SHORT = "--init_channels 4 --layers 3 --batch_size 8".split()
+SAMPLE, SHORT_SAMPLE = 4000, 200  # images that a pass over the data augments
+LABELS = 512  # of a batch that is relabelled
+RELABEL = {"threshold": 0.2, "fes_threshold": 0.03}
+AUGMENTATION = Augmentation(jitter=0.5)  # as published for the search and for CK+
+DECISIONS = 2 * NODES  # until no edge of a cell is open
+
+
+class Setup(NamedTuple):
+    """A variant, its sizes and where it is computed."""
+
+    variant: str
+    short: bool
+    device: torch.device
+    precision: torch.autocast
+
+    def args(self, script: str) -> argparse.Namespace:
+        """The command line of `script`, "search" or "train", at these sizes."""
+        parser = {"search": search, "train": train_FER2013}[script].build_parser()
+        return parser.parse_args(SHORT if self.short else SIZES[script])
+
+    def run(self) -> Run:
+        """A run without a folder."""
+        return Run(Path(), self.device, self.precision)
+
+    def batch(self, size: int) -> Batch:
+        """Random images, float32 (size, 1, CROP, CROP), and labels, int64 (size,)."""
+        labels = torch.randint(0, len(CLASSES), (size,))
+        return torch.rand(size, 1, CROP, CROP).to(self.device), labels.to(self.device)
+
+
+class Step(NamedTuple):
+    """What is timed: `run`, `repeats` times in a row, each of `images` images."""
+
+    run: Callable[[], Any]
+    images: int
+    repeats: int = 1
+
+
+class Case(NamedTuple):
+    """What builds the step of a variant, and by variant the one that it is compared with."""
+
+    build: Callable[[Setup], Step]
+    variants: dict[str, str | None]
+
+
+# --- the search
+
+
+def build_supernet(args: argparse.Namespace, decisions: int) -> Supernet:
+    """A supernet of which `decisions` edges of each cell are decided by criterion 1."""
+    model = Supernet(args.init_channels, len(CLASSES), args.layers)
+    for _ in range(decisions):
+        decide(model, score_cells(model, {cell: [] for cell in CELLS}, use_history=False))
+    return model
+
+
+def search_step(setup: Setup, decisions: int) -> Step:
+    """A step on the alphas, if an edge is open, and one on the weights."""
+    if setup.variant == "fixed network":
+        return decided_step(setup)
+    args = setup.args("search")
+    model = build_supernet(args, decisions).to(setup.device)
+    train, valid = setup.batch(args.batch_size), setup.batch(args.batch_size)
+    if setup.variant == "plain":
+        plain = PlainSupernet(model).train()
+        architect = Architect(plain.network, args, setup.precision)
+        weights = build_optimizer(plain.network.weight_parameters(), args)
+        return Step(
+            partial(_plain_search_step, plain, architect, weights, train, valid, args.grad_clip),
+            args.batch_size,
+        )
+    state = search.SearchState(model, args, setup.precision)
+    any_open = any(OPEN in states for states in model.states.values())
+    batches = [(train, valid if any_open else None)]
+    return Step(
+        lambda: search.search_one_epoch(state, batches, args, setup.run(), 1), args.batch_size
+    )
+
+
+def _plain_search_step(
+    model: PlainSupernet,
+    architect: Architect,
+    weights: torch.optim.Optimizer,
+    train: Batch,
+    valid: Batch,
+    grad_clip: float,
+) -> None:
+    """Both steps as in DARTS: every gradient is computed each time, and half of them used."""
+    supernet = model.network
+    if any(alpha.requires_grad for alpha in supernet.arch_parameters()):
+        model.zero_grad()
+        (F.cross_entropy(model(valid[0]), valid[1]) + architect.penalty()).backward()
+        architect.optimizer.step()
+    model.zero_grad()
+    F.cross_entropy(model(train[0]), train[1]).backward()
+    nn.utils.clip_grad_norm_(supernet.weight_parameters(), grad_clip)
+    weights.step()
+
+
+# --- the fixed network
+
+
+def _network(args: argparse.Namespace, auxiliary: bool, genotype: Genotype) -> Network:
+    return Network(args.init_channels, len(CLASSES), args.layers, auxiliary, genotype)
+
+
+def training_step(setup: Setup) -> Step:
+    """A training step of Auto_FERNet with its auxiliary head."""
+    args = setup.args("train")
+    return _training_step(_network(args, True, Auto_FERNet), args, setup)
+
+
+def decided_step(setup: Setup) -> Step:
+    """A training step of the fixed network of a supernet's decisions, without auxiliary head."""
+    sizes = setup.args("search")
+    model = build_supernet(sizes, DECISIONS)
+    scores = score_cells(model, {cell: [] for cell in CELLS}, use_history=False)
+    args = argparse.Namespace(**{**vars(setup.args("train")), "batch_size": sizes.batch_size})
+    return _training_step(_network(sizes, False, derive_genotype(model, scores)), args, setup)
+
+
+def _training_step(network: Network, args: argparse.Namespace, setup: Setup) -> Step:
+    batch = setup.batch(args.batch_size)
+    if setup.variant == "plain":
+        plain = PlainNetwork(network).train().to(setup.device)
+        optimizer = build_optimizer(plain.parameters(), args)
+        return Step(lambda: _plain_training_step(plain, optimizer, batch, args), args.batch_size)
+    train = TrainState(network.to(setup.device), args, DropPath(0, args.epochs, 0.0))
+    forward = compiled(network, args.batch_size) if setup.variant == "compiled" else network
+    run = setup.run()
+    return Step(
+        lambda: train_one_epoch(train, [batch], args, run, steps=1, forward=forward),
+        args.batch_size,
+    )
+
+
+def _plain_training_step(
+    model: PlainNetwork, optimizer: torch.optim.Optimizer, batch: Batch, args: argparse.Namespace
+) -> None:
+    images, labels = batch
+    optimizer.zero_grad()
+    logits, auxiliary_logits = model(images)
+    loss = F.cross_entropy(logits, labels)
+    if auxiliary_logits is not None:
+        loss = loss + args.auxiliary_weight * F.cross_entropy(auxiliary_logits, labels)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
+    optimizer.step()
+
+
+def evaluation_step(setup: Setup) -> Step:
+    """The logits of a batch of whole images, in evaluation mode."""
+    args = setup.args("train")
+    network = _network(args, False, Auto_FERNet).to(setup.device)
+    images = torch.randint(0, 256, (args.batch_size, 1, 48, 48), dtype=torch.uint8)
+    labels = torch.zeros(args.batch_size, dtype=torch.int64)
+    split = Split(images, labels).map(lambda tensor: tensor.to(setup.device))
+    if setup.variant == "plain":
+        plain = PlainNetwork(network).eval()
+        return Step(torch.no_grad()(lambda: plain(split.images.float() / 255)), args.batch_size)
+    predict, run = network_predictor(network), setup.run()
+    return Step(lambda: evaluate(predict, split, args.batch_size, run), args.batch_size)
+
+
+# --- data and labels
+
+
+def data_step(setup: Setup) -> Step:
+    """A pass over augmented images; plain: decoded and transformed by PIL one at a time."""
+    count = SHORT_SAMPLE if setup.short else SAMPLE
+    drawn = draw_fer2013(counts={"Training": count})["Training"]
+    size = setup.args("train").batch_size
+    if setup.variant == "plain":
+        jpegs = [_encoded(image) for image in drawn.images]
+        return Step(lambda: [x.to(setup.device) for x in pil_batches(jpegs, size)][-1], count)
+    split = drawn.map(lambda tensor: tensor.to(setup.device))
+    drawing: dict[str, Any] = {"augmentation": AUGMENTATION, "seed": 0, "epoch": 0}
+    return Step(lambda: list(training_batches(split, batch_size=size, **drawing))[-1], count)
+
+
+def _encoded(image: Tensor) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image[0].numpy()).save(stream, "JPEG", quality=92)
+    return stream.getvalue()
+
+
+def pil_batches(jpegs: Sequence[bytes], batch_size: int) -> Iterator[Tensor]:
+    """Images decoded, given AUGMENTATION by torchvision one at a time, and stacked."""
+    jitter = ColorJitter(brightness=AUGMENTATION.jitter, contrast=AUGMENTATION.jitter)
+    transform = Compose([RandomCrop(AUGMENTATION.crop), RandomHorizontalFlip(), jitter, ToTensor()])
+    for first in range(0, len(jpegs), batch_size):
+        opened = (Image.open(io.BytesIO(jpeg)) for jpeg in jpegs[first : first + batch_size])
+        yield torch.stack([transform(image.convert("L")) for image in opened])
+
+
+def relabel_step(setup: Setup) -> Step:
+    """The new labels of a batch with FES; plain: label by label in Python."""
+    logits = torch.randn(LABELS, len(CLASSES)).to(setup.device)
+    labels = torch.randint(0, len(CLASSES), (LABELS,)).to(setup.device)
+    fes = torch.tensor(TRAINING_FES, dtype=torch.float32, device=setup.device)
+    rule, repeats = (plain_relabel, 1) if setup.variant == "plain" else (relabel, 100)
+    return Step(lambda: rule(logits, labels, fes=fes, **RELABEL), LABELS, repeats)
+
+
+def plain_relabel(
+    logits: Tensor, labels: Tensor, *, threshold: float, fes: Tensor, fes_threshold: float
+) -> list[int]:
+    """The rule of `data.relabel.relabel`, label by label."""
+    new = []
+    for row, label in zip(logits, labels, strict=True):
+        p = row.softmax(dim=0)
+        highest, likeliest = p.max(dim=0)
+        gap = highest - p[label]
+        repaired = 0 < gap < threshold and fes[label, likeliest] > fes_threshold
+        new.append(int(likeliest if repaired else label))
+    return new
+
+
+# --- measuring
+
+_PAIR: dict[str, str | None] = {"plain": None, "ours": "plain"}
+CASES = {
+    "search step, all edges open": Case(partial(search_step, decisions=0), _PAIR),
+    "search step, half of the edges decided": Case(partial(search_step, decisions=NODES), _PAIR),
+    "search step, all edges decided": Case(
+        partial(search_step, decisions=DECISIONS), {**_PAIR, "fixed network": "ours"}
+    ),
+    "training step": Case(training_step, {**_PAIR, "compiled": "plain"}),
+    "evaluation": Case(evaluation_step, _PAIR),
+    "augmentation": Case(data_step, _PAIR),
+    "relabelling": Case(relabel_step, _PAIR),
+}
+COLUMNS = (
+    "case", "variant", "images", "seconds", "images/s", "peak GB", "compared with",
+    "times as fast", "memory",
+)  # fmt: skip
+
+
+def measure(
+    case: str, variant: str, *, short: bool, device: str, amp: str, steps: int
+) -> dict[str, Any]:
+    """Measure a variant in this process: `seconds` of each step after a first one, the `images` of
+    a step, and `peak_bytes`: of tensors on CUDA, elsewhere of the process with its libraries.
+    """
+    seed_everything(0)
+    where = torch.device(device)
+    precision = autocast(where, "off" if variant == "plain" else amp)
+    step = CASES[case].build(Setup(variant, short, where, precision))
+    seconds = []
+    for _ in range(steps + 1):
+        started = time.perf_counter()
+        for _ in range(step.repeats):
+            step.run()
+        wait_for(where)
+        seconds.append((time.perf_counter() - started) / step.repeats)
+    return {"seconds": seconds[1:], "images": step.images, "peak_bytes": _peak_bytes(where)}
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        # Not ru_maxrss, which on Linux begins at the peak of the process that started this one.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def worker() -> None:
+    """Run `measure` with the JSON arguments of the command line, and print what it returns."""
+    options = json.loads(sys.argv[1])
+    if options["variant"] != "plain":
+        keep_freed_memory()
+    print(json.dumps(measure(**options)))
+
+
+def measure_apart(**options: Any) -> dict[str, Any]:
+    """`measure` in a process of its own; UserError when it fails. Its warnings go to stderr."""
+    code = "from benchmarks.speed import worker; worker()"
+    words = [sys.executable, "-c", code, json.dumps(options)]
+    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise UserError(f"{options}: ended with status {done.returncode}, expected 0")
+    return json.loads(done.stdout)
+
+
+def measure_case(case: str, variants: Sequence[str], rounds: int, **options: Any) -> list[dict]:
+    """A row for each variant, of `rounds` rounds in which they take turns."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
+    for number in range(rounds):
+        for name in variants:
+            print(f"{case}, {name}, round {number + 1} of {rounds}", flush=True)
+            found[name].append(measure_apart(case=case, variant=name, **options))
+    rows = []
+    for name in variants:
+        base = CASES[case].variants[name]
+        speeds, peaks = _figures(found[name])
+        row: dict[str, Any] = {"case": case, "variant": name, "images": found[name][0]["images"]}
+        row |= {"images_per_second": _range(speeds), "peak_bytes": _range(peaks)}
+        row["seconds"] = _range([median(each["seconds"]) for each in found[name]])
+        if base is not None:
+            pairs = zip((speeds, peaks), _figures(found[base]), strict=True)
+            faster, memory = ([a / b for a, b in zip(*pair, strict=True)] for pair in pairs)
+            row |= {"against": base, "times": _range(faster), "memory": _range(memory)}
+        rows.append({**row, "rounds": found[name]})
+    return rows
+
+
+def _figures(rounds: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """Images a second and peak bytes of each round."""
+    speeds = [each["images"] / median(each["seconds"]) for each in rounds]
+    return speeds, [float(each["peak_bytes"]) for each in rounds]
+
+
+def _range(values: Sequence[float]) -> dict[str, float]:
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def table_rows(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The rows as text, in COLUMNS: medians, and the ratio of speeds with its range."""
+
+    def figure(value: float) -> str:
+        return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+
+    table = []
+    for row in rows:
+        cells = [row["case"], row["variant"], str(row["images"])]
+        cells += [figure(row[name]["median"]) for name in ("seconds", "images_per_second")]
+        cells.append(f"{row['peak_bytes']['median'] / 1e9:.2f}")
+        if "against" in row:
+            ratio = "{median:.2f} ({min:.2f} to {max:.2f})".format(**row["times"])
+            cells += [row["against"], ratio, f"{row['memory']['median']:.2f}"]
+        table.append(cells + [""] * (len(COLUMNS) - len(cells)))
+    return table
+
+
+# --- the command
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = arguments.new_parser(__doc__, "python -m benchmarks.speed")
+    # fmt: off
+    add = parser.add_argument
+    add("--short", action="store_true",
+        help="small networks, a few seconds a case, to see that everything runs")
+    add("--rounds", type=arguments.positive_int, metavar="N",
+        help="rounds in which the variants take turns (default: 5, or 1 with --short)")
+    add("--steps", type=arguments.positive_int, default=3, metavar="N",
+        help="steps to time in each process, after a first one")
+    add("--only", default="", metavar="TEXT", help="only cases whose names contain TEXT")
+    add("--compile", action="store_true",
+        help="also training with torch.compile, which takes minutes in each round")
+    add("--amp", choices=["off", "bf16", "auto"], default="off",
+        help="precision of our variants; the plain one is always fp32")
+    add("--out", default="bench/speed.json", metavar="FILE", help="where the JSON is written")
+    # fmt: on
+    arguments.add_device_arguments(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the cases, print the table and return the content of --out."""
+    cases = [case for case in CASES if args.only in case]
+    if not cases:
+        raise UserError(f"--only {args.only}: in no name of {'; '.join(CASES)}")
+    make_folder("--out", str(Path(args.out).parent))
+    device = resolve_device(args)
+    rounds = args.rounds or (1 if args.short else 5)
+    found: dict[str, Any] = {
+        "commit": describe_commit() or "unknown",
+        "processor": describe_processor(),
+        "machine": describe_machine(device),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "flags": vars(args),
+        "rounds": rounds,
+        "rows": [],
+    }
+    print("\n".join(found[name] for name in ("commit", "processor", "machine")))
+    options = {"short": args.short, "device": str(device), "amp": args.amp, "steps": args.steps}
+    for case in cases:
+        variants = [v for v in CASES[case].variants if args.compile or v != "compiled"]
+        found["rows"] += measure_case(case, variants, rounds, **options)
+        write_text(args.out, json.dumps(found, indent=1) + "\n")  # kept if a later case fails
+    print(f"\n{format_table(COLUMNS, table_rows(found['rows']))}\n")
+    print(f"times as fast: median of {rounds} rounds (min to max); written: {args.out}")
+    return found
+
+
+def describe_processor() -> str:
+    """Number and name of the processors."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{os.cpu_count()} x {next(names, platform.processor() or platform.machine())}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, build_parser()))

@@ -1,0 +1,121 @@
+"""The speed benchmark: its cases run, and its figures follow from the measured seconds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import architect
+from benchmarks import speed
+from benchmarks.speed import CASES, Setup
+from common.cli import run_script
+from data.fes import TRAINING_FES
+from data.relabel import relabel
+from engine import autocast
+from model_search import OPEN
+from utils import UserError
+
+CPU = torch.device("cpu")
+VARIANTS = [(case, v) for case in CASES for v in CASES[case].variants if v != "compiled"]
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "SHORT", "--init_channels 4 --layers 3 --batch_size 2".split())
+    monkeypatch.setattr(speed, "SHORT_SAMPLE", 5)
+
+
+@pytest.mark.parametrize("case, variant", VARIANTS)
+def test_variant_runs(case: str, variant: str) -> None:
+    found = speed.measure(case, variant, short=True, device="cpu", amp="off", steps=2)
+    assert len(found["seconds"]) == 2
+    assert found["images"] == {"augmentation": 5, "relabelling": speed.LABELS}.get(case, 2)
+    assert found["peak_bytes"] > 0
+
+
+def test_published_sizes_are_used() -> None:
+    setup = Setup("ours", False, CPU, autocast(CPU, "off"))
+    for script, sizes in (("search", (16, 8, 24)), ("train", (36, 12, 24))):
+        args = setup.args(script)
+        assert (args.init_channels, args.layers, args.batch_size) == sizes
+
+
+def test_fixed_network_has_the_genotype_of_the_supernet(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = Setup("fixed network", True, CPU, autocast(CPU, "off"))
+    supernet = speed.build_supernet(setup.args("search"), speed.DECISIONS)
+    assert not any(OPEN in states for states in supernet.states.values())
+    built = []
+    monkeypatch.setattr(speed, "build_supernet", lambda *_: supernet)
+    monkeypatch.setattr(speed, "Network", lambda *args: built.append(args) or _network(*args))
+    CASES["search step, all edges decided"].build(setup)
+    scores = architect.score_cells(supernet, {"normal": [], "reduce": []}, use_history=False)
+    assert built[0][-1] == architect.derive_genotype(supernet, scores)
+
+
+_network = speed.Network
+
+
+def test_plain_and_batched_relabelling_agree() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(200, 7, generator=generator)
+    labels = torch.randint(0, 7, (200,), generator=generator)
+    fes = torch.tensor(TRAINING_FES, dtype=torch.float32)
+    found = relabel(logits, labels, fes=fes, **speed.RELABEL).tolist()
+    assert found == speed.plain_relabel(logits, labels, fes=fes, **speed.RELABEL)
+    assert found != labels.tolist()
+
+
+def test_ratios_are_of_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"plain": [8.0, 24.0, 8.0], "ours": [4.0, 6.0, 1.0]}
+    started = []
+
+    def apart(case: str, variant: str, **_options: object) -> dict:
+        started.append(variant)
+        value = seconds[variant].pop(0)
+        peak = 2 if variant == "plain" else 1
+        return {"seconds": [value, 99.0, 0.0], "images": 24, "peak_bytes": peak * 10**9}
+
+    monkeypatch.setattr(speed, "measure_apart", apart)
+    rows = speed.measure_case("training step", ["plain", "ours"], 3)
+    assert started == ["plain", "ours"] * 3
+    # 8 / 4, 24 / 6 and 8 / 1, whereas the ratio of the medians is 2.
+    assert rows[1]["times"] == {"median": 4.0, "min": 2.0, "max": 8.0}
+    assert speed.table_rows(rows) == [
+        ["training step", "plain", "24", "8.00", "3.00", "2.00", "", "", ""],
+        ["training step", "ours", "24", "4.00", "6.00", "1.00", "plain", "4.00 (2.00 to 8.00)",
+         "0.50"],
+    ]  # fmt: skip
+
+
+def test_command_writes_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "speed.json"
+    words = f"--short --only relabelling --rounds 1 --steps 1 --device cpu --out {out}".split()
+    assert run_script(speed.main, speed.build_parser(), words) == 0
+    found = json.loads(out.read_text())
+    assert [(row["case"], row["variant"]) for row in found["rows"]] == [
+        ("relabelling", "plain"),
+        ("relabelling", "ours"),
+    ]
+    assert all(len(row["rounds"]) == 1 for row in found["rows"])
+    printed = capsys.readouterr().out
+    assert all(column in printed for column in speed.COLUMNS)
+    assert f"written: {out}" in printed
+
+
+@pytest.mark.parametrize("flags, named", [("--only warp", "--only"), ("--device warp", "--device")])
+def test_wrong_flag_is_named(flags: str, named: str, tmp_path: Path) -> None:
+    args: argparse.Namespace = speed.build_parser().parse_args(
+        [*flags.split(), "--out", str(tmp_path / "x.json")]
+    )
+    with pytest.raises(UserError, match=named):
+        speed.main(args)
+
+
+def test_failing_process_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed.sys, "executable", "false")
+    with pytest.raises(UserError, match="ended with status 1, expected 0"):
+        speed.measure_apart(case="relabelling", variant="ours")
