@@ -9,6 +9,7 @@ import json
 import lzma
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -67,6 +68,11 @@ class Unpacked:
     def seekable(self) -> bool:
         return True
 
+    def restart(self) -> Any:
+        """The stream from its start, as an open file that is not closed."""
+        self._stream.seek(0)
+        return nullcontext(self)
+
     def _check(self, position: int) -> None:
         if not 0 <= position <= MAX_UNPACKED:
             raise ValueError(f"byte {position}, expected at most {MAX_UNPACKED} bytes in all")
@@ -85,6 +91,9 @@ class Lines(io.RawIOBase):
         # With a quote left open the header would continue in the next line.
         if len(header) > MAX_HEADER or header.count(b'"') % 2:
             raise ValueError(f"line 1: more than {MAX_HEADER} bytes or a quote left open")
+        self.encoding = encoding_of(self._ahead)
+        text = header.decode(self.encoding, "replace")
+        self.separator = max(",;\t|", key=text.count)
         self._length = 0  # of the line that is not complete yet
 
     def readable(self) -> bool:
@@ -103,20 +112,38 @@ class Lines(io.RawIOBase):
         return len(chunk)
 
 
+def encoding_of(start: bytes) -> str:
+    """UTF-16 if the first bytes of a text are, otherwise UTF-8 (of which a mark is skipped)."""
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    zeros = start[:2].find(b"\0") if len(start) > 1 else -1
+    return ("utf-16-be", "utf-16-le", "utf-8-sig")[zeros]
+
+
 def read_table(
-    stream: BinaryIO, where: str, columns: Sequence[str], *, size: int, max_size: int
+    stream: BinaryIO,
+    where: str,
+    columns: Sequence[str],
+    *,
+    size: int,
+    max_size: int,
+    rename: Callable[[str], str] = str,
 ) -> Iterator[pd.DataFrame]:
     """Yield a CSV of `size` bytes in parts, as text; index n is line n + 2 of the file.
 
-    Blank lines are rows of empty text. Raises UserError, naming `where`, for a table that is
-    malformed, too large, or lacks one of `columns`.
+    The separator may be a comma, semicolon, tab or bar, the text UTF-8 or UTF-16. `rename` is
+    applied to the names of the columns. Blank lines are rows of empty text. Raises UserError,
+    naming `where`, for a table that is malformed, too large, or lacks one of `columns`.
     """
     with reading(where, f"a table with the columns {','.join(columns)}"):
         if size > max_size:
             raise ValueError(f"{size} bytes, at most {max_size} are read")
         try:
+            lines = Lines(stream)
             parts = pd.read_csv(
-                io.BufferedReader(Lines(stream), MAX_LINE),
+                io.BufferedReader(lines, MAX_LINE),
+                sep=lines.separator,
+                encoding=lines.encoding,
                 dtype=str,
                 na_filter=False,
                 skipinitialspace=True,
@@ -125,9 +152,13 @@ def read_table(
                 chunksize=ROWS_AT_ONCE,
             )
             for part in parts:
-                part.columns = part.columns.str.strip()
+                found = list(part.columns.str.strip())
+                part.columns = pd.Index([rename(name) for name in found])
                 if missing := [name for name in columns if list(part.columns).count(name) != 1]:
-                    raise ValueError(f"line 1: no column {', '.join(missing)}, or several")
+                    raise ValueError(
+                        f"line 1: no column {', '.join(missing)}, or several, in "
+                        f"{quoted(lines.separator.join(found), 80)}"
+                    )
                 # pandas makes an index of the first fields if there are more than names.
                 if not isinstance(part.index, pd.RangeIndex):
                     raise ValueError(f"line 2: more than {len(part.columns)} fields")

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data.readers import Arrays, folder_files, read_set
-from data.types import CLASSES, SIDE, SPLITS
+from data.readers import Arrays, read_set
+from data.sources import is_archive, open_source
+from data.types import SIDE, SPLITS
 from utils import LOGGER_NAME, UserError, atomic_write, rank_zero_first
 
-FORMAT = "fer2013-cache/2"
+FORMAT = "set-cache/3"
 
 
 def cache_path(source: Path) -> Path:
@@ -58,12 +59,14 @@ def _read_cached(source: Path) -> Arrays:
 
 def fingerprint(source: Path) -> str:
     """A text that changes with the sizes and times of the files of the source."""
-    if source.is_dir():
-        lines = (f"{name}\0{size}\0{time}\n" for name, size, time in folder_files(source))
+    if source.is_file() and is_archive(source):
+        status = source.stat()
+        return f"{FORMAT} file {status.st_size} {status.st_mtime_ns}"
+    with open_source(source) as opened:
+        used = (entry for entry in opened.entries if entry.is_image() or entry.is_table())
+        lines = (f"{entry.path}\0{entry.size}\0{entry.time}\n" for entry in used)
         digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-        return f"{FORMAT} folder {digest}"
-    status = source.stat()
-    return f"{FORMAT} file {status.st_size} {status.st_mtime_ns}"
+    return f"{FORMAT} files {digest}"
 
 
 def _load(path: Path, mark: str) -> Arrays:
@@ -74,12 +77,13 @@ def _load(path: Path, mark: str) -> Arrays:
         if str(file["fingerprint"]) != mark:
             raise ValueError("the source has changed")
         arrays = Arrays(*(file[name] for name in Arrays._fields))
-    count = len(arrays.images)
-    shapes = [(array.dtype, array.shape) for array in arrays]
+    count, classes = len(arrays.images), len(arrays.classes)
+    shapes = [(array.dtype, array.shape) for array in arrays[:3]]
     expected = [(np.uint8, (count, SIDE, SIDE)), (np.uint8, (count,)), (np.uint8, (count,))]
     if (
         shapes != expected
-        or arrays.labels.max() >= len(CLASSES)
+        or any(array.dtype.kind != "U" or array.ndim != 1 for array in arrays[3:])
+        or arrays.labels.max() >= classes
         or arrays.usage.max() >= len(SPLITS)
     ):
         raise ValueError("not the arrays of a set")

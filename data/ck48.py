@@ -2,89 +2,84 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 from pathlib import Path
 
 import numpy as np
 
-from data.images import decode_image, list_folder
+from data.layouts import class_of
+from data.sources import Entry, Item, Sets, Sought, class_folders, find_source, open_source
 from data.synthetic_cross import draw_ck48
-from data.types import CK_CLASSES, Faces, Row, count_differences, gather
-from utils import LOGGER_NAME, UserError
+from data.types import CK_CLASSES, Faces, Row, gather
+from utils import UserError
 
 # Images per class, in the order of CK_CLASSES, which is not that of the folders.
 COUNTS = (135, 177, 75, 207, 84, 249, 54)
-FOLDER = "CK+48"
-FOLDER_NAMES = r"ck(\+|plus)?(48)?"  # in any case
+FOLDER = re.compile(r"ck(\+|plus)?(48)?", re.I)
+FILE = re.compile(r"((S[0-9]{3})_[0-9]{3})_[0-9]{8}\.png")
 EXAMPLE = "S010_004_00000017.png"
+# Labels by what `class_of` makes of the names of CK_CLASSES and of their synonyms.
+_LABELS: dict[str | None, int] = {class_of(name): label for label, name in enumerate(CK_CLASSES)}
 
 
 def load_ck48(path: str | Path) -> Faces:
     """Load CK+48 from the value of `--data`: the set itself, a folder with it, or "synthetic".
 
-    Labels in the order of CK_CLASSES; a sequence is `S010_004`, subject and number. Counts other
-    than COUNTS are logged. Raises UserError when no set is found, it is malformed, or one file
-    name is in two classes.
+    The set is a folder or an archive. Labels in the order of CK_CLASSES; a sequence is `S010_004`,
+    subject and number. Files that are left out, and counts other than COUNTS, are logged. Raises
+    UserError when no set is found, it is malformed, or one file name is in two classes.
     """
     if str(path) == "synthetic":
         drawn = draw_ck48()
         parts = zip(drawn.labels.tolist(), drawn.names, drawn.images.numpy(), strict=True)
         return gather([_row(name, label, image[0], name) for label, name, image in parts])
-    source = find_ck48(path)
-    rows = [
-        row for label, name in enumerate(CK_CLASSES) for row in _read_class(source, name, label)
-    ]
+    with open_source(find_source(path, SOUGHT)) as source:
+        items = [item for item in source.choose(SOUGHT) if class_of(item.name) in _LABELS]
+        _check(items, source.path)
+        rows = [
+            _row(item.entry.name, _LABELS[class_of(item.name)], image, item.entry.where)
+            for item, image in source.read(items)
+        ]
+        source.say_left_out(items)
+    return source.log_faces(gather(rows), CK_CLASSES, COUNTS, "CK+48")
+
+
+def _sets(entries: list[Entry]) -> Sets:
+    def fits(root: str, items: list[Item]) -> bool:
+        named = FOLDER.fullmatch(root.rpartition("/")[2]) is not None
+        named |= not root or any(FILE.fullmatch(item.entry.name) for item in items)
+        return named and any(class_of(item.name) in _LABELS for item in items)
+
+    return {root: i for root, i in class_folders(entries).items() if fits(root, i)}
+
+
+SOUGHT = Sought(
+    _sets,
+    ("ckplus48", "ckplus", "ck48", "ck"),
+    "ck",
+    "no CK+48 there; expected a folder CK+48, or an archive, with a folder of images for each of "
+    f'{", ".join(CK_CLASSES)}: get it from Kaggle ("CKPLUS"), put it into data/ or name its path '
+    "with --data; --data synthetic needs no download",
+)
+
+
+def _check(items: list[Item], source: Path) -> None:
+    """Raise UserError for names and classes other than the set's, before anything is decoded."""
     known: dict[str, int] = {}
-    for row in rows:
-        if (other := known.setdefault(row.name, row.label)) != row.label:
+    for entry, _, name in items:
+        _sequence(entry.name, entry.where)
+        label = _LABELS[class_of(name)]
+        if (other := known.setdefault(entry.name, label)) != label:
             raise UserError(
-                f"{source}: {row.name} in the folders {CK_CLASSES[other]} and "
-                f"{CK_CLASSES[row.label]}, expected an image in one"
+                f"{source}: {entry.name} in the folders {CK_CLASSES[other]} and "
+                f"{CK_CLASSES[label]}, expected an image in one"
             )
-    faces = gather(rows)
-    if differences := count_differences(faces.labels, CK_CLASSES, COUNTS):
-        logging.getLogger(LOGGER_NAME).info(
-            f"{source}: counts differ from CK+48's: {', '.join(differences)}"
-        )
-    return faces
-
-
-def find_ck48(path: str | Path) -> Path:
-    """Return the folder of class folders that `path` is or holds; UserError if there is none."""
-    found = _look_in(Path(path))
-    if found is None:
-        raise UserError(
-            f"--data {path}: no CK+48 there; expected a folder {FOLDER} with a folder of "
-            f"images for each of {', '.join(CK_CLASSES)}: get it from Kaggle "
-            '("CKPLUS"), unpack it into data/ or name its path with --data; '
-            "--data synthetic needs no download"
-        )
-    return found
-
-
-def _look_in(folder: Path) -> Path | None:
-    if not os.path.isdir(folder):
-        return None
-    _, folders = list_folder(folder)
-    # By name first, so that other folders beside the set do not matter.
-    named = (_look_in(inner) for inner in folders if re.fullmatch(FOLDER_NAMES, inner.name, re.I))
-    own = folder if any(inner.name in CK_CLASSES for inner in folders) else None
-    return next((found for found in named if found), own)
-
-
-def _read_class(source: Path, name: str, label: int) -> list[Row]:
-    folder = source / name
-    if not os.path.isdir(folder):
-        raise UserError(f"{source}: no class folder {name}; expected {', '.join(CK_CLASSES)}")
-    images, _ = list_folder(folder)
-    if not images:
-        raise UserError(f"{folder}: holds no image; expected some such as {EXAMPLE}")
-    # Names first: a folder of something else is refused before anything is decoded.
-    for path in images:
-        _sequence(path.name, str(path))
-    return [_row(path.name, label, decode_image(path, str(path)), str(path)) for path in images]
+    for label, name in enumerate(CK_CLASSES):
+        if label not in known.values():
+            raise UserError(
+                f"{source}: no image in a class folder {name}; expected some such as {EXAMPLE} in "
+                f"each of {', '.join(CK_CLASSES)}"
+            )
 
 
 def _row(name: str, label: int, image: np.ndarray, where: str) -> Row:
@@ -93,7 +88,7 @@ def _row(name: str, label: int, image: np.ndarray, where: str) -> Row:
 
 
 def _sequence(name: str, where: str) -> tuple[str, str]:
-    parts = re.fullmatch(r"((S[0-9]{3})_[0-9]{3})_[0-9]{8}\.png", name)
+    parts = FILE.fullmatch(name)
     if parts is None:
         raise UserError(
             f"{where}: file name {name!r}, expected one such as {EXAMPLE} "

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
@@ -16,16 +15,40 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from data.types import SIDE
 from utils import reading
 
-MAX_IMAGE_BYTES = 1 << 20
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
+Box = tuple[int, int, int, int]
+
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
+MAX_IMAGE_BYTES = 1 << 24
+MAX_SIDE = 4096
+# Side of the frames in which boxes are given: those of JAFFE.
+FRAME = 256
 
 
-def decode_image(source: Path | BinaryIO, where: str) -> np.ndarray:
-    """Decode a 48x48 JPEG or PNG to gray: uint8 (48, 48). Raises UserError, naming `where`."""
-    expected = f"a {SIDE}x{SIDE} JPEG or PNG"
-    with open_image(source, where, ("JPEG", "PNG"), MAX_IMAGE_BYTES, expected) as image:
-        check_size(image, image.size == (SIDE, SIDE))
-        return np.asarray(normalise(image).convert("L"))
+def decode_image(
+    source: Path | BinaryIO, where: str, crop: Callable[[Image.Image], Box | None] = lambda _: None
+) -> np.ndarray:
+    """Decode an image of any size and mode to gray: uint8 (48, 48). UserError names `where`.
+
+    `crop` gives the part of the image to use, None for all of it.
+    """
+    expected = f"at most {MAX_SIDE} pixels a side, one of {', '.join(FORMATS)}"
+    with open_image(source, where, FORMATS, MAX_IMAGE_BYTES, expected) as image:
+        check_size(image, max(image.size) <= MAX_SIDE)
+        return frame(normalise(image), crop(image))
+
+
+def frame(image: Image.Image, crop: Box | None) -> np.ndarray:
+    """The part `crop` of an image, or all of it, as gray uint8 (48, 48)."""
+    # Pillow widens the bilinear kernel when it shrinks, so nothing aliases; the box kernel would
+    # average as well, but turns blocky where cropped images are below 48 pixels.
+    # Gray first: the numbers of a palette image cannot be averaged.
+    gray = image.convert("L")
+    if crop is not None:
+        # Cut first: resize with a box would mix in pixels from outside it.
+        left, top, right, bottom = (round(edge * image.width / FRAME) for edge in crop)
+        gray = gray.crop((left, top, right, bottom))
+    return np.array(gray.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 @contextmanager
@@ -50,10 +73,10 @@ def open_image(
         yield image
 
 
-def check_size(image: Image.Image, fits: bool) -> None:
+def check_size(image: Image.Image, fits: bool, reason: str = "") -> None:
     """Raise ValueError, naming the size of the image, unless it `fits`."""
     if not fits:
-        raise ValueError(f"image of {image.width}x{image.height}")
+        raise ValueError(f"image of {image.width}x{image.height}{reason}")
 
 
 def normalise(image: Image.Image) -> Image.Image:
@@ -68,18 +91,3 @@ def normalise(image: Image.Image) -> Image.Image:
             raise ValueError(f"grays outside 0 to {highest}")
         image = Image.fromarray(np.rint(pixels * (255 / highest)).astype(np.uint8))
     return ImageOps.exif_transpose(image) if image.getexif() else image
-
-
-def list_folder(
-    folder: Path, suffixes: tuple[str, ...] = SUFFIXES
-) -> tuple[list[Path], list[Path]]:
-    """The images and the folders in `folder`, by name; hidden and other files are skipped."""
-    with reading(folder, "a folder"), os.scandir(folder) as entries:
-        seen = [entry for entry in entries if entry.name[0] != "." and entry.name != "__MACOSX"]
-        folders = sorted(folder / entry.name for entry in seen if entry.is_dir())
-        images = sorted(
-            folder / entry.name
-            for entry in seen
-            if entry.name.lower().endswith(suffixes) and entry.is_file()
-        )
-    return images, folders

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.images import check_size, list_folder, normalise, open_image
-from data.jaffe import Box, frame
-from utils import UserError
+from data.images import Box, check_size, frame, normalise, open_image
+from utils import UserError, reading
 
 MAX_PICTURE_BYTES = 1 << 28
 MAX_PIXELS = 1 << 27  # more than the largest of telephones, and less than a gigabyte when decoded
@@ -25,7 +24,9 @@ def find_pictures(name: str) -> list[Path]:
         return [path]
     Image.init()
     suffixes = tuple(end for end, kind in Image.EXTENSION.items() if kind not in REFUSED)
-    found, _ = list_folder(path, suffixes)
+    with reading(path, "a folder"):
+        listed = sorted(file for file in path.iterdir() if file.name[0] != ".")
+        found = [f for f in listed if f.name.lower().endswith(suffixes) and f.is_file()]
     if not found:
         raise UserError(f"{path}: no pictures in this folder, expected some")
     return found

@@ -1,121 +1,251 @@
-"""FER2013 in the forms users have it: a table, a folder of images, or an archive of either.
+"""Sets of images with classes and splits: tables, images in class folders, or lists of images.
 
-Every form gives the same three arrays. Archives are read without unpacking them to disk.
+All give the same arrays, from a folder, an archive or a single table.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import stat
-import tarfile
 import warnings
-import zipfile
-from collections.abc import Callable, Generator
-from contextlib import closing
-from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO, NamedTuple, cast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
-from data.bounded import Unpacked, decompressed, quoted, read_table
-from data.images import decode_image
+from data.bounded import MAX_HEADER, encoding_of, quoted, read_table
+from data.images import SUFFIXES
+from data.layouts import class_of, number_of, plain, resolve_classes, split_of
+from data.sources import Entry, Item, Sets, Sought, Source, class_folders, is_archive, open_source
 from data.types import CLASSES, SIDE, SPLITS
-from utils import LOGGER_NAME, UserError, reading
+from utils import UserError, hide_progress, reading
 
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz")
 TABLE_NAMES = ("fer2013.csv", "icml_face_data.csv")
-FOLDERS = ("train", "test")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 COLUMNS = ("emotion", "pixels", "Usage")
+_COLUMN_OF = {
+    "emotions": "emotion", "label": "emotion", "labels": "emotion", "class": "emotion",
+    "expression": "emotion", "pixel": "pixels", "split": "usage", "set": "usage",
+}  # fmt: skip
+# A number, or the name of a class.
+_LABEL = re.compile(r"\s*(?:([0-7])(?:[.,]0*)?|([^\W\d][\w -]{0,40}?))\s*")
+MAX_CLASSES = 255
 MAX_TABLE_BYTES = 1 << 30
-MAX_MEMBERS = 200_000
+MAX_LIST_BYTES = 1 << 26
+MAX_LIST_FIELDS = 5  # more are the votes of FER+
+_ENDS = "|".join(suffix[1:] for suffix in SUFFIXES)
+# The name of an image and its label, in a line of a list.
+_LISTED = re.compile(rf"([^;,\t\"']+\.(?:{_ENDS}))[\"']?[ \t,;]+[\"']?(\w+)", re.I)
+EXPECTED = f"{', '.join(TABLE_NAMES)}, or images in folders such as train/happy/ and test/happy/"
+
+
+SOUGHT = Sought(
+    lambda entries: sets_in(entries),
+    ("fer2013", "icmlfacedata"),
+    "fer2013",
+    f"no FER2013 there and no other set of images with classes; expected {EXPECTED}, or an archive "
+    'of them: get FER2013 from Kaggle ("Challenges in Representation Learning: Facial Expression '
+    'Recognition") and put it in data/ or name its path with --data; --data synthetic needs no '
+    "download",
+)
 
 
 class Arrays(NamedTuple):
-    """A whole set: images uint8 (N, 48, 48), labels uint8 (N,) in 0..6, usage uint8 (N,) in 0..2.
+    """A set: images uint8 (N, 48, 48), labels uint8 (N,) of `classes`, usage uint8 (N,) of SPLITS.
 
-    The numbers index CLASSES and SPLITS. A table keeps its row order; images from a folder are
-    sorted by split and file name, whose numbers are not sorted by class.
+    Splits that the source does not have are empty. A table keeps its row order; images are sorted
+    by split and file name, whose numbers are not sorted by class. `notes` are lines that say what
+    was decided.
     """
 
     images: np.ndarray
     labels: np.ndarray
     usage: np.ndarray
+    classes: np.ndarray = np.array(CLASSES)
+    notes: np.ndarray = np.array([], "U1")
 
 
-class Place(NamedTuple):
-    """Where an image belongs; places sort by split and file name, which mixes the classes."""
+class Row(NamedTuple):
+    """An image that was read: uint8 (48, 48), its split if known, and the name of its class."""
 
-    usage: int
-    file: str
-    label: int
-    folder: str
-
-
-class Entry(NamedTuple):
-    """A regular file in an archive: its path inside, size in bytes, and how to open it."""
-
-    path: PurePosixPath
-    size: int
-    open: Callable[[], IO[bytes] | None]
+    image: np.ndarray
+    split: str | None
+    name: str
+    entry: Entry
 
 
-def read_set(source: Path) -> Arrays:
-    """Read the set at `source`: a `.csv`, an archive, or a folder that holds train/ or test/.
+# --- which sets there are
 
-    Raises UserError, naming file and line or member, for anything malformed and for a set in which
-    one of the three splits has no image.
+
+def sets_in(entries: list[Entry]) -> Sets:
+    """The sets among files, each by its root: a folder, or its first table."""
+    lists = []
+    tables: dict[str, list[Item]] = defaultdict(list)
+    for entry in entries:
+        if entry.is_table():
+            columns, listed = _look_at(entry)
+            if {"emotion", "pixels"} <= columns or entry.name in TABLE_NAMES:
+                split = None if "Usage" in columns else split_of(entry.name.rpartition(".")[0])
+                # Tables whose names say the split are one set.
+                folder = entry.path.removesuffix(entry.name)
+                tables[folder if split else entry.path].append(Item(entry, split, ""))
+            elif listed:
+                lists.append(entry)
+    found = {}
+    for root, items in class_folders(entries).items():
+        if any(item.split for item in items):
+            items = [item for item in items if item.split]
+        if len({plain(item.name) for item in items}) > 1:
+            found[root] = items
+    if lists:
+        root, items = _listed_images(entries, lists)
+        inside = [each for each in found if f"{each}/".startswith(f"{root}/" if root else "")]
+        if items and not any(_is_evident(found[each]) for each in inside):
+            found = {each: found[each] for each in found if each not in inside} | {root: items}
+    for items in tables.values():  # of one table, or of one for each split
+        items.sort(key=lambda item: SPLITS.index(item.split or SPLITS[0]))
+        found[items[0].entry.path] = items
+    return found
+
+
+def _look_at(entry: Entry) -> tuple[set[str], bool]:
+    """The columns of a table, and whether it lists images with labels."""
+    with entry.open() as stream:
+        start = stream.read(2 * MAX_HEADER)
+    text = start.decode(encoding_of(start), "replace")
+    lines = text.splitlines() or [""]
+    listed = any(
+        _LISTED.search(line) and len(re.split("[,;\t]", line)) <= MAX_LIST_FIELDS
+        for line in lines[:2]
+    )
+    return {_rename(name) for name in re.split("[,;\t|]", lines[0])}, listed
+
+
+def _rename(column: str) -> str:
+    name = plain(column.strip(" \"'\ufeff"))
+    name = _COLUMN_OF.get(name, name)
+    return next((each for each in COLUMNS if each.lower() == name), name)
+
+
+def _is_evident(items: list[Item]) -> bool:
+    names = {item.name for item in items}
+    return all(map(class_of, names)) or all(number_of(name) is not None for name in names)
+
+
+def _listed_images(entries: list[Entry], lists: list[Entry]) -> tuple[str, list[Item]]:
+    """The images that lists give labels, as RAF-DB's `list_patition_label.txt`, and their root."""
+    labels: dict[str, tuple[str, str | None]] = {}
+    for entry in lists:
+        with entry.open() as stream:
+            content = stream.read(MAX_LIST_BYTES)
+        split = split_of(entry.name.rpartition(".")[0])
+        for line in content.decode(encoding_of(content), "replace").splitlines():
+            if found := _LISTED.search(line):
+                labels[_key(found[1].strip().split("/"))] = found[2], split
+    items, taken = [], set()
+    for entry in sorted(entries, key=lambda each: ("aligned" not in each.path, each.path)):
+        parts = entry.path.split("/") if entry.is_image() else []
+        keys = [_key(parts[-n:]) for n in range(min(3, len(parts)), 0, -1)]
+        key = next((key for key in keys if key in labels and key not in taken), None)
+        if key is not None:
+            taken.add(key)
+            label, split = labels[key]
+            folders = (split_of(part) for part in reversed(parts[:-1]))
+            split = split_of(parts[-1].partition("_")[0]) or next(filter(None, folders), split)
+            items.append(Item(entry, split, label))
+    used = [os.path.dirname(entry.path) for entry in (*lists, *(item.entry for item in items))]
+    return os.path.commonpath(used) if all(used) else "", items
+
+
+def _key(parts: list[str]) -> str:
+    stem = re.sub(rf"(_aligned)?\.({_ENDS})$", "", parts[-1], flags=re.I)
+    return "/".join([*parts[:-1], stem]).lower()
+
+
+# --- reading one
+
+
+def read_set(path: Path) -> Arrays:
+    """Read the set at `path`: a table, an archive, or a folder.
+
+    Raises UserError, naming file and line or member, for anything malformed, and for a set without
+    an image to train on.
     """
-    if source.is_dir():
-        arrays = _read_folder(source)
-    elif source.name.lower().endswith(ARCHIVE_SUFFIXES):
-        arrays = _read_archive(source)
-    elif source.suffix.lower() == ".csv":
-        with reading(source), source.open("rb") as stream:
-            arrays = _read_table(stream, source.stat().st_size, str(source))
-    else:
-        raise UserError(
-            f"{source}: not a form of FER2013; expected a .csv, a folder with train/ and test/, "
-            f"or one of {' '.join(ARCHIVE_SUFFIXES)}"
-        )
-    for index, split in enumerate(SPLITS):
-        if not (arrays.usage == index).any():
-            raise UserError(
-                f"{source}: holds no {split} image, expected images of {', '.join(SPLITS)}"
-            )
-    return arrays
+    with open_source(path) as source:
+        single = path.is_file() and not is_archive(path)
+        if single and not source.entries[0].is_table():
+            raise UserError(f"{path}: no archive (zip or tar) and no table; expected {EXPECTED}")
+        if single and not sets_in(source.entries):
+            items = [Item(source.entries[0], None, "")]  # reading it says what is wrong
+        else:
+            items = source.choose(SOUGHT)
+        table = not items[0].name
+        if table:
+            rows = [row for item in items for row in _read_table(item)]
+        else:
+            rows = [Row(image, i.split, i.name, i.entry) for i, image in source.read(items)]
+        source.say_left_out(items)
+    hints = [*path.absolute().parts[-3:], *items[0].entry.path.split("/")[:-1]]
+    return _gather(rows, source, hints, table)
 
 
-# --- tables
+def _gather(rows: list[Row], source: Source, hints: list[str], table: bool) -> Arrays:
+    parts = [split for split in SPLITS if any(row.split == split for row in rows)]
+    if SPLITS[0] not in parts and (parts or not rows):
+        raise UserError(f"{source.path}: holds no {SPLITS[0]} image, expected some to train on")
+    usage: dict[str | None, int] = {None: 0, **{name: SPLITS.index(name) for name in parts}}
+    if len(parts) == 2:
+        usage[parts[1]] = 2
+        source.say("of its two parts, the second is the test")
+    with reading(source.path):
+        classes, index, said = resolve_classes({row.name for row in rows}, hints, table)
+        if not 1 < len(classes) <= MAX_CLASSES:
+            raise ValueError(f"{len(classes)} classes; expected 2 to {MAX_CLASSES}")
+    if said:
+        source.say(said)
+    if not table:
+        rows.sort(key=lambda r: (usage[r.split], r.entry.name, index[r.name], r.entry.path))
+    return Arrays(
+        np.stack([row.image for row in rows]),
+        np.array([index[row.name] for row in rows], np.uint8),
+        np.array([usage[row.split] for row in rows], np.uint8),
+        np.array(classes),
+        np.array(source.notes, str),
+    )
 
 
-def _read_table(stream: BinaryIO, size: int, where: str) -> Arrays:
-    images, labels, usages = [], [], []
-    parts = read_table(stream, where, COLUMNS, size=size, max_size=MAX_TABLE_BYTES)
-    with warnings.catch_warnings():
+def _read_table(item: Item) -> Iterator[Row]:
+    entry, split, _ = item
+    numbered = None  # whether the classes are numbers
+    with (
+        reading(entry.where),
+        entry.open() as stream,
+        warnings.catch_warnings(),
+        tqdm(None, "reading", unit=" rows", leave=False, disable=hide_progress()) as bar,
+    ):
         # Older numpy only warns of text after the last number it could read.
         warnings.simplefilter("error", DeprecationWarning)
-        for part in parts:
-            rows = zip(part.index + 2, *(part[name] for name in COLUMNS), strict=True)
+        for part in read_table(
+            stream, entry.where, COLUMNS[:2], size=entry.size, max_size=MAX_TABLE_BYTES,
+            rename=_rename,
+        ):  # fmt: skip
+            bar.update(len(part))
+            usages = part["Usage"] if "Usage" in part else [None] * len(part)
+            rows = zip(part.index + 2, part["emotion"], part["pixels"], usages, strict=True)
             for line, emotion, pixels, usage in rows:
                 if not (emotion or pixels or usage):
                     continue
-                at = f"{where}, line {line}"
-                if not re.fullmatch("[0-6]", emotion.strip()):
-                    raise UserError(f"{at}: emotion {quoted(emotion)}, expected a class of 0 to 6")
-                if usage.strip() not in SPLITS:
-                    raise UserError(f"{at}: Usage {quoted(usage)}, expected {', '.join(SPLITS)}")
-                images.append(_pixels(pixels, at))
-                labels.append(int(emotion))
-                usages.append(SPLITS.index(usage.strip()))
-    return Arrays(
-        np.array(images, np.uint8).reshape(-1, SIDE, SIDE),
-        np.array(labels, np.uint8),
-        np.array(usages, np.uint8),
-    )
+                at, found = f"{entry.where}, line {line}", _LABEL.fullmatch(emotion)
+                if found is None or numbered not in (None, found[1] is not None):
+                    expected = "a class of 0 to 6, or 7 for contempt"
+                    raise UserError(f"{at}: emotion {quoted(emotion)}, expected {expected}")
+                numbered = found[1] is not None
+                if usage is not None and (split := split_of(usage)) is None:
+                    expected = ", ".join(SPLITS)
+                    raise UserError(f"{at}: Usage {quoted(usage)}, expected {expected}")
+                yield Row(_pixels(pixels, at), split, found[1] or found[2], entry)
 
 
 def _pixels(text: str, at: str) -> np.ndarray:
@@ -123,145 +253,16 @@ def _pixels(text: str, at: str) -> np.ndarray:
     try:
         values = np.fromstring(text, np.int64, sep=" ")
         if values.size == count and values.min() >= 0 and values.max() <= 255:
-            return values.astype(np.uint8)
+            return values.astype(np.uint8).reshape(SIDE, SIDE)
     except (ValueError, DeprecationWarning):
         pass
-    # Slower, but accepts any white space and finds what is wrong.
-    words = text.split()
+    # Slower, but accepts "[70, 71, ...]" and "70.0", and finds what is wrong.
+    words = text.strip("[] ").replace(",", " ").split()
     if len(words) != count:
         raise UserError(f"{at}: {len(words)} pixel values, expected {count}")
     for position, word in enumerate(words, 1):
-        if not re.fullmatch("[0-9]{1,3}", word) or int(word) > 255:
+        if not re.fullmatch(r"[0-9]{1,3}(\.0*)?", word) or float(word) > 255:
             raise UserError(
                 f"{at}: pixel {position} is {quoted(word)}, expected a whole number of 0 to 255"
             )
-    return np.array([int(word) for word in words], np.uint8)
-
-
-# --- folders
-
-
-def folder_files(root: Path) -> list[tuple[str, int, int]]:
-    """List the images of the folder form: (path below `root`, bytes, mtime in ns), sorted."""
-    files = []
-    with reading(root, "a folder"):
-        for part in FOLDERS:
-            for group in _scan(root / part):
-                for entry in _scan(group.path):
-                    if entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
-                        status = entry.stat()
-                        name = f"{part}/{group.name}/{entry.name}"
-                        files.append((name, status.st_size, status.st_mtime_ns))
-    return sorted(files)
-
-
-def _scan(folder: str | Path) -> list[os.DirEntry[str]]:
-    if not os.path.isdir(folder):
-        return []
-    with reading(folder, "a folder"), os.scandir(folder) as entries:
-        return [entry for entry in entries if not entry.name.startswith(".")]
-
-
-def _read_folder(root: Path) -> Arrays:
-    images = {}
-    for name, _, _ in folder_files(root):
-        where = str(root / name)
-        images[_place(PurePosixPath(name), where)] = decode_image(root / name, where)
-    return _in_order(images, str(root))
-
-
-def _belongs(path: PurePosixPath) -> bool:
-    """Whether the path is an image at `[top/](train|test)/<class>/<file>`, not a hidden one."""
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    placed = len(path.parts) >= 3 and path.parts[-3] in FOLDERS
-    return placed and not hidden and path.suffix.lower() in IMAGE_SUFFIXES
-
-
-def _place(path: PurePosixPath, where: str) -> Place:
-    group, file = path.parts[-2:]
-    if group not in CLASSES:
-        raise UserError(f"{where}: class folder {quoted(group)}, expected {', '.join(CLASSES)}")
-    split = file.split("_")[0]
-    if split not in SPLITS or "_" not in file:
-        raise UserError(
-            f"{where}: file name {quoted(file)}, expected one that begins with "
-            + ", ".join(f"{split}_" for split in SPLITS)
-        )
-    return Place(SPLITS.index(split), file, CLASSES.index(group), str(path.parent))
-
-
-def _in_order(images: dict[Place, np.ndarray], where: str) -> Arrays:
-    if not images:
-        raise UserError(
-            f"{where}: holds no FER2013, expected {' or '.join(TABLE_NAMES)} or images "
-            f"train/<class>/Training_*.jpg, test/<class>/PublicTest_*.jpg and PrivateTest_*.jpg"
-        )
-    order = sorted(images)
-    return Arrays(
-        np.stack([images[place] for place in order]),
-        np.array([place.label for place in order], np.uint8),
-        np.array([place.usage for place in order], np.uint8),
-    )
-
-
-# --- archives
-
-
-def _read_archive(source: Path) -> Arrays:
-    """Read an archive in one pass, as going back in a compressed tar means starting again."""
-    table: Arrays | None = None
-    images: dict[Place, np.ndarray] = {}
-    left_out = 0
-    with (
-        reading(source, f"a whole {' '.join(ARCHIVE_SUFFIXES)}"),
-        closing(_entries(source)) as entries,
-    ):
-        for count, (path, size, opened) in enumerate(entries, 1):
-            if count > MAX_MEMBERS:
-                raise UserError(f"{source}: more than {MAX_MEMBERS} members, expected at most that")
-            where = f"{source}, member {path}"
-            if path.name in TABLE_NAMES and "__MACOSX" not in path.parts and table is None:
-                with reading(where), cast(BinaryIO, opened()) as stream:
-                    table = _read_table(stream, size, where)
-            elif _belongs(path):
-                with reading(where), cast(BinaryIO, opened()) as stream:
-                    images[_place(path, where)] = decode_image(stream, where)
-            else:
-                left_out += path.suffix.lower() in IMAGE_SUFFIXES
-    if table is not None:
-        return table
-    if left_out:
-        logging.getLogger(LOGGER_NAME).info(
-            f"{source}: {left_out} images outside train/<class>/ and test/<class>/ left out"
-        )
-    tops = sorted({str(PurePosixPath(place.folder).parent.parent) for place in images})
-    if len(tops) > 1:
-        raise UserError(f"{source}: holds a set in each of {', '.join(tops)}; expected one set")
-    return _in_order(images, str(source))
-
-
-def _entries(source: Path) -> Generator[Entry, None, None]:
-    """Yield the regular files of an archive; folders and links are skipped."""
-    if source.name.lower().endswith(".zip"):
-        with zipfile.ZipFile(source) as archive:
-            for info in archive.infolist():
-                path = PurePosixPath(info.filename.replace("\\", "/"))
-                if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
-                    continue
-                if info.flag_bits & 1:
-                    raise UserError(f"{source}, member {path}: encrypted, expected a plain archive")
-                yield Entry(path, info.file_size, partial(archive.open, info))
-        return
-    with source.open("rb") as file, decompressed(file) as stream:
-        unpacked: Any = Unpacked(stream)  # as much of a file as tarfile needs
-        with tarfile.open(fileobj=unpacked, mode="r:") as tar:
-            for member in tar:
-                if member.isreg():
-                    path = PurePosixPath(member.name)
-                    yield Entry(path, member.size, partial(tar.extractfile, member))
-            # tarfile accepts an end between two members; a whole archive ends in zeros.
-            unpacked.seek(tar.offset)
-            if unpacked.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise EOFError("no end-of-archive mark")
-            while unpacked.read(1 << 20):  # the check sum of compressed data comes last
-                pass
+    return np.array([float(word) for word in words]).astype(np.uint8).reshape(SIDE, SIDE)

@@ -39,14 +39,15 @@ def relabel(
 class Repairs:
     """The changes of the labels of an epoch.
 
-    `matrix` int64 (7, 7) on the CPU: number of labels by given (row) and new (column) class,
-    unchanged ones on the diagonal. `wrong`: given labels that were not the true ones; `repaired`:
-    those of them changed to the true one; both None where the truth is not known.
+    `matrix` int64 (K, K) on the CPU: number of labels by given (row) and new (column) class of
+    `classes`, unchanged ones on the diagonal. `wrong`: given labels that were not the true ones;
+    `repaired`: those of them changed to the true one; both None where the truth is not known.
     """
 
     matrix: Tensor
     wrong: int | None = None
     repaired: int | None = None
+    classes: tuple[str, ...] = CLASSES
 
     @property
     def seen(self) -> int:
@@ -77,13 +78,13 @@ class Repairs:
         """A row for each pair of classes: the number of labels of the one that became the other."""
         return [
             {"epoch": epoch, "given": given, "new": new, "labels": int(self.matrix[i, j])}
-            for i, given in enumerate(CLASSES)
-            for j, new in enumerate(CLASSES)
+            for i, given in enumerate(self.classes)
+            for j, new in enumerate(self.classes)
         ]
 
     def describe(self) -> str:
         """For the log: the number of changed labels, and the matrix as a table."""
-        table = pd.DataFrame(self.matrix.numpy(), index=CLASSES, columns=CLASSES)
+        table = pd.DataFrame(self.matrix.numpy(), index=self.classes, columns=self.classes)
         known = (
             ""
             if self.wrong is None
@@ -116,8 +117,13 @@ class Relabelling:
         fes_threshold: float,
         batch_size: int,
         seed: int,
+        classes: tuple[str, ...] = CLASSES,
     ) -> None:
-        """`training`, `batch_size` and `seed` as for `training_batches`; the rest as `relabel`."""
+        """`training`, `batch_size` and `seed` as for `training_batches`; the rest as `relabel`.
+
+        `classes` are the names of the labels, in their order.
+        """
+        self._classes = classes
         self._training = training
         self._threshold = threshold
         self._fes = None if fes is None else fes.to(training.labels.device)
@@ -128,7 +134,7 @@ class Relabelling:
         axes = 2 if training.true_labels is None else 3
         # int32 is exact beyond any epoch, and every device can add it up.
         self._counts = torch.zeros(
-            (len(CLASSES),) * axes, dtype=torch.int32, device=training.labels.device
+            (len(classes),) * axes, dtype=torch.int32, device=training.labels.device
         )
 
     def start_epoch(self, epoch: int, step: int, counts: list | None) -> bool:
@@ -158,9 +164,9 @@ class Relabelling:
             fes=self._fes,
             fes_threshold=self._fes_threshold,
         )
-        cell = labels * len(CLASSES) + new
+        cell = labels * len(self._classes) + new
         if self._truth is not None:
-            cell = cell * len(CLASSES) + next(self._truth)
+            cell = cell * len(self._classes) + next(self._truth)
         # Unlike bincount, this needs no host sync.
         self._counts.view(-1).scatter_add_(0, cell, torch.ones_like(cell, dtype=torch.int32))
         return new
@@ -173,12 +179,11 @@ class Relabelling:
         """The changes so far; waits for the device."""
         counts = torch.tensor(self.totals())
         if self._training.true_labels is None:
-            return Repairs(counts)
-        given, new, true = torch.meshgrid(3 * [torch.arange(len(CLASSES))], indexing="ij")
+            return Repairs(counts, classes=self._classes)
+        given, new, true = torch.meshgrid(3 * [torch.arange(len(self._classes))], indexing="ij")
         wrong = given != true
-        return Repairs(
-            counts.sum(dim=2), int(counts[wrong].sum()), int(counts[wrong & (new == true)].sum())
-        )
+        repaired = int(counts[wrong & (new == true)].sum())
+        return Repairs(counts.sum(dim=2), int(counts[wrong].sum()), repaired, self._classes)
 
 
 def truth_batches(

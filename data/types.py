@@ -23,7 +23,7 @@ SIDE = 48  # pixels
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One split: images uint8 (N, 1, 48, 48), labels int64 (N,) in the order of CLASSES.
+    """One split: images uint8 (N, 1, 48, 48), labels int64 (N,) in the order of the classes.
 
     `true_labels`, int64 (N,), exists for the synthetic set only, whose wrong labels are known.
     """
@@ -36,6 +36,19 @@ class Split:
         """The split with `change` applied to every tensor, e.g. a move to a device."""
         true_labels = None if self.true_labels is None else change(self.true_labels)
         return Split(change(self.images), change(self.labels), true_labels)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A set with its splits, by their names in SPLITS; labels are in the order of `classes`."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> DataSet:
+        """The set with `change` applied to every tensor, e.g. a move to a device."""
+        moved = {name: split.map(change) for name, split in self.splits.items()}
+        return DataSet(self.classes, moved)
 
 
 @dataclass(frozen=True, eq=False)

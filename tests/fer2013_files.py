@@ -33,7 +33,7 @@ def table_rows(arrays: Arrays) -> list[list[str]]:
     """The fields emotion, pixels, Usage of every row, as text."""
     return [
         [str(label), " ".join(map(str, image.flatten().tolist())), SPLITS[usage]]
-        for image, label, usage in zip(*arrays, strict=True)
+        for image, label, usage in zip(*arrays[:3], strict=True)
     ]
 
 
@@ -60,7 +60,7 @@ def folder_images(arrays: Arrays, form: str = "PNG") -> dict[str, bytes]:
     """The folder form: contents by `train/<class>/Training_<number>.<suffix>`, in order."""
     suffix = {"PNG": "png", "JPEG": "jpg"}[form]
     files = {}
-    for number, (image, label, usage) in enumerate(zip(*arrays, strict=True), 100):
+    for number, (image, label, usage) in enumerate(zip(*arrays[:3], strict=True), 100):
         folder = f"{'test' if usage else 'train'}/{CLASSES[label]}"
         files[f"{folder}/{SPLITS[usage]}_{number}.{suffix}"] = image_bytes(image, form)
     return files

@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from fer2013_files import image_bytes, logged
+from fer2013_files import image_bytes, logged, write_archive
 from PIL import Image
 
-from data.ck48 import COUNTS, find_ck48, load_ck48
+from data.ck48 import COUNTS, load_ck48
 from data.synthetic_cross import draw_ck48
 from data.types import CK_CLASSES
 from data.writers import write_ck48
@@ -92,7 +92,32 @@ def test_other_files_are_skipped(small):
     for name in ("Thumbs.db", ".DS_Store", "readme.txt", "._S010_004_00000017.png"):
         (small / "CK+48" / "fear" / name).write_bytes(b"no image")
     (small / "photo.png").write_bytes(b"beside the set")
-    assert len(load_ck48(small).names) == 7
+    with logged() as lines:
+        assert len(load_ck48(small).names) == 7
+    assert f"{small}/CK+48: left out: 1 .txt files" in lines
+
+
+def test_eighth_folder_is_named(small):
+    folder = small / "CK+48" / "neutral"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"S010_004_0000001{number}.png").write_bytes(
+            image_bytes(np.eye(48, dtype=np.uint8))
+        )
+    with logged() as lines:
+        assert len(load_ck48(small).names) == 7
+    assert f"{small}/CK+48: left out: 3 images in 'neutral'" in lines
+
+
+@pytest.mark.parametrize("name", ["CK+48.zip", "archive (1).zip", "ckplus.tar.gz", "CK48"])
+def test_archive(small, name):
+    expected = load_ck48(small)
+    files = {f"CK+48/{path.parent.name}/{path.name}": path.read_bytes()
+             for path in (small / "CK+48").glob("*/*.png")}  # fmt: skip
+    written = write_archive(small / ("x.zip" if name == "CK48" else name), files)
+    shutil.rmtree(small / "CK+48")
+    written.rename(small / name)
+    assert load_ck48(small).digest() == load_ck48(small / name).digest() == expected.digest()
 
 
 def test_colour_and_palette_become_gray(small):
@@ -119,10 +144,8 @@ def test_other_counts_are_logged(small):
 def test_nothing_found(tmp_path, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError) as raised:
-        find_ck48(tmp_path / name)
-    text = str(raised.value)
-    for part in (f"--data {tmp_path / name}", "CK+48", "Kaggle", "data/", "--data synthetic"):
+    text = refusal(tmp_path / name)
+    for part in (f"{tmp_path / name}: no ", "CK+48", "Kaggle", "data/", "--data synthetic"):
         assert part in text
 
 
@@ -130,9 +153,9 @@ def test_missing_class(small):
     folder = small / "CK+48"
     (folder / "fear" / "S002_001_00000009.png").unlink()
     (folder / "fear" / "Thumbs.db").write_bytes(b"")
-    assert f"{folder / 'fear'}: holds no image" in refusal(small)
+    assert f"{folder}: no image in a class folder fear; expected some" in refusal(small)
     shutil.rmtree(folder / "fear")
-    assert f"{folder}: no class folder fear; expected anger, disgust" in refusal(small)
+    assert "in each of anger, disgust, fear" in refusal(small)
 
 
 def test_name_in_two_classes(small):
@@ -158,7 +181,7 @@ def test_file_name_does_not_parse(small, name):
         (b"", "ValueError: unreadable image"),
         (b"no image", "ValueError: unreadable image"),
         (image_bytes(np.eye(48, dtype=np.uint8))[:60], ""),
-        (image_bytes(np.zeros((64, 48), np.uint8)), "ValueError: image of 48x64"),
+        (image_bytes(np.zeros((4097, 48), np.uint8)), "ValueError: image of 48x4097"),
     ],
 )
 def test_bad_image_is_named(small, content, found):
@@ -166,4 +189,4 @@ def test_bad_image_is_named(small, content, found):
     path.write_bytes(content)
     text = refusal(small)
     assert text.startswith(f"{path}: {found}")
-    assert "expected a 48x48 JPEG or PNG" in text
+    assert "pixels a side, one of JPEG, PNG" in text

@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from fer2013_files import logged
+from fer2013_files import logged, write_archive
 from PIL import Image
 
 from data.folds import leave_one_subject_out
@@ -93,21 +93,53 @@ def test_box_is_resized_as_by_torch(drawn, whole):
 
 
 def test_box_scales_with_the_image(tmp_path):
-    for number, size in enumerate((256, 512, 128)):
+    for number, size in enumerate((256, 512, 224)):
         pixels = plain(0, size)
         scale = size / 256
         left, top, right, bottom = (int(edge * scale) for edge in BOX)
         pixels[top:bottom, left:right] = 200
         write(tmp_path / f"KA.AN{number + 1}.{number}.tiff", encoded(pixels))
-    assert load_jaffe(tmp_path).images.unique().tolist() == [200]
+    with logged() as lines:
+        assert load_jaffe(tmp_path).images.unique().tolist() == [200]
+    assert f"{tmp_path}: images of 224x224 are cropped as whole frames" in lines
     assert load_jaffe(tmp_path, crop=(0, 0, 50, 60)).images.unique().tolist() == [0]
 
 
 def test_whole_frame(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 256), dtype=np.uint8)
     write(tmp_path / "KA.AN1.39.tiff", encoded(pixels))
-    assert (load_jaffe(tmp_path, crop=None).images[0, 0].numpy() == pixels).all()
-    assert (load_jaffe(tmp_path).images[0, 0].numpy() != pixels).any()
+    whole = np.asarray(Image.fromarray(pixels).resize((48, 48), Image.Resampling.BILINEAR))
+    assert (load_jaffe(tmp_path, crop=None).images[0, 0].numpy() == whole).all()
+    assert (load_jaffe(tmp_path).images[0, 0].numpy() != whole).any()
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (148, 148), (160, 120)])
+def test_cropped_images_with_names_are_taken_whole(shape, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    write(tmp_path / "KA.AN1.39.tiff", encoded(pixels))
+    with logged() as lines:
+        found = load_jaffe(tmp_path).images[0, 0].numpy()
+    whole = np.asarray(Image.fromarray(pixels).resize((48, 48), Image.Resampling.BILINEAR))
+    assert (found == whole).all()
+    assert any(": 1 images are cropped already and taken whole" in line for line in lines)
+    assert "holds cropped images" in refusal(tmp_path, crop=(1, 2, 3, 4))
+
+
+def test_frames_in_class_folders_are_cropped(drawn, whole, tmp_path):
+    for path in whole.iterdir():
+        name = CLASSES[["AN", "DI", "FE", "HA", "SA", "SU", "NE"].index(path.name[3:5])]
+        write(tmp_path / "jaffe" / name.upper() / path.name, path.read_bytes())
+    assert load_jaffe(tmp_path).digest() == load_jaffe(whole).digest()
+
+
+@pytest.mark.parametrize("name", ["jaffe.zip", "archive.zip", "jaffedbase.tar.gz"])
+def test_archive(name, whole, tmp_path):
+    files = {f"jaffedbase/{path.name}": path.read_bytes() for path in whole.iterdir()}
+    path = write_archive(tmp_path / name, files | {"jaffedbase/README": b"about"})
+    with logged() as lines:
+        found = load_jaffe(tmp_path)
+    assert found.digest() == load_jaffe(path).digest() == load_jaffe(whole).digest()
+    assert f"{path}: left out: 1 'README' files" in lines
 
 
 def test_colour_and_palette_become_gray(tmp_path):
@@ -148,7 +180,8 @@ def test_class_folders_are_taken_whole(tmp_path):
     write(tmp_path / "JAFFE" / "neutral" / "notes.txt", b"no image")
     with logged() as lines:
         faces = load_jaffe(tmp_path)
-    assert f"{tmp_path}/JAFFE: cropped images in class folders, taken whole" in lines
+    assert any("JAFFE: 4 images are cropped already and taken whole" in line for line in lines)
+    assert f"{tmp_path}/JAFFE: left out: 1 .txt files" in lines
     assert [CLASSES[label] for label in faces.labels] == ["angry", "happy", "sad", "surprise"]
     assert faces.names == ["KA.AN1.39.png", "face 7.jpg", "KL_SA2_160.bmp", "face 7.jpg"]
     assert faces.subjects == ["KA", "", "KL", ""]
@@ -161,16 +194,18 @@ def test_class_folders_are_taken_whole(tmp_path):
 
 def test_errors_of_class_folders(tmp_path):
     (tmp_path / "happy").mkdir()
-    assert f"{tmp_path}: class folders without images" in refusal(tmp_path)
+    assert f"{tmp_path}: no JAFFE there" in refusal(tmp_path)
     path = write(tmp_path / "sad" / "one.png", encoded(plain(), "PNG"))
     assert f"--crop 1,2,3,4: {tmp_path} holds cropped" in refusal(tmp_path, crop=(1, 2, 3, 4))
     path.write_bytes(encoded(np.zeros((10, 4097)), "PNG"))
     assert "image of 4097x10; expected at most 4096 pixels" in refusal(tmp_path)
     path.unlink()
     path = write(tmp_path / "happy" / "KA.AN1.39.tiff", encoded(plain()))
-    assert f"{path}: expression AN in the folder of HA" in refusal(tmp_path)
-    (tmp_path / "contempt").mkdir()
-    assert f"{tmp_path / 'contempt'}: class folder 'contempt', expected one" in refusal(tmp_path)
+    assert f"{path}: expression AN in the folder happy" in refusal(tmp_path)
+    path.unlink()
+    write(tmp_path / "happy" / "a.png", encoded(plain(), "PNG"))
+    path = write(tmp_path / "contempt" / "a.png", encoded(plain(), "PNG"))
+    assert f"{path}: class folder 'contempt', expected one" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -204,7 +239,7 @@ def test_nothing_found(tmp_path, name):
     (tmp_path / "empty" / "jaffe").mkdir(parents=True)
     (tmp_path / "file").write_bytes(b"")
     text = refusal(tmp_path / name)
-    for part in (f"--data {tmp_path / name}", "JAFFE", "Zenodo", "data/", "--data synthetic"):
+    for part in (f"{tmp_path / name}: no ", "JAFFE", "Zenodo", "data/", "--data synthetic"):
         assert part in text
 
 
@@ -222,12 +257,12 @@ def test_unreadable_image_is_named(tmp_path, content, folder):
     path = write(tmp_path / folder / "KA.SA1.39.tiff", content)
     text = refusal(tmp_path)
     assert text.startswith(f"{path}: ")
-    assert "one of TIFF, PNG" in text
+    assert "one of JPEG, PNG, TIFF" in text
 
 
 def test_frame_is_not_square(tmp_path):
     path = write(tmp_path / "KA.AN1.39.tiff", encoded(plain()[:200]))
-    assert f"{path}: ValueError: image of 256x200; expected a square" in refusal(tmp_path)
+    assert f"{path}: ValueError: image of 256x200, not square; " in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("crop", [(-1, 0, 9, 9), (0, 0, 257, 9), (9, 0, 9, 9), (0, 9, 9, 8)])
