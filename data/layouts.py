@@ -80,7 +80,7 @@ def place_of(path: str) -> Place | None:
     """Where the image at `path` belongs; None if it is in no class folder.
 
     The beginning of the file name, `Training_`, `PublicTest_` or `PrivateTest_`, says the split
-    first, then the nearest folder above the class folder, then `train_` and the like.
+    first, then the nearest folder above the class folder.
     """
     *folders, file = path.split("/")
     first, found, _ = file.partition("_")
@@ -98,8 +98,13 @@ def place_of(path: str) -> Place | None:
         while at > 0 and splits[at - 1]:  # train/train/<class>, as some archives unpack
             at -= 1
         above = above[:at]
-    named = named or within or (split_of(first) if found else None)
-    return Place("/".join(above), named, name)
+    return Place("/".join(above), named or within, name)
+
+
+def are_evident(names: Iterable[str]) -> bool:
+    """Whether all names of folders are known classes, or all are numbers."""
+    names = list(names)
+    return all(map(class_of, names)) or all(number_of(name) is not None for name in names)
 
 
 def resolve_classes(
@@ -131,6 +136,9 @@ def resolve_classes(
     if who and not (table and classes == CLASSES):
         pairs = ", ".join(f"{name} {known[name]}" for name in names)
         said = f"classes numbered in {who}'s order: {pairs}"
+    alike = {each: [n for n in names if index[n] == i] for i, each in enumerate(classes)}
+    merged = [" and ".join(n) + f" are {c}" for c, n in alike.items() if len({*map(plain, n)}) > 1]
+    said = "; ".join([said] * bool(said) + merged)
     return classes, index, said
 
 
@@ -166,14 +174,14 @@ def rank(place: str, form: int, exact: Sequence[str], start: str) -> tuple:
     """The key that sorts sets found below one folder by preference, the first to be taken.
 
     `place` is the path of the set, "" for the folder itself; `form` 0 for a table, 1 for an
-    archive, 2 for a folder of splits and 3 for one of classes; `exact` and `start` are plain names
-    and the start of names that are preferred.
+    archive, 2 for a folder of splits, 3 for one of known classes and 4 for one of others; `exact`
+    and `start` are plain names and the start of names that are preferred.
     """
     parts = [_ENDINGS.sub("", part) for part in place.split("/")]
     stems = [plain(_COPY.sub("", part)) for part in parts]
     match = min(0 if stem in exact else 1 if stem.startswith(start) else 2 for stem in stems)
-    if not place and form == 2:
-        match = -1
+    if not place:
+        match = {2: -1, 3: 1}.get(form, match)
     return (match, any(map(_COPY.search, parts)), form, len(parts), place)
 
 

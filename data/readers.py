@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from data.bounded import MAX_HEADER, encoding_of, quoted, read_table
 from data.images import SUFFIXES
-from data.layouts import class_of, number_of, plain, resolve_classes, split_of
+from data.layouts import are_evident, plain, resolve_classes, split_of
 from data.sources import Entry, Item, Sets, Sought, Source, class_folders, is_archive, open_source
 from data.types import CLASSES, SIDE, SPLITS
 from utils import UserError, hide_progress, reading
@@ -31,6 +31,7 @@ _COLUMN_OF = {
 }  # fmt: skip
 # A number, or the name of a class.
 _LABEL = re.compile(r"\s*(?:([0-7])(?:[.,]0*)?|([^\W\d][\w -]{0,40}?))\s*")
+_PREFIXES = ("train_", "val_", "valid_", "test_")  # of file names, where no folder says a split
 MAX_CLASSES = 255
 MAX_TABLE_BYTES = 1 << 30
 MAX_LIST_BYTES = 1 << 26
@@ -97,12 +98,14 @@ def sets_in(entries: list[Entry]) -> Sets:
     for root, items in class_folders(entries).items():
         if any(item.split for item in items):
             items = [item for item in items if item.split]
+        elif all(item.entry.name.lower().startswith(_PREFIXES) for item in items):
+            items = [i._replace(split=split_of(i.entry.name.partition("_")[0])) for i in items]
         if len({plain(item.name) for item in items}) > 1:
             found[root] = items
     if lists:
         root, items = _listed_images(entries, lists)
         inside = [each for each in found if f"{each}/".startswith(f"{root}/" if root else "")]
-        if items and not any(_is_evident(found[each]) for each in inside):
+        if items and not any(are_evident(i.name for i in found[each]) for each in inside):
             found = {each: found[each] for each in found if each not in inside} | {root: items}
     for items in tables.values():  # of one table, or of one for each split
         items.sort(key=lambda item: SPLITS.index(item.split or SPLITS[0]))
@@ -127,11 +130,6 @@ def _rename(column: str) -> str:
     name = plain(column.strip(" \"'\ufeff"))
     name = _COLUMN_OF.get(name, name)
     return next((each for each in COLUMNS if each.lower() == name), name)
-
-
-def _is_evident(items: list[Item]) -> bool:
-    names = {item.name for item in items}
-    return all(map(class_of, names)) or all(number_of(name) is not None for name in names)
 
 
 def _listed_images(entries: list[Entry], lists: list[Entry]) -> tuple[str, list[Item]]:

@@ -41,7 +41,7 @@ def load_set(path: str | Path, seed: int = 0) -> DataSet:
     source = find_source(path, SOUGHT._replace(sets=_sets_without_others))
     arrays = read_cached(source)
     for note in arrays.notes.tolist():
-        log(note)
+        log(f"{source}: {note}")
     classes = tuple(arrays.classes.tolist())
     missing = [index for index in range(len(SPLITS)) if not (arrays.usage == index).any()]
     if missing:

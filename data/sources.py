@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from data.bounded import Unpacked, decompressed, quoted
 from data.images import SUFFIXES, Box, decode_image
-from data.layouts import describe_choice, place_of, rank, split_of
+from data.layouts import are_evident, describe_choice, place_of, rank, split_of
 from data.types import SIDE, Faces, count_differences
 from utils import LOGGER_NAME, UserError, hide_progress, reading
 
@@ -81,8 +81,12 @@ class Sought(NamedTuple):
     missing: str
 
     def ranks(self, sets: Sets) -> list[tuple]:
-        forms = {r: 0 if not i[0].name else 2 if i[0].split else 3 for r, i in sets.items()}
-        return sorted(rank(root, form, self.exact, self.start) for root, form in forms.items())
+        def form(items: list[Item]) -> int:
+            if not items[0].name or items[0].split:
+                return 2 if items[0].name else 0
+            return 3 if are_evident({item.name for item in items}) else 4
+
+        return sorted(rank(r, form(items), self.exact, self.start) for r, items in sets.items())
 
 
 class Source:
@@ -94,7 +98,7 @@ class Source:
 
     def say(self, text: str) -> None:
         """Note a line; names of files in it may hold control characters."""
-        self.notes.append(str(UserError(f"{self.path}: {text}")))
+        self.notes.append(str(UserError(text)))
 
     def choose(self, sought: Sought) -> list[Item]:
         """The items of the set that is sought; of several the first by rank. UserError if none."""
@@ -146,7 +150,7 @@ class Source:
         if differences := count_differences(faces.labels, classes, counts):
             self.say(f"counts differ from {of}'s: {', '.join(differences)}")
         for note in self.notes:
-            logging.getLogger(LOGGER_NAME).info(note)
+            logging.getLogger(LOGGER_NAME).info(f"{self.path}: {note}")
         return faces
 
 

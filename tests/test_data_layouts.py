@@ -16,8 +16,9 @@ from PIL import Image
 from runs import ROOT
 
 from data.layouts import CLASSES_8, class_of, split_of
+from data.relabel import Relabelling
 from data.sets import load_set
-from data.types import CLASSES, SPLITS
+from data.types import CLASSES, SPLITS, Split
 from utils import UserError
 
 EIGHT = tuple(sorted(CLASSES_8))
@@ -332,6 +333,12 @@ def test_what_is_left_out_is_named(tmp_path):
         assert part in line
 
 
+def test_synonyms_in_one_set_are_one_class_and_said(tmp_path):
+    found, lines = read(tmp_path, FER2013_FOLDER | {"train/joy/1.png": picture(77)})
+    assert found.classes == CLASSES
+    assert f"{tmp_path}: happy and joy are happy" in lines
+
+
 def test_resizing_is_antialiased_and_said_once(tmp_path):
     files = tree({"train": 0, "test": 2}, CLASSES, CLASSES)
     stripes = np.tile(np.array([0, 255], np.uint8), (96, 48))
@@ -375,9 +382,49 @@ def test_progress_is_quiet_without_a_terminal(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_split_in_file_names_counts_if_all_have_it(tmp_path):
+    files = tree({"": 0}, OWN, OWN, "img_{0}.png", each=20) | {"calm/test_7.png": picture(0)}
+    found, _ = read(tmp_path / "some", files)
+    assert [len(split.labels) for split in found.splits.values()] == [65, 8, 8]
+    files = {f"{name}/{part}_{k}.png": picture(k) for name in OWN for k in range(4)
+             for part in ("train", "val", "test")}  # fmt: skip
+    found, _ = read(tmp_path / "all", files)
+    assert [len(split.labels) for split in found.splits.values()] == [16, 16, 16]
+
+
+def test_named_folder_of_classes_is_read_rather_than_an_archive_in_it(tmp_path):
+    (tmp_path / "backup.zip").write_bytes(zipped(tree(THREE, OWN, OWN)))
+    found, lines = read(tmp_path, tree({"": 0}, CLASSES, CLASSES, each=20))
+    assert found.classes == CLASSES
+    assert any("; . is read" in line for line in lines)
+
+
+def test_moved_set_and_cache_say_the_new_place(tmp_path):
+    read(tmp_path / "a" / "set", tree({"train": 0, "test": 2}, OWN, OWN))
+    (tmp_path / "a").rename(tmp_path / "b")
+    with logged() as lines:
+        load_set(tmp_path / "b" / "set")
+    assert f"{tmp_path}/b/set: 4 classes: bored, calm, tense, tired" in lines
+    assert not any("/a/" in line or "cache written" in line for line in lines)
+
+
 def test_folder_of_other_sets_may_be_named(tmp_path):
     names = ("anger", "contempt", "fear")
     write_folder(tmp_path, {
         f"CK+48/{name}/S{k:03d}_004_00000017.png": picture(k) for name in names for k in range(9)
     })  # fmt: skip
     assert load_set(Path(tmp_path / "CK+48")).classes == ("angry", "contempt", "fear")
+
+
+def test_relabelling_counts_any_classes():
+    training = Split(torch.zeros(4, 1, 48, 48, dtype=torch.uint8), torch.tensor([0, 1, 2, 3]))
+    relabelling = Relabelling(training, threshold=2.0, fes=None, fes_threshold=0.0, batch_size=4,
+                              seed=0, classes=OWN)  # fmt: skip
+    assert relabelling.start_epoch(1, 0, None)
+    logits = torch.zeros(4, 4)
+    logits[:, 3] = 1.0
+    assert relabelling(logits, training.labels).tolist() == [3, 3, 3, 3]
+    repairs = relabelling.read()
+    assert (repairs.seen, repairs.changed, repairs.matrix.shape) == (4, 3, (4, 4))
+    assert {"epoch": 1, "given": "bored", "new": "tired", "labels": 1} in repairs.rows(1)
+    assert "tired" in repairs.describe()
