@@ -1,8 +1,8 @@
 # make demo: install, then search, retrain and score on the synthetic set
 # make test: install the rest, then run every test
 # make lint: check style and types
-# make bench: speed and memory beside a plain implementation, in a short form
-# make faults: kill runs, fill disks, read hostile input; a table of what held (some ten minutes)
+# make bench: speed and memory compared with a plain implementation, in a short form
+# make faults: kill runs, fill disks, read hostile input; a table of results (some ten minutes)
 PYTHON ?= python3
 BIN := .venv/bin
 

@@ -209,7 +209,7 @@ def _statistics_unchanged(model: Network) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class EdgeScores:
-    """The criteria of an epoch's decision: float64 (14,) before scaling, but `probs`."""
+    """The criteria are float64 (14,), not yet normalised; `probs` is (14, 10)."""
 
     importance: Tensor  # softmax mass on primitives other than none
     certainty: Tensor  # 1 - normalised entropy of them
@@ -241,7 +241,7 @@ def score_edges(
 
 
 def min_max_normalise(values: Tensor) -> Tensor:
-    """Min-max normalisation to [0, 1]; a vector constant but for rounding becomes zeros."""
+    """Min-max normalisation to [0, 1]; a vector constant up to rounding becomes zeros."""
     low, high = values.min(), values.max()
     return (values - low) / (high - low) if high - low > ROUNDING else torch.zeros_like(values)
 
@@ -284,7 +284,7 @@ def decide_edge(states: Sequence[int], edge: int, primitive: int) -> list[int]:
 def derive_cell(scores: EdgeScores, states: Sequence[int]) -> tuple[Edge, ...]:
     """The cell that would result now: decided edges, then each node's most important open ones.
 
-    Returns (primitive, source) pairs, two a node, sources ascending.
+    Returns (primitive, source) pairs, two per node, sources ascending.
     """
     cell: list[Edge] = []
     for node in range(NODES):

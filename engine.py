@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice, repeat
@@ -31,7 +31,7 @@ from data.augment import (
 )
 from data.mix import Mix, mixing
 from data.relabel import Relabelling
-from data.types import Split
+from data.types import CLASSES, Split
 from data.views import tta_predict
 from model import Network, fuse_batch_norms
 from utils import (
@@ -45,6 +45,7 @@ from utils import (
     derive_seed,
     gather_rows,
     hide_progress,
+    is_out_of_memory,
     load_state,
     rank,
     reading,
@@ -93,7 +94,7 @@ class Run:
     def log_epoch(self, record: Mapping[str, Any], epochs: int) -> None:
         """Log the record of an epoch: `epoch 3/600 lr 0.02498 train_loss 1.2345 ... seconds 12.3`.
 
-        Every loop calls it once an epoch; another logger is added here.
+        Every loop calls it once per epoch; another logger is added here.
         """
         values = (
             f"{name} {value:.4g}" if name == "lr" else f"{name} {value:.4f}"
@@ -107,7 +108,7 @@ class Run:
 class Progress:
     """Where a run stands: finished epochs, steps and sums of the current one, and its history.
 
-    `history` holds a record of plain values an epoch; `extra` plain values of the script.
+    `history` holds one record of plain values per epoch; `extra` plain values of the script.
     """
 
     epoch: int = 0
@@ -126,7 +127,7 @@ class Progress:
 def recorded_epoch(
     run: Run, progress: Progress, epochs: int, save: Callable[[], None]
 ) -> Iterator[dict[str, Any]]:
-    """The tail of an epoch, the same in every loop: record, log, save.
+    """The end of an epoch, the same in every loop: record, log, save.
 
     Yields the record, which the block fills. After the block the epoch counts as finished; when it
     is interrupted, its steps so far are saved.
@@ -309,8 +310,15 @@ class TrainState:
     To use another optimizer, change `build_optimizer`.
     """
 
-    def __init__(self, model: Network, args: Namespace, drop_path: DropPath) -> None:
+    def __init__(
+        self,
+        model: Network,
+        args: Namespace,
+        drop_path: DropPath,
+        classes: Sequence[str] = CLASSES,
+    ) -> None:
         self.model = model
+        self.classes = tuple(classes)
         self.optimizer = build_optimizer(model.parameters(), args)
         self.ema = ModelEma(model, args.ema) if args.ema > 0 else None
         self.progress = Progress()
@@ -391,7 +399,8 @@ def compiled(model: nn.Module, batch_size: int) -> Forward:
             return fast(images)
         except Exception as error:
             # After a first success only errors of the compiler are no reason to stop.
-            if not first and not type(error).__module__.startswith("torch._"):
+            compiler = first or type(error).__module__.startswith("torch._")
+            if not compiler or is_out_of_memory(error):
                 raise
             usable = False
             reason = " ".join(str(error).split())[:200]
@@ -491,8 +500,9 @@ def train_one_epoch(
     seed, report_freq, grad_clip, auxiliary_weight, and those of `objective`, `size_at` and
     `learning_rate_at`.
 
-    Returns the meter of the epoch, against the labels as given, or for mixed images the class with
-    the larger share. Ends early when `run.stop` says so.
+    Returns the meter of the epoch. The accuracy is against the labels as given, or for mixed images
+    the class with the larger share; the loss is against relabelled or mixed targets. Ends early
+    when `run.stop` says so.
     """
     model, progress = train.model, train.progress
     model.train()
@@ -564,11 +574,11 @@ def fit(
 ) -> None:
     """Train to --epochs epochs, evaluating `train.weights` on every split after each.
 
-    `jitter` is that of brightness and contrast. Labels are not repaired in epochs with mixed
-    images, whose logits are of two faces. `save()` is called at the start, after every epoch and
-    when `run.stop` interrupts one. Raises Interrupted before the last epoch, UserError when the
-    loss is not finite. Flags read: those of `train_one_epoch`, epochs, batch_size, limit_batches,
-    compile, mixup, cutmix, mix_off_epochs, and those of `build_augmentation`.
+    `jitter` is that of brightness and contrast. Labels are not changed in epochs with mixed
+    images, because their logits belong to two faces. `save()` is called at the start, after every
+    epoch and when `run.stop` interrupts one. Raises Interrupted before the last epoch, UserError
+    when the loss is not finite. Flags read: those of `train_one_epoch`, epochs, batch_size,
+    limit_batches, compile, mixup, cutmix, mix_off_epochs, and those of `build_augmentation`.
     """
     model, progress = train.model, train.progress
     if model.auxiliary and any(size < 32 for size in args.sizes):

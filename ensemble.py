@@ -21,9 +21,8 @@ from common import arguments
 from common.cli import resolve_device, run_script, start_run
 from common.report import format_table, headline, report_split, write_summary
 from common.training import EVALUATED, evaluation_splits
-from common.weights import find_weights, load_trained
-from data.fer2013 import load_fer2013
-from data.types import CLASSES
+from common.weights import find_weights, load_trained, network_flags, require_classes
+from data.sets import load_set
 from engine import Scores, evaluate_splits
 from utils import LOGGER_NAME, UserError, open_log
 
@@ -86,14 +85,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     device = resolve_device(args)
     layers = member_depths(args)
     paths = [find_weights("--model_names", each, args.model_path) for each in args.model_names]
-    flags = {"init_channels": args.init_channels, "arch": args.arch}
+    flags = network_flags(args)
     # All of them before the first is evaluated, so that errors are reported at once.
-    for path, depth in zip(paths, layers, strict=True):
-        load_trained(path, layers=depth, **flags)
-    splits = {
-        name: split.map(lambda t: t.to(device))
-        for name, split in evaluation_splits(load_fer2013(args.data), args).items()
-    }
+    classes = [
+        load_trained(path, layers=depth, **flags).classes
+        for path, depth in zip(paths, layers, strict=True)
+    ]
+    data = load_set(args.data, args.seed).map(lambda tensor: tensor.to(device))
+    for path, found in zip(paths, classes, strict=True):
+        require_classes(path, found, data.classes)
+    splits = evaluation_splits(data.splits, args)
 
     run = start_run(args, device, "ensemble")
     started = time.monotonic()
@@ -119,7 +120,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         epochs=0,
         seconds=time.monotonic() - started,
         figures={
-            name: report_split(name, each, CLASSES, run.folder) for name, each in ensemble.items()
+            name: report_split(name, each, data.classes, run.folder)
+            for name, each in ensemble.items()
         },
         details={
             "members": [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +24,8 @@ EXTRA_PRIMITIVES = tuple(name for name in PRIMITIVE_TABLE if name not in PRIMITI
 
 GENOTYPE_FILE = "genotype.txt"
 MAX_TEXT = 20_000  # characters; the longest named genotype takes under 700
+MAX_FILE = 1 << 22  # bytes read from the end of a log
+_CALL = re.compile(r"\bGenotype\s*\(")
 MAX_NODES = 32  # of a cell; the largest named one has five
 
 Edge = tuple[str, int]
@@ -42,7 +45,7 @@ class Genotype(NamedTuple):
 
 
 # fmt: off
-# Two nodes a line.
+# Two nodes per line.
 
 # Li et al., "Auto-FERNet: A Facial Expression Recognition Network With Architecture Search", 2021.
 Auto_FERNet = Genotype(
@@ -156,33 +159,50 @@ NAMED: Mapping[str, Genotype] = MappingProxyType(
 )
 
 
-def resolve_genotype(spec: str) -> Genotype:
+def resolve_genotype(spec: str, model_path: Path | str = "saved_models") -> Genotype:
     """The genotype of a value of `--arch`.
 
-    `spec` is a name in `NAMED`, a literal `Genotype(...)`, a genotype file, or the run folder of a
-    search, which contains `genotype.txt`; tried in this order. Raises UserError for anything else.
+    `spec` is a name in `NAMED`; a text with a `Genotype(...)`, see `parse_genotype`; a file with
+    one, or FILE:NAME for `NAME = Genotype(...)` in it; or the run folder of a search, as given or
+    inside `model_path`. Tried in this order. Raises UserError for anything else.
     """
     if spec in NAMED:
         return NAMED[spec]
-    if spec.split("(")[0].strip() == "Genotype" and "(" in spec:
+    if _CALL.search(spec):
         return parse_genotype(spec, source="--arch")
-    if os.path.isdir(spec):
-        return load_genotype(Path(spec) / GENOTYPE_FILE)
-    if os.path.isfile(spec):
-        return load_genotype(spec)
+    for place in (Path(spec), Path(model_path) / spec):
+        if os.path.isdir(place):
+            return load_genotype(place / GENOTYPE_FILE)
+        if os.path.isfile(place):
+            return load_genotype(place)
+    path, _, name = spec.rpartition(":")
+    if name.isidentifier() and os.path.isfile(path):
+        return load_genotype(path, name)
     raise UserError(
         f"--arch: {_shown(spec)} found, expected one of {', '.join(NAMED)}, a literal "
-        "Genotype(...), a genotype file or the run folder of a search"
+        "Genotype(...), a file with one (FILE:NAME for one of several), or the run folder of a "
+        "search"
     )
 
 
-def load_genotype(path: Path | str) -> Genotype:
-    """Read a genotype from a UTF-8 text file with one literal `Genotype(...)`.
+def load_genotype(path: Path | str, name: str | None = None) -> Genotype:
+    """Read the last `Genotype(...)` of a text file, or with `name` that of `name = Genotype(...)`.
 
-    Raises UserError naming the file when it is missing, unreadable or holds anything else.
+    The file may be a genotype file, a log or Python source. Raises UserError naming the file.
     """
-    with reading(path, "a genotype file"), open(path, encoding="utf-8-sig") as file:
-        text = file.read(MAX_TEXT + 1)
+    with reading(path, "a genotype file"), open(path, "rb") as file:
+        file.seek(-min(MAX_FILE, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        text = file.read().decode("utf-8-sig", errors="replace")
+    seen: set[str] = set()
+    while name is not None:
+        found = list(re.finditer(rf"^{name}\s*=\s*(.*)", text, re.MULTILINE))
+        seen.add(name)
+        if not found or found[-1][1].strip() in seen:
+            raise UserError(f"{path}: no {name} = Genotype(...) found, expected one")
+        if found[-1][1].strip().isidentifier():
+            name = found[-1][1].strip()  # one name for another
+        else:
+            text, name = text[: _end_of_call(text, found[-1].start(1))], None
     return parse_genotype(text, source=str(path))
 
 
@@ -211,16 +231,19 @@ def _format_concat(concat: tuple[int, ...]) -> str:
 
 
 def parse_genotype(text: str, source: str = "genotype") -> Genotype:
-    """Read a literal `Genotype(...)` as printed by our search or the published code.
+    """Read the last literal `Genotype(...)` of a text, as printed by our search or other codes.
 
-    Arguments by keyword or position, edges as lists or tuples of (primitive, state), concatenations
-    as range(first, end), list or tuple, with line breaks and comments as in Python. `source` names
-    the text in errors. Raises UserError for everything else.
+    What stands around it, such as a date, `genotype =` or `genotypes.`, is ignored; nothing is
+    evaluated. Arguments by keyword or position, edges as lists or tuples of (primitive, state),
+    concatenations as range(first, end), list or tuple, with line breaks and comments as in Python.
+    `source` names the text in errors. Raises UserError for everything else.
     """
-    if len(text) > MAX_TEXT:
+    calls = [match.start() for match in _CALL.finditer(text)]
+    call = text[calls[-1] : _end_of_call(text, calls[-1])] if calls else text.strip()
+    if len(call) > MAX_TEXT:
         raise UserError(f"{source}: more than {MAX_TEXT} characters found, expected Genotype(...)")
     try:
-        genotype = _read_call(text.strip(), source)
+        genotype = _read_call(call, source)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         # MemoryError: nested too deeply for the parser.
         raise UserError(
@@ -228,6 +251,16 @@ def parse_genotype(text: str, source: str = "genotype") -> Genotype:
             "normal_concat=..., reduce=[...], reduce_concat=...)"
         ) from error
     return check_genotype(genotype, source)
+
+
+def _end_of_call(text: str, start: int) -> int:
+    """The end of the call that begins at `start`, after its closing parenthesis."""
+    depth = 0
+    for place in range(start, min(len(text), start + MAX_TEXT)):
+        depth += (text[place] == "(") - (text[place] == ")")
+        if depth == 0 and text[place] == ")":
+            return place + 1
+    return len(text)
 
 
 def _read_call(text: str, source: str) -> Genotype:

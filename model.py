@@ -135,6 +135,14 @@ class Network(nn.Module):
         genotype = format_genotype(self._genotype)
         return {**self._arguments, "auxiliary": self.auxiliary, "genotype": genotype}
 
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the last layers by new ones of `num_classes`, drawn at random."""
+        self._arguments["num_classes"] = num_classes
+        self.classifier = nn.Linear(self.classifier.in_features, num_classes)
+        if self.auxiliary:
+            head = self.auxiliary_head
+            head.classifier = nn.Linear(head.classifier.in_features, num_classes)
+
     @property
     def size(self) -> int:
         """Number of parameters without the auxiliary head, which is used in training only."""

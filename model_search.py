@@ -125,7 +125,8 @@ class Cell(nn.Module):
             channels_before_last, channels_last, channels, reduction_before, affine=False
         )
         strides = [2 if reduction and source < 2 else 1 for source in range(NODES + 1)]
-        # A plain list, since it is the edges that hold them by the names of the published code.
+        # A plain list, so that the pools are registered only in the edges, under the published
+        # names.
         self._pools = [_build_pools(channels, stride) for stride in strides]
         self._ops = nn.ModuleList(
             MixedOp(channels, strides[source], self._pools[source]) for _, source in EDGES
@@ -139,7 +140,7 @@ class Cell(nn.Module):
         `before_last` and `last`: the outputs of the two cells before, after a ReLU.
         """
         states = [self.preprocess0.after_relu(before_last), self.preprocess1.after_relu(last)]
-        # All at once: an operation an edge and primitive would take longer to start than to run.
+        # All at once: one operation per edge and primitive would take longer to start than to run.
         scales = weights.unsqueeze(2).expand(-1, -1, self.channels).contiguous().unbind()
         terms: list[list[Tensor]] = [[] for _ in range(NODES)]
         for number, pools in enumerate(self._pools):

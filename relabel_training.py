@@ -1,11 +1,12 @@
-"""Fine-tune a trained network on FER2013 while repairing doubtful labels.
+"""Fine-tune a trained network on FER2013 while changing doubtful labels.
 
     python relabel_training.py --batch_size 64 --learning_rate 0.001 --relabel_threshold 0.2 \
         --fes True --fes_threshold 0.03 --checkpoint checkpoint
 
 From the second epoch on, if the top class beats the given label by less than --relabel_threshold in
 probability, it replaces the label for that step; with FES only where the two expressions are
-similar. `--relabel_threshold 0` repairs nothing and is the control. Writes a run folder below
+similar. `--relabel_threshold 0` changes no label and is the control run. On data of other classes,
+`--reset_classifier --fes False` fine-tunes with a new last layer. Writes a run folder below
 --model_path with what train_FER2013.py writes, and `changes.csv`: for each epoch but the first, how
 many labels of each class became which.
 """
@@ -23,10 +24,11 @@ import torch
 from common import arguments
 from common.cli import resolve_device, run_script, start_run
 from common.training import evaluation_splits, report_training, save_training
-from common.weights import load_start, load_teacher, resume_network
-from data.fer2013 import load_fer2013
+from common.weights import fit_classes, load_start, load_teacher, resume_network
 from data.fes import PUBLISHED_FES, TRAINING_FES, load_fes
 from data.relabel import Relabelling
+from data.sets import load_set
+from data.types import CLASSES
 from engine import TrainState, fit
 from utils import LOGGER_NAME, UserError, open_log
 
@@ -48,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         "its rows with --protocol paper)")
     # fmt: on
     arguments.add_checkpoint_arguments(parser)
+    arguments.add_reset_argument(parser)
     arguments.add_data_arguments(parser, batch_size=64, seed=0)
     arguments.add_folder_arguments(parser)
     arguments.add_run_arguments(parser, "relabel_training.py")
@@ -72,17 +75,21 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--fes_matrix {args.fes_matrix}: not with --fes False, which uses none")
     start = load_start(args) if args.resume is None else None
     fes = choose_fes(args.fes_matrix, args.protocol) if args.resume is None else None
-    teacher = load_teacher(args, device)
-    splits = {
-        name: split.map(lambda t: t.to(device)) for name, split in load_fer2013(args.data).items()
-    }
+    data = load_set(args.data, args.seed).map(lambda tensor: tensor.to(device))
+    teacher = load_teacher(args, device, data.classes)
+    if args.fes and data.classes != CLASSES:
+        raise UserError(
+            f"--fes True: needs FER2013's classes, {args.data} has {', '.join(data.classes)}; "
+            "expected --fes False"
+        )
 
     run = start_run(args, device, "relabel", "training")
     if start is not None:
-        model, drop_path = start.model, start.drop_path(args)
+        model = fit_classes(start, data.classes, args.reset_classifier)
+        drop_path = start.drop_path(args)
     else:
-        model, drop_path = resume_network(run)
-    train = TrainState(model.to(device), args, drop_path)
+        model, drop_path = resume_network(run, data.classes, args)
+    train = TrainState(model.to(device), args, drop_path, data.classes)
     settings = train.progress.extra
     if start is not None:
         # Kept with the run, as the files may change before it is resumed.
@@ -92,20 +99,21 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         settings = train.progress.extra
     _log.info("from %s, epoch %d", settings["checkpoint"], drop_path.start_epoch)
     relabel = Relabelling(
-        splits["Training"],
+        data.splits["Training"],
         threshold=args.relabel_threshold,
         fes=torch.tensor(settings["fes"], device=device) if args.fes else None,
         fes_threshold=args.fes_threshold,
         batch_size=args.batch_size,
         seed=args.seed,
+        classes=data.classes,
     )
 
-    evaluations = evaluation_splits(splits, args)
+    evaluations = evaluation_splits(data.splits, args)
     save = partial(save_training, train, args, run)
     with run.interruptible(args.time_limit):
         fit(
             train,
-            splits["Training"],
+            data.splits["Training"],
             evaluations,
             args,
             run,

@@ -2,7 +2,7 @@
 
     python search.py --batch_size 24 --batch_increase 8 --learning_rate 0.025
 
-Writes a run folder below --model_path: `log.txt`, `metrics.csv` (a row an epoch), `alphas.csv`
+Writes a run folder below --model_path: `log.txt`, `metrics.csv` (one row per epoch), `alphas.csv`
 (alphas, criteria and state of every edge after every epoch), `checkpoint.pt` (which --resume
 continues), and at the end `genotype.txt` (which `--arch` of the other scripts reads, as it does the
 folder), the pictures `normal.png`, `reduction.png`, `alphas_normal.png`, `alphas_reduce.png`,
@@ -43,9 +43,9 @@ from common.cli import resolve_device, run_script, start_run
 from common.search_report import describe_edges, report_search
 from common.weights import rebuild_supernet
 from data.augment import count_batches, subsample, training_batches
-from data.fer2013 import load_fer2013
 from data.halves import alphas_batches, search_halves
-from data.types import CLASSES, Split
+from data.sets import load_set
+from data.types import Split
 from engine import (
     Progress,
     Run,
@@ -127,8 +127,8 @@ def build_parser() -> argparse.ArgumentParser:
 class SearchProgress(Progress):
     """A search's progress: also its decisions, and what they depend on.
 
-    `past`: the `EdgeScores.probs` of the last epochs by cell; `decisions`: a dict a decided edge;
-    `rows`: every edge after every epoch.
+    `past`: the `EdgeScores.probs` of the last epochs by cell; `decisions`: one dict per decided
+    edge; `rows`: every edge after every epoch.
     """
 
     past: dict[str, list[Tensor]] = field(default_factory=lambda: {cell: [] for cell in CELLS})
@@ -328,8 +328,9 @@ def save_search(state: SearchState, args: argparse.Namespace, run: Run) -> None:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     open_log()
     device = resolve_device(args)
+    data = load_set(args.data, args.seed)
     halves = search_halves(
-        load_fer2013(args.data),
+        data.splits,
         protocol=args.protocol,
         train_portion=args.train_portion,
         seed=args.seed,
@@ -339,7 +340,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
     run = start_run(args, device, "search", "search")
     if run.resumed is None:
-        model = Network(args.init_channels, len(CLASSES), args.layers)
+        model = Network(args.init_channels, len(data.classes), args.layers)
     else:
         with reading(run.folder / "checkpoint.pt", "a checkpoint of a search"):
             description, weights = run.resumed["model"], run.resumed["state_dict"]

@@ -6,7 +6,7 @@
 the accuracy after the last epoch. `--mode evaluate` trains nothing: it scores the six classes that
 both sets have, without contempt and neutral. Writes a run folder below --model_path: `log.txt`,
 report and confusion matrix over all folds, `summary.json`, and `checkpoint.pt`, the finished folds,
-which --resume does not run again.
+which --resume does not run again; with --save_folds also the weights of each fold.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from common.crossval import (
     evaluate_faces,
     summary_facts,
 )
-from common.weights import load_start
+from common.weights import load_start, require_classes
 from data.ck48 import CK_CLASSES, load_ck48
 from data.folds import published_ck48_folds, subject_folds
+from data.types import CLASSES
 from utils import open_log
 
 SHARED = len(CK_CLASSES) - 1  # classes that CK+ and FER2013 share, in the same order
@@ -53,6 +54,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     open_log()
     device = resolve_device(args)
     trained = load_start(args)
+    require_classes(trained.path, trained.classes, CLASSES)
     faces = load_ck48(args.data)
     finetune = args.mode == "finetune"
     if not finetune:

@@ -5,7 +5,8 @@
 `--mode evaluate` scores the checkpoint on all 213 images; `--mode finetune` leaves one subject out
 at a time, and its main figure is the mean over subjects of the accuracy after the last epoch.
 Writes a run folder below --model_path: `log.txt`, report and confusion matrix, `summary.json`, and
-with fine-tuning `checkpoint.pt`, the finished folds, which --resume does not run again.
+with fine-tuning `checkpoint.pt`, the finished folds, which --resume does not run again, and with
+--save_folds the weights of each fold.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from common.crossval import (
     evaluate_faces,
     summary_facts,
 )
-from common.weights import load_start
+from common.weights import load_start, require_classes
 from data.folds import leave_one_subject_out
 from data.jaffe import BOX, load_jaffe
 from data.types import CLASSES
@@ -53,6 +54,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     open_log()
     device = resolve_device(args)
     trained = load_start(args)
+    require_classes(trained.path, trained.classes, CLASSES)
     faces = load_jaffe(args.data, crop=args.crop)
     finetune = args.mode == "finetune"
     folds = leave_one_subject_out(faces.subjects) if finetune else []

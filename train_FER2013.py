@@ -3,11 +3,11 @@
     python train_FER2013.py --arch  --batch_size 24 --learning_rate 0.025 --layers 12 \
         --auxiliary_weight 0.4
 
-Writes a run folder below --model_path: `log.txt`, `metrics.csv` (a row an epoch), `weights.pt`
-(every epoch), `best_val_weights.pt` (the best on PublicTest), `85_weights.pt` and `90_weights.pt`
-(when the training accuracy first reaches 85 and 90 %), `checkpoint.pt` (which --resume continues),
-and at the end, for the weights chosen on PublicTest, a report and a confusion matrix of PublicTest
-and PrivateTest, `curves.png` and `summary.json`. With `--protocol paper` also
+Writes a run folder below --model_path: `log.txt`, `metrics.csv` (one row per epoch), `weights.pt`
+(last finished epoch), `best_val_weights.pt` (the best on PublicTest), `85_weights.pt` and
+`90_weights.pt` (when the training accuracy first reaches 85 and 90 %), `checkpoint.pt` (which
+--resume continues), and at the end, for the weights chosen on PublicTest, a report and a confusion
+matrix of PublicTest and PrivateTest, `curves.png` and `summary.json`. With `--protocol paper` also
 `best_test_weights.pt`, the best on PrivateTest.
 """
 
@@ -24,8 +24,7 @@ from common import arguments
 from common.cli import resolve_device, run_script, start_run
 from common.training import evaluation_splits, report_training, save_training
 from common.weights import load_teacher, resume_network
-from data.fer2013 import load_fer2013
-from data.types import CLASSES
+from data.sets import load_set
 from engine import DropPath, TrainState, fit
 from genotypes import resolve_genotype
 from model import Network
@@ -39,8 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     # fmt: off
     add = parser.add_argument_group("the network").add_argument
     add("--arch", nargs="?", const="Auto_FERNet", default="Auto_FERNet", metavar="GENOTYPE",
-        help="a name of genotypes.py, a literal Genotype(...), a genotype file or the run folder "
-        "of a search; without a value the paper's")
+        help="a name of genotypes.py, a literal Genotype(...), a file with one, such as a log, "
+        "FILE:NAME for one of several, or the run of a search; without a value the paper's")
     add("--init_channels", type=arguments.channels, default=36, metavar="C",
         help="channels of the first cell")
     add("--layers", type=arguments.cells, default=12, metavar="L", help="cells")
@@ -60,28 +59,28 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     open_log()
     device = resolve_device(args)
-    genotype = resolve_genotype(args.arch) if args.resume is None else None
-    teacher = load_teacher(args, device)
-    splits = {
-        name: split.map(lambda t: t.to(device)) for name, split in load_fer2013(args.data).items()
-    }
+    genotype = resolve_genotype(args.arch, args.model_path) if args.resume is None else None
+    data = load_set(args.data, args.seed).map(lambda tensor: tensor.to(device))
+    teacher = load_teacher(args, device, data.classes)
 
     run = start_run(args, device, "train", "training")
     if genotype is not None:
-        model = Network(args.init_channels, len(CLASSES), args.layers, args.auxiliary, genotype)
+        model = Network(
+            args.init_channels, len(data.classes), args.layers, args.auxiliary, genotype
+        )
         drop_path = DropPath(0, args.epochs, args.drop_path_prob)
     else:
-        model, drop_path = resume_network(run)
-    train = TrainState(model.to(device), args, drop_path)
+        model, drop_path = resume_network(run, data.classes, args)
+    train = TrainState(model.to(device), args, drop_path, data.classes)
     if run.resumed is not None:
         train.load_state_dict(run.resumed, run.folder / "checkpoint.pt")
     _log.info("%d parameters without the auxiliary head", model.size)
     _log.info("%s", model.description["genotype"])
 
-    evaluations = evaluation_splits(splits, args)
+    evaluations = evaluation_splits(data.splits, args)
     save = partial(save_training, train, args, run)
     with run.interruptible(args.time_limit):
-        fit(train, splits["Training"], evaluations, args, run, save=save, teacher=teacher)
+        fit(train, data.splits["Training"], evaluations, args, run, save=save, teacher=teacher)
         return report_training(train, evaluations, args, run, checkpoints=args.teacher)
 
 

@@ -1,8 +1,8 @@
-"""What every file above needs: errors, checkpoints, run folders, interruption, processes, seeds.
+"""Functions that all other modules use: errors, checkpoints, run folders, processes, seeds.
 
-Imports nothing of ours. Under torchrun several processes train as one; the functions of the section
-"processes" are called by all of them in the same order, and return at once what they were given
-where there is one process.
+Imports no other module of this repository. Under torchrun several processes train as one; the
+functions of the section "processes" are called by all of them in the same order, and return at once
+what they were given where there is one process.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ except ImportError:  # not a Unix
 CHECKPOINT_FORMAT = "auto-fernet/1"
 LOGGER_NAME = "auto_fernet"
 TEMPORARY = ".unfinished.tmp"  # the suffix of a file until it is complete
+# The keys under which other codes save a state dict, and the names of wrapping modules in it.
+_STATE_KEYS = ("state_dict", "model_state_dict", "net", "model")
+_WRAPPERS = ("module", "_orig_mod")
 MAX_LINE = 2000  # characters of an error message
 # Files of torch.save before torch 1.6 begin with this number, pickled.
 _LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
@@ -69,7 +72,7 @@ class PeerLost(Exception):
 def reading(path: Path | str, expected: str = "") -> Iterator[None]:
     """Turn any exception raised while `path` is read and used into one UserError that names it.
 
-    The only guard of user input: what reads or builds from a file runs inside it, unchecked.
+    Code that reads a user's file runs inside this block and needs no checks of its own.
     UserErrors pass unchanged; exhausted memory and lost processes are no fault of the file.
     """
     try:
@@ -176,8 +179,10 @@ def save_checkpoint(path: Path | str, kind: str, content: Mapping[str, Any]) -> 
 def load_checkpoint(path: Path | str, kinds: Sequence[str]) -> dict[str, Any]:
     """Read a checkpoint of one of `kinds` onto the CPU, with `weights_only=True`.
 
-    A bare state dict (a mapping of names to tensors) is returned as kind "state_dict" where
-    `kinds` admits it. Raises UserError for a missing, damaged, foreign or wrong file.
+    A bare state dict (a mapping of names to tensors), as it is or under a key of `_STATE_KEYS` as
+    other codes save it, is returned as kind "state_dict" where `kinds` admits it, without the
+    prefixes of DataParallel and torch.compile and without the counts of a profiler. Raises
+    UserError for a missing, damaged, foreign or wrong file.
     """
     path = Path(path)
     expected = f"a checkpoint ({' or '.join(kinds)})"
@@ -195,13 +200,31 @@ def load_checkpoint(path: Path | str, kinds: Sequence[str]) -> dict[str, Any]:
         ) from None
     if isinstance(content, dict) and content.get("format") == CHECKPOINT_FORMAT:
         found = content.get("kind")
-    elif isinstance(content, dict) and content and all(map(torch.is_tensor, content.values())):
-        found, content = "state_dict", {"kind": "state_dict", "state_dict": content}
+    elif state := _state_dict_in(content):
+        found, content = "state_dict", {"kind": "state_dict", "state_dict": state}
     else:
         found = "something else"
     if found not in kinds:
         raise UserError(f"{path}: holds {found}; expected {expected}")
     return content
+
+
+def _state_dict_in(content: Any) -> dict[str, Tensor] | None:
+    """The state dict that a checkpoint of other code is or holds, with plain names, or None."""
+    if not isinstance(content, dict):
+        return None
+    for key in _STATE_KEYS:
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not content or not all(map(torch.is_tensor, content.values())):
+        return None
+    state = {}
+    for name, value in content.items():
+        parts = [part for part in str(name).split(".") if part not in _WRAPPERS]
+        if parts[-1:] not in (["total_ops"], ["total_params"]):
+            state[".".join(parts)] = value
+    return state
 
 
 def _check_archive(path: Path) -> None:
@@ -239,7 +262,8 @@ def check_state(module: nn.Module, state: Any, source: Path | str) -> None:
     with reading(source, "the weights of such a network"):
         own = module.state_dict()
         for name in [*own, *state]:
-            found, wanted = _shape_of(state.get(name)), _shape_of(own.get(name))
+            found = _shape_of(state.get(name)) or "missing"
+            wanted = _shape_of(own.get(name)) or "nothing"
             if found != wanted:
                 raise UserError(f"{source}: {name} is {found}, the network expects {wanted}")
             value = state[name]
@@ -251,7 +275,7 @@ def check_state(module: nn.Module, state: Any, source: Path | str) -> None:
 
 def _shape_of(value: Any) -> str:
     if not torch.is_tensor(value) or value.layout is not torch.strided or value.is_quantized:
-        return "missing" if value is None else f"a {getattr(value, 'layout', type(value).__name__)}"
+        return "" if value is None else f"a {getattr(value, 'layout', type(value).__name__)}"
     shape = str(tuple(value.shape))
     return shape if value.is_floating_point() else f"{shape} of {value.dtype}"
 

@@ -59,8 +59,8 @@ from common.crossval import FoldsFile, choose_fold
 from common.report import format_table
 from data import ck48, fes, images, jaffe, pictures
 from data.cache import cache_path, read_cached
-from data.fer2013 import load_fer2013
 from data.folds import subject_folds
+from data.sets import load_set
 from data.synthetic_cross import draw_ck48
 from data.types import CLASSES, SPLITS, Split
 from data.writers import write_ck48, write_csv
@@ -563,7 +563,7 @@ def checkpoint_readers(bench: Bench) -> dict[str, Reader]:
 
     def read_training(path: Path) -> None:
         args, run, found = resume(train_FER2013, "training", path)
-        model, drop_path = weights.resume_network(run)
+        model, drop_path = weights.resume_network(run, CLASSES, args)
         TrainState(model, args, drop_path).load_state_dict(found, path)
 
     def read_search(path: Path) -> None:
@@ -653,7 +653,7 @@ def _write_tree(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def _read_folder(path: Path) -> None:
-    for load in (ck48.load_ck48, jaffe.load_jaffe, load_fer2013):
+    for load in (ck48.load_ck48, jaffe.load_jaffe, load_set):
         with suppress(UserError):
             load(path)
 
@@ -674,9 +674,9 @@ def file_readers() -> dict[str, Reader]:
     manifest = {"w": {"file": "w.pt", "sha256": weights.digest(Path(os.devnull))}}
     # fmt: off
     return {
-        "table": Reader("fer2013.csv", texts(table()), load_fer2013),
+        "table": Reader("fer2013.csv", texts(table()), load_set),
         **{
-            f"archive {suffix}": Reader(f"f{suffix}", archives(suffix), load_fer2013)
+            f"archive {suffix}": Reader(f"f{suffix}", archives(suffix), load_set)
             for suffix in (".zip", ".tar", ".tar.gz", ".tar.xz")
         },
         "image": Reader("i.png", damaged(faces), lambda p: images.decode_image(p, str(p))),

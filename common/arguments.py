@@ -140,6 +140,17 @@ def box(text: str) -> tuple[int, int, int, int] | None:
     return left, top, right, bottom
 
 
+def gpu_number(text: str) -> int:
+    """argparse type: the number of one CUDA device."""
+    if "," in text:
+        count = len(names(text))
+        raise argparse.ArgumentTypeError(
+            f"{text} found, one number expected; for {count} devices start the script by torchrun "
+            f"--standalone --nproc_per_node {count} SCRIPT, without --gpu"
+        )
+    return int(text)
+
+
 def true_or_false(text: str) -> bool:
     """argparse type: True or False, in any case."""
     if text.lower() not in ("true", "false"):
@@ -156,7 +167,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("device").add_argument
     add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps",
         help="where to compute; auto takes CUDA, then MPS, then the CPU")
-    add("--gpu", type=int, metavar="ID",
+    add("--gpu", type=gpu_number, metavar="ID",
         help="number of the CUDA device, short for --device cuda:ID")
     # fmt: on
 
@@ -167,7 +178,8 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, batch_size: int, seed
     add = parser.add_argument_group("data").add_argument
     add("--data", default="data/", metavar="PATH",
         help="the data set, a folder that holds it, or 'synthetic' (see docs/data.md)")
-    add("--batch_size", type=positive_int, default=batch_size, metavar="N", help="images a step")
+    add("--batch_size", type=positive_int, default=batch_size, metavar="N",
+        help="images per step")
     add("--limit_batches", type=positive_int, metavar="N",
         help="at most N batches in any pass over a split, for a short run; figures are then of "
         "that part alone (default: no limit)")
@@ -185,7 +197,7 @@ def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the run folder").add_argument
     add("--model_path", default="saved_models", metavar="FOLDER", help="where run folders lie")
     add("--save", metavar="LABEL",
-        help="name of the run folder (default: the script's name, date and time)")
+        help="name of the run folder (default: a short name of the script, date and time)")
     add("--report_freq", type=positive_int, default=50, metavar="STEPS",
         help="training steps between lines of the log")
     # fmt: on
@@ -200,7 +212,8 @@ def add_run_arguments(parser: argparse.ArgumentParser, script: str) -> None:
         help="clean keeps test images out of training, search and every choice; paper does what "
         "the published figures were made with")
     add("--resume", metavar="RUN",
-        help="continue this run folder; other flags are then the run's own")
+        help="continue this run: its folder or its checkpoint.pt; other flags are then the run's "
+        "own, except that a search or a training takes a larger --epochs")
     add("--time_limit", type=positive_float, metavar="MINUTES",
         help="save and end after this time, to be resumed (default: no limit)")
     # fmt: on
@@ -239,7 +252,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, epochs: int) -> N
     add("--warmup_epochs", type=count, default=0, metavar="N",
         help="epochs in which the learning rate first rises, from a 25th; fewer than --epochs")
     add("--sizes", type=sizes, default=[], metavar="S,T,...",
-        help="resize the 44x44 crops to S pixels a side, then T, each for its --size_epochs; "
+        help="resize the 44x44 crops to S pixels per side, then T, each for its --size_epochs; "
         "multiples of 4, at least 32 with the auxiliary head (default: 44 throughout)")
     add("--size_epochs", type=counts, default=[], metavar="N,M,...",
         help="epochs at each of --sizes, --epochs in all")
@@ -263,7 +276,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, epochs: int) -> N
         help="paste a rectangle of another training image into each; with --mixup a coin decides "
         "for each batch")
     add("--mix_off_epochs", type=count, metavar="N",
-        help="last epochs without --mixup and --cutmix, fewer than --epochs; labels are repaired "
+        help="last epochs without --mixup and --cutmix, fewer than --epochs; labels are changed "
         "only in epochs without (default: a tenth of --epochs)")
     add("--ema", type=fraction, default=0.0, metavar="DECAY",
         help="evaluate and save an exponential moving average of the weights; the decay after n "
@@ -293,7 +306,22 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         "the name of weights in checkpoints/ (required, unless --resume)",
     )
     add_network_arguments(parser)
+    add_layers_argument(parser)
+
+
+def add_layers_argument(parser: argparse.ArgumentParser) -> None:
+    """The depth of a bare state dict, where there is one network."""
     parser.add_argument("--layers", type=cells, metavar="L", help="cells of a bare state dict")
+
+
+def add_reset_argument(parser: argparse.ArgumentParser) -> None:
+    """Fine-tuning on other classes."""
+    parser.add_argument_group("the classes").add_argument(
+        "--reset_classifier",
+        action=BooleanOptionalAction,
+        default=False,
+        help="replace the last layer by a new one for the classes of the data",
+    )
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
@@ -301,8 +329,8 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     # fmt: off
     add = parser.add_argument_group("a bare state dict (default: the paper's network)").add_argument
     add("--arch", nargs="?", const="Auto_FERNet", metavar="GENOTYPE",
-        help="its genotype: a name of genotypes.py, a literal Genotype(...), a genotype file or a "
-        "search's run folder")
+        help="its genotype: a name of genotypes.py, a literal Genotype(...), a file with one, such "
+        "as a log, FILE:NAME for one of several, or the run of a search")
     add("--init_channels", type=channels, metavar="C", help="channels of its first cell")
     # fmt: on
 

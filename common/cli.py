@@ -42,8 +42,10 @@ from utils import (
 
 # Flags that may change at --resume; every other one defines the run.
 _FREE_ON_RESUME = {"amp", "compile", "data", "device", "gpu", "model_path", "report_freq"}
+# Scripts whose finished folds fix the number of epochs.
+_FOLDS = ("test_CK48.py", "test_JAFFE.py")
 # Flags of one start of a run.
-_OF_ONE_START = {"resume", "save", "time_limit"}
+_OF_ONE_START = {"resume", "save", "time_limit", "longer_from"}
 _WRITE_ADVICE = {
     errno.ENOSPC: "free some room on the disk",
     errno.EDQUOT: "free some room in your quota",
@@ -76,6 +78,13 @@ def start_run(args: argparse.Namespace, device: torch.device, label: str, kind: 
     log = open_log(folder)
     log.info("%s", describe_machine(device))
     log.info("run folder %s", folder)
+    if getattr(args, "longer_from", None):
+        log.info(
+            "--epochs %d instead of %d: goes on with the schedules of %d epochs",
+            args.epochs,
+            args.longer_from,
+            args.epochs,
+        )
     return Run(folder, device, autocast(device, args.amp), resumed=resumed)
 
 
@@ -150,12 +159,14 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
         raise UserError(f"--save {args.save}: not with --resume; a resumed run keeps its folder")
     # Either of the two flags of the device replaces both.
     moved = "device" in given or "gpu" in given
-    args.started = None
+    args.started = args.longer_from = None
     for name in vars(args).keys() - _OF_ONE_START:
         value = saved.get(name, parser.get_default(name))
         if name not in given:
             if not (moved and name in ("device", "gpu")):
                 setattr(args, name, value)
+        elif name == "epochs" and args.script not in _FOLDS and (value or 0) < given[name]:
+            args.longer_from = value
         elif given[name] != value and name not in _FREE_ON_RESUME:
             raise UserError(
                 f"--{name} {given[name]}: contradicts {folder}, which was started with {value}"
@@ -206,8 +217,14 @@ def _check_training(args: argparse.Namespace) -> None:
 
 
 def resolve_run(name: str, model_path: str) -> Path:
-    """The run folder called `name`, as given or inside `model_path`; UserError without one."""
-    for folder in (Path(name), Path(model_path) / name):
+    """The run folder that `name`, it or its checkpoint.pt, means: as given or inside `model_path`.
+
+    Raises UserError where there is no checkpoint.pt.
+    """
+    given = Path(name)
+    if given.name == "checkpoint.pt":
+        given = given.parent
+    for folder in (given, Path(model_path) / given):
         if (folder / "checkpoint.pt").is_file():
             return folder
     raise UserError(

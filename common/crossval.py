@@ -15,6 +15,7 @@ import torch
 from common.arguments import positive_int
 from common.fold_figures import summarise_folds, tabulate_folds, vote
 from common.report import format_table, report_split, write_summary
+from common.training import weights_content
 from common.weights import Trained
 from data.augment import subsample_rows
 from data.folds import Fold, overlap
@@ -37,6 +38,8 @@ def add_crossval_arguments(parser: argparse.ArgumentParser, *, mode: str) -> Non
     add("--fold", type=positive_int, metavar="K",
         help="fine-tune on the K-th fold alone, as a job of its own; tools.collect merges them "
         "(default: all folds, one after the other)")
+    add("--save_folds", action=argparse.BooleanOptionalAction, default=False,
+        help="keep the weights of each fold as fold_K_weights.pt, which tools.predict reads")
     # fmt: on
 
 
@@ -118,9 +121,16 @@ class FoldsFile:
 
 
 def finetune_fold(
-    trained: Trained, faces: Faces, fold: Fold, file: FoldsFile, args: argparse.Namespace, run: Run
+    trained: Trained,
+    faces: Faces,
+    classes: Sequence[str],
+    number: int,
+    fold: Fold,
+    file: FoldsFile,
+    args: argparse.Namespace,
+    run: Run,
 ) -> dict[str, Any]:
-    """Fine-tune a copy of the network on a fold; plain values and tensors of its test part.
+    """Fine-tune a copy of the network on fold `number`; plain values and tensors of its test part.
 
     Continues `file.under_way` where there is one, and keeps its state there. Returns `logits`
     (M, K), over the views of --tta, and `test_index` (M,) after the last epoch, the accuracy then
@@ -130,7 +140,7 @@ def finetune_fold(
     train_index, test_index = fold
     training, test = (faces.split(index).map(lambda t: t.to(run.device)) for index in fold)
     model = copy.deepcopy(trained.model).to(run.device)
-    train = TrainState(model, args, trained.drop_path(args))
+    train = TrainState(model, args, trained.drop_path(args), classes)
     if file.under_way is not None:
         train.load_state_dict(file.under_way, file.path)
     fit(
@@ -145,6 +155,9 @@ def finetune_fold(
     predict = tta_predict(network_predictor(train.weights), args.tta)
     scores = evaluate(predict, test, args.batch_size, run)
     history = train.progress.history
+    if args.save_folds:
+        content = {**weights_content(train), "metrics": history[-1]}
+        save_checkpoint(run.folder / f"fold_{number}_weights.pt", "weights", content)
     return {
         "logits": scores.logits,
         "test_index": test_index,
@@ -180,7 +193,7 @@ def cross_validate(
         # Each fold has its own random numbers, the same when it is run again.
         fold_args = argparse.Namespace(**{**vars(args), "seed": derive_seed(args.seed, number)})
         torch.manual_seed(fold_args.seed)
-        result = finetune_fold(trained, faces, fold, file, fold_args, run)
+        result = finetune_fold(trained, faces, classes, number, fold, file, fold_args, run)
         file.done.append(result)
         file.save(None)
         _log.info("fold %d: %.2f %% after the last epoch", number, result["accuracy"])

@@ -99,7 +99,7 @@ def write_summary(
 
 
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A plain table: a header, a rule, a line a row; numbers to two places, right-aligned."""
+    """A plain table: a header, a rule, one line per row; numbers to two places, right-aligned."""
     cells = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
 

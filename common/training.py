@@ -10,7 +10,7 @@ from typing import Any
 from common.plots import draw_curves
 from common.report import format_table, report_split, write_summary
 from data.augment import subsample
-from data.types import CLASSES, Split
+from data.types import Split
 from engine import Run, TrainState, best_epoch, evaluate_splits, first_epoch_reaching
 from utils import (
     LOGGER_NAME,
@@ -36,6 +36,19 @@ def evaluation_splits(splits: Mapping[str, Split], args: argparse.Namespace) -> 
     return {name: subsample(splits[name], limit) for name in EVALUATED}
 
 
+def weights_content(train: TrainState) -> dict[str, Any]:
+    """What a checkpoint of kind "weights" holds of a training."""
+    return {
+        "model": train.model.description,
+        "state_dict": train.weights.state_dict(),
+        "epoch": train.drop_path.start_epoch + train.progress.epoch,
+        "epochs": train.drop_path.epochs,
+        "drop_path_prob": train.drop_path.prob,
+        "start_epoch": train.drop_path.start_epoch,
+        "classes": list(train.classes),
+    }
+
+
 def save_training(train: TrainState, args: argparse.Namespace, run: Run) -> None:
     """Write what the run folder holds after an epoch: weights, metrics.csv and checkpoint.pt.
 
@@ -44,14 +57,7 @@ def save_training(train: TrainState, args: argparse.Namespace, run: Run) -> None
     is of the best on PrivateTest: an oracle.
     """
     progress, history = train.progress, train.progress.history
-    weights = {
-        "model": train.model.description,
-        "state_dict": train.weights.state_dict(),
-        "epoch": train.drop_path.start_epoch + progress.epoch,
-        "epochs": train.drop_path.epochs,
-        "drop_path_prob": train.drop_path.prob,
-        "start_epoch": train.drop_path.start_epoch,
-    }
+    weights = weights_content(train)
     if progress.step == 0 and history:
         chosen_by = {CHOSEN: "PublicTest_accuracy"}
         if args.protocol == "paper":
@@ -105,7 +111,8 @@ def report_training(
         epochs=len(history),
         seconds=sum(record["seconds"] for record in history),
         figures={
-            name: report_split(name, each, CLASSES, run.folder) for name, each in scores.items()
+            name: report_split(name, each, train.classes, run.folder)
+            for name, each in scores.items()
         },
         details={
             "tta": args.tta,

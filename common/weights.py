@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import model_search
 from common.training import CHOSEN
 from data.types import CLASSES
 from engine import DropPath, Predict, Run, network_predictor
-from genotypes import GENOTYPE_FILE, format_genotype, resolve_genotype
+from genotypes import GENOTYPE_FILE, Genotype, format_genotype, resolve_genotype
 from model import Network, build_network
 from utils import UserError, check_state, load_checkpoint, reading, write_text
 
@@ -33,7 +33,7 @@ _LIMITS = {"C": 1024, "layers": 50, "num_classes": 1024}
 
 @dataclass(frozen=True)
 class Trained:
-    """A network with its weights, on the CPU, and how far its checkpoint was trained.
+    """A network with its weights, on the CPU, its classes and how far its checkpoint was trained.
 
     `epoch` of `epochs` were trained, with drop-path rising to `drop_path_prob`; a bare state dict
     says nothing: 0, 0 and None.
@@ -41,6 +41,7 @@ class Trained:
 
     path: Path
     model: Network
+    classes: tuple[str, ...]
     epoch: int
     epochs: int
     drop_path_prob: float | None
@@ -93,11 +94,13 @@ def load_trained(
     layers: int | None = None,
     init_channels: int | None = None,
     arch: str | None = None,
+    model_path: str = "saved_models",
 ) -> Trained:
     """Build the network of a checkpoint, or of a bare state dict as the flags describe it.
 
-    Raises UserError for what is no network of seven classes, for a file that differs from its
-    entry in a manifest beside it, and for a flag that contradicts the checkpoint.
+    The flags are also what `arch` is resolved with, inside `model_path`. Raises UserError for what
+    is no network, for a file that differs from its entry in a manifest beside it, and for a flag
+    that contradicts the checkpoint.
     """
     verify(path)
     found = load_checkpoint(path, ["weights", "training", "state_dict"])
@@ -106,38 +109,84 @@ def load_trained(
     with reading(path, "a checkpoint of the scripts"):
         if found["kind"] == "state_dict":
             given = {name: _PUBLISHED[name] if v is None else v for name, v in flags.items()}
-            description = {
-                "C": given["init_channels"],
-                "num_classes": len(CLASSES),
-                "layers": given["layers"],
-                "auxiliary": any(
-                    name.startswith("auxiliary_head.") for name in found["state_dict"]
-                ),
-                "genotype": format_genotype(resolve_genotype(given["arch"])),
-            }
+            genotype = resolve_genotype(given["arch"], model_path)
+            description = describe_state(found["state_dict"], given, genotype, path)
+            classes = class_names(None, description["num_classes"])
         else:
             description = found["model"]
+            if found.get("average") is not None:
+                # As in the weights that the run saved.
+                found["state_dict"] = {
+                    name.removeprefix("module."): value
+                    for name, value in found["average"].items()
+                    if name != "n_averaged"
+                }
             progress = {name: found[name] for name in progress}
             for name, value in flags.items():
                 wanted = value
                 if name == "arch" and value is not None:
-                    wanted = format_genotype(resolve_genotype(value))
+                    wanted = format_genotype(resolve_genotype(value, model_path))
                 says = description[_FIELDS[name]]
                 if wanted is not None and wanted != says:
                     raise UserError(f"--{name} {value}: contradicts {path}, which says {says}")
+            classes = class_names(found.get("classes"), description["num_classes"])
         model = rebuild_network(description, found["state_dict"], path)
-        if description["num_classes"] != len(CLASSES):
-            raise UserError(
-                f"{path}: a network of {description['num_classes']} classes, expected "
-                f"{len(CLASSES)}"
-            )
         if not (
             0 <= progress["epoch"] < 2**31
             and 0 <= progress["epochs"] < 2**31
             and (progress["drop_path_prob"] is None or 0 <= progress["drop_path_prob"] < 1)
         ):
             raise ValueError(f"trained for {progress}")
-    return Trained(path, model, **progress)
+    return Trained(path, model, classes, **progress)
+
+
+def class_names(saved: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    """The names of the `count` classes of a network: as saved, else FER2013's, else numbers.
+
+    Checkpoints of before there were other classes, and bare state dicts, save none.
+    """
+    if saved is None:
+        return CLASSES if count == len(CLASSES) else tuple(map(str, range(count)))
+    names = tuple(map(str, saved))
+    if len(set(names)) != count:
+        raise ValueError(f"{len(set(names))} names of {count} classes")
+    return names
+
+
+def describe_state(
+    state: dict[str, Tensor], given: Mapping[str, Any], genotype: Genotype, path: Path
+) -> dict[str, Any]:
+    """The description of the network of a bare state dict, to which tensors may be added.
+
+    Batch counts that older codes did not save become 0. Raises UserError that says which flag
+    fits, where width or depth are not those `given`.
+    """
+    stem, classifier = state.get("stem.0.weight"), state.get("classifier.weight")
+    cells = {name.split(".")[1] for name in state if name.startswith("cells.")}
+    if stem is None or classifier is None or not cells:
+        raise UserError(
+            f"{path}: holds no stem, cells and classifier, expected the weights of such a network"
+        )
+    if len(stem) != 3 * given["init_channels"]:
+        fits = f"{len(stem)} = 3 x {len(stem) // 3}: give --init_channels {len(stem) // 3}"
+        raise UserError(
+            f"{path}: a stem of {len(stem)} channels, expected {3 * given['init_channels']}"
+            + (f"; {fits}" if len(stem) % 3 == 0 else "")
+        )
+    if len(cells) != given["layers"]:
+        raise UserError(
+            f"{path}: {len(cells)} cells, expected {given['layers']}; give --layers {len(cells)}"
+        )
+    for name in [name for name in state if name.endswith(".running_var")]:
+        counter = name.replace("running_var", "num_batches_tracked")
+        state.setdefault(counter, torch.tensor(0))
+    return {
+        "C": given["init_channels"],
+        "num_classes": len(classifier),
+        "layers": given["layers"],
+        "auxiliary": any(name.startswith("auxiliary_head.") for name in state),
+        "genotype": format_genotype(genotype),
+    }
 
 
 def load_start(args: argparse.Namespace) -> Trained:
@@ -145,39 +194,82 @@ def load_start(args: argparse.Namespace) -> Trained:
     if args.checkpoint is None:
         raise UserError("--checkpoint: none given; expected weights to start from")
     path = find_weights("--checkpoint", args.checkpoint, args.model_path)
-    return load_trained(path, layers=args.layers, init_channels=args.init_channels, arch=args.arch)
+    return load_trained(path, **network_flags(args), layers=args.layers)
+
+
+def network_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """What `load_trained` takes from the flags that describe a bare state dict, but --layers."""
+    names = ("init_channels", "arch", "model_path")
+    return {name: getattr(args, name) for name in names}
+
+
+def require_classes(path: Path, found: Sequence[str], expected: Sequence[str]) -> None:
+    """Raise UserError unless the network of `path` has the expected classes, in their order."""
+    if tuple(found) != tuple(expected):
+        raise UserError(
+            f"{path}: a network of the classes {', '.join(found)}; expected {', '.join(expected)}"
+        )
+
+
+def fit_classes(trained: Trained, classes: Sequence[str], reset: bool) -> Network:
+    """The network, for `classes`: with `reset` its last layers are new where its own differ.
+
+    Raises UserError where they differ without `reset` (--reset_classifier).
+    """
+    model = trained.model
+    if trained.classes == tuple(classes):
+        return model
+    if not reset:
+        raise UserError(
+            f"{trained.path}: a network of the classes {', '.join(trained.classes)}, the data has "
+            f"{', '.join(classes)}; give --reset_classifier for a new last layer"
+        )
+    model.reset_classifier(len(classes))
+    return model
 
 
 def load_network(name: str, model_path: str = "saved_models") -> Network:
     """A trained network by name, as --checkpoint finds it: on the CPU, in evaluation mode.
 
-    network(images)[0] are the logits (N, 7) of float images (N, 1, 48, 48) in [0, 1].
+    network(images)[0] are the logits (N, K) of float images (N, 1, 48, 48) in [0, 1].
     """
     return load_trained(find_weights("name", name, model_path)).model.eval()
 
 
-def load_members(flag: str, names: Sequence[str], model_path: str, device: torch.device) -> Predict:
-    """The checkpoints that `flag` names as one function: the mean of their logits.
+def load_members(
+    flag: str,
+    names: Sequence[str],
+    device: torch.device,
+    classes: Sequence[str] | None = None,
+    **flags: Any,
+) -> tuple[Predict, tuple[str, ...]]:
+    """The checkpoints that `flag` names as one function, the mean of their logits; their classes.
 
-    From float32 (B, 1, H, W) on `device` to (B, 7), networks in evaluation mode, no gradients.
+    From float32 (B, 1, H, W) on `device` to (B, K), networks in evaluation mode, no gradients.
+    `flags` are those of `load_trained`. Raises UserError when a network has other `classes`, by
+    default those of the first.
     """
-    members = [
-        network_predictor(load_trained(find_weights(flag, name, model_path)).model.to(device))
-        for name in names
-    ]
+    model_path = flags.get("model_path", "saved_models")
+    trained = [load_trained(find_weights(flag, name, model_path), **flags) for name in names]
+    expected = trained[0].classes if classes is None else tuple(classes)
+    for each in trained:
+        require_classes(each.path, each.classes, expected)
+    members = [network_predictor(each.model.to(device)) for each in trained]
 
     @torch.no_grad()
     def mean_logits(images: Tensor) -> Tensor:
         return torch.stack([member(images).float() for member in members]).mean(dim=0)
 
-    return mean_logits
+    return mean_logits, expected
 
 
-def load_teacher(args: argparse.Namespace, device: torch.device) -> Predict | None:
+def load_teacher(
+    args: argparse.Namespace, device: torch.device, classes: Sequence[str]
+) -> Predict | None:
     """The networks that --teacher names, as `load_members`; None without any."""
     if not args.teacher:
         return None
-    return load_members("--teacher", args.teacher, args.model_path, device)
+    return load_members("--teacher", args.teacher, device, classes, model_path=args.model_path)[0]
 
 
 # --- networks from checkpoints
@@ -214,12 +306,25 @@ def _check_limits(description: dict[str, Any]) -> None:
             raise ValueError(f"{name} {description[name]}, expected 1 to {most}")
 
 
-def resume_network(run: Run) -> tuple[Network, DropPath]:
-    """The network and the drop-path schedule of the training that `run` resumes."""
+def resume_network(
+    run: Run, classes: Sequence[str], args: argparse.Namespace
+) -> tuple[Network, DropPath]:
+    """The network and the drop-path schedule of the training that `run` resumes.
+
+    Raises UserError when it was trained on other `classes`.
+    """
     found, path = run.resumed or {}, run.folder / "checkpoint.pt"
     with reading(path, "a checkpoint of the same script and version"):
         model = rebuild_network(found["model"], found["state_dict"], path)
-        drop_path = DropPath(found["start_epoch"], found["epochs"], found["drop_path_prob"])
+        own = class_names(found.get("classes"), found["model"]["num_classes"])
+        if own != tuple(classes):
+            raise UserError(
+                f"{path}: of the classes {', '.join(own)}, the data has {', '.join(classes)}; "
+                "expected the same data"
+            )
+        # A training from scratch that was made longer ramps over all of it.
+        epochs = found["epochs"] if found["start_epoch"] else max(found["epochs"], args.epochs)
+        drop_path = DropPath(found["start_epoch"], epochs, found["drop_path_prob"])
         drop_path.at(0)
         return model, drop_path
 
@@ -237,7 +342,10 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
     with reading(path, "entries by name, each with its file and sha256"):
         entries = json.loads(path.read_bytes())
-        return {name: {**each, "sha256": each["sha256"]} for name, each in entries.items()}
+        return {
+            name: {**each, "file": each["file"], "sha256": each["sha256"]}
+            for name, each in entries.items()
+        }
 
 
 def write_entry(folder: Path, name: str, entry: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ TRAIN = (
     "--limit_batches 4 --drop_path_prob 0.5 --report_freq 1 --device cpu --model_path {out}"
 ).split()
 SEARCH = (
-    "search.py --data {data} --init_channels 4 --layers 3 --epochs 3 --batch_size 8 "
+    "search.py --data {data} --init_channels 2 --layers 3 --epochs 3 --batch_size 8 "
     "--batch_increase 4 --warmup_dec_epoch 1 --decision_freq 1 --use_history --post_val "
     "--limit_batches 3 --report_freq 1 --device cpu --model_path {out}"
 ).split()

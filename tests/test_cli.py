@@ -68,7 +68,8 @@ def test_a_resumed_run_keeps_its_flags(tmp_path):
     assert (args.report_freq, args.time_limit, args.resume) == (9, 5.0, run)
     args = parse(f"--resume {run} --data elsewhere --epochs 7")
     assert (args.data, args.epochs) == ("elsewhere", 7)
-    for flag in ("--epochs 8", "--auxiliary", "--save other"):
+    assert parse(f"--resume {run} --epochs 8").longer_from == 7
+    for flag in ("--epochs 6", "--auxiliary", "--save other"):
         with pytest.raises(UserError, match=flag.split()[0]):
             parse(f"--resume {run} {flag}")
 

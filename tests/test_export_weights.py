@@ -22,7 +22,7 @@ from common.weights import (
     read_manifest,
     write_entry,
 )
-from data.fer2013 import load_fer2013
+from data.sets import load_set
 from data.views import TTA
 from engine import Run, autocast, evaluate_splits
 from tools import export_weights
@@ -83,7 +83,7 @@ def test_exported_network_is_the_best_without_auxiliary_head(place):
     assert kept.keys() == {n for n in best.model.state_dict() if "auxiliary" not in n}
     assert all(value.equal(best.model.state_dict()[name]) for name, value in kept.items())
     assert (exported.epoch, exported.epochs, exported.drop_path_prob) == (1, 1, 0.5)
-    splits = load_fer2013(place)
+    splits = load_set(place).splits
     entry = read_manifest(place / "checkpoints")["tiny"]
     here = Run(place, CPU, autocast(CPU, "off"))
     for tta in TTA:
@@ -95,7 +95,7 @@ def test_exported_network_is_the_best_without_auxiliary_head(place):
 
 def test_half_precision_replaces_the_entry_of_the_name(place, monkeypatch):
     # The synthetic set is large.
-    monkeypatch.setattr(export_weights, "load_fer2013", lambda path: load_fer2013(place))
+    monkeypatch.setattr(export_weights, "load_set", lambda path, seed=0: load_set(place))
     folder = place / "checkpoints"
     whole = load_trained(folder / "tiny.pt").model.state_dict()
     write_entry(folder, "other", {"file": "other.pt", "sha256": "0"})
@@ -172,7 +172,7 @@ def test_shipped_weights_give_the_figures_of_the_manifest(name, tmp_path):
     path = find_weights("--checkpoint", name, str(ROOT / "nowhere"))
     assert path.stat().st_size < 10_000_000
     assert {"command", "commit", "machine", "seeds", "epochs", "accuracy"} <= entry.keys()
-    splits = load_fer2013("synthetic")
+    splits = load_set("synthetic").splits
     del splits["Training"]
     run = Run(tmp_path, CPU, autocast(CPU, "off"))
     for split, scores in evaluate_splits(load_trained(path).model, splits, 64, run).items():

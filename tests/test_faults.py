@@ -19,7 +19,7 @@ from benchmarks.campaign import FAULTS, Bench, killed
 from benchmarks.runs import ROOT, difference
 from common import arguments, cli
 from data.cache import cache_path
-from data.fer2013 import load_fer2013
+from data.sets import load_set
 from utils import UserError, WriteError, atomic_write, is_out_of_memory, open_log
 
 # Of each kind of fault one; the campaign causes the others, which end alike.
@@ -111,12 +111,12 @@ def test_exhausted_memory_does_not_rebuild_the_cache(bench, monkeypatch):
     def exhausted(*_args, **_kwargs):
         raise MemoryError
 
-    load_fer2013(bench.data)
+    load_set(bench.data)
     before = cache_path(bench.data).stat().st_mtime_ns
     with monkeypatch.context() as patched:
         patched.setattr("numpy.load", exhausted)
         with pytest.raises(MemoryError):
-            load_fer2013(bench.data)
+            load_set(bench.data)
     assert cache_path(bench.data).stat().st_mtime_ns == before
 
 

@@ -36,10 +36,10 @@ from benchmarks.campaign import (
     try_inputs,
 )
 from common.weights import load_trained, rebuild_network
-from data.fer2013 import load_fer2013
 from data.fes import load_votes
 from data.images import decode_image
 from data.pictures import load_picture
+from data.sets import load_set
 from utils import UserError, load_checkpoint, save_checkpoint
 
 EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "40"))
@@ -160,7 +160,7 @@ def test_half_precision_and_old_files_are_read(content, tmp_path):
 # --- tables, archives and images
 
 
-@pytest.mark.parametrize("load, name", [(load_fer2013, "fer2013.csv"), (load_votes, "votes.csv")])
+@pytest.mark.parametrize("load, name", [(load_set, "fer2013.csv"), (load_votes, "votes.csv")])
 @pytest.mark.parametrize(
     "text, told",
     [
@@ -184,7 +184,7 @@ def test_member_of_a_gigabyte_is_not_read(kind, tmp_path, monkeypatch):
     with gzip.open(tmp_path / "fer2013.tar.gz", "wb") as file:
         file.write(member.tobuf(tarfile.USTAR_FORMAT) + bytes(16 << 20))
     with pytest.raises(UserError):
-        load_fer2013(tmp_path / "fer2013.tar.gz")
+        load_set(tmp_path / "fer2013.tar.gz")
 
 
 def test_archive_in_an_archive_is_not_read(tmp_path):
@@ -194,7 +194,7 @@ def test_archive_in_an_archive_is_not_read(tmp_path):
     with zipfile.ZipFile(tmp_path / "fer2013.zip", "w") as archive:
         archive.writestr("fer2013.zip", inner.getvalue())
     with pytest.raises(UserError):
-        load_fer2013(tmp_path / "fer2013.zip")
+        load_set(tmp_path / "fer2013.zip")
 
 
 def decoded(content: bytes) -> np.ndarray:

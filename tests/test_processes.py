@@ -137,7 +137,7 @@ def lose_data() -> None:
         raise UserError("no data here")
 
     if os.environ["RANK"] == "1":
-        train_FER2013.load_fer2013 = fail
+        train_FER2013.load_set = fail
 
 
 def test_error_of_one_process_ends_all_and_is_printed_once(data, tmp_path):

@@ -17,8 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 from benchmarks.runs import Child
 from data import augment
 from data.augment import Augmentation, training_batches
-from data.fer2013 import load_fer2013
 from data.mix import mixing
+from data.sets import load_set
 from data.types import Split
 from engine import STEP_STREAM, cosine
 from genotypes import Auto_FERNet, format_genotype
@@ -45,7 +45,7 @@ def train_oracle(data: Path, count_at: Callable[[int], int]) -> tuple[dict, dict
 
     Returns the states of the network and of the average, and a record an epoch.
     """
-    splits = load_fer2013(data)
+    splits = load_set(data).splits
     torch.manual_seed(0)
     model = build_network({**SIZE, "genotype": format_genotype(Auto_FERNet)})
     average = AveragedModel(model, avg_fn=follow_plainly, use_buffers=True)

@@ -99,11 +99,11 @@ def test_several_teachers_give_their_mean_logits(tmp_path):
         network = build_network(content["model"]).eval()
         network.load_state_dict(content["state_dict"])
         logits.append(network(images)[0].detach())
-    found = load_members("--teacher", ["t0", "t1"], str(tmp_path), CPU)(images)
+    found = load_members("--teacher", ["t0", "t1"], CPU, model_path=str(tmp_path))[0](images)
     assert not found.requires_grad
     torch.testing.assert_close(found, (logits[0] + logits[1]) / 2)
     with pytest.raises(UserError, match="--teacher t2: no weights found"):
-        load_members("--teacher", ["t0", "t2"], str(tmp_path), CPU)
+        load_members("--teacher", ["t0", "t2"], CPU, model_path=str(tmp_path))
 
 
 # --- mixed batches

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from data.fer2013 import load_fer2013
+from data.sets import load_set
 from data.synthetic import (
     CLASS_COLUMNS,
     DEFAULT_COUNTS,
@@ -264,7 +264,7 @@ def test_every_form_is_read_back(tmp_path, small, form, table):
         write_csv(small, path)
     else:
         write_folder(small, path)
-    read = load_fer2013(path)
+    read = load_set(path).splits
     for name in SPLITS:
         assert torch.equal(read[name].labels, small[name].labels)
         assert torch.equal(read[name].images, small[name].images)

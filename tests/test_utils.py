@@ -81,7 +81,7 @@ def test_what_is_no_checkpoint_is_named_in_one_line(tmp_path):
 @pytest.mark.parametrize("changes, expected", [
     ({"weight": torch.zeros(3, 4)}, r"weight is \(3, 4\), the network expects \(3, 2\)"),
     ({"bias": None}, r"bias is missing"),
-    ({"extra": torch.zeros(1)}, r"extra is \(1,\), the network expects missing"),
+    ({"extra": torch.zeros(1)}, r"extra is \(1,\), the network expects nothing"),
     ({"bias": torch.full((3,), torch.nan)}, r"bias is not finite"),
     ({"weight": torch.zeros(1, 1).expand(3, 2)}, r"weight is larger than its storage"),
 ], ids=["shape", "missing", "extra", "NaN", "expanded"])  # fmt: skip

@@ -18,7 +18,7 @@ import test_JAFFE
 from common import cli
 from common.crossval import evaluate_faces, summary_facts
 from common.weights import Trained, load_trained
-from data.fer2013 import load_fer2013
+from data.sets import load_set
 from data.types import CLASSES, Faces, Split
 from data.views import TTA, tta_predict, views
 from engine import Run, autocast, evaluate_splits
@@ -107,7 +107,7 @@ def test_training_chooses_in_a_single_view_and_reports_over_the_views(tmp_path: 
     summary = json.loads((tmp_path / "t" / "summary.json").read_text())
     assert summary["details"]["tta"] == "flip"
     model = load_trained(tmp_path / "t" / "best_val_weights.pt").model.eval()
-    split = load_fer2013(data)["PrivateTest"]
+    split = load_set(data).splits["PrivateTest"]
     logits = oracle(model, split.images, "flip").double()
     loss = pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=1e-6)
     assert summary["figures"]["PrivateTest"]["loss"] == loss

@@ -20,8 +20,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = new_parser(__doc__, "python -m tools.cells")
     # fmt: off
     parser.add_argument("arch", metavar="ARCH",
-        help=f"a name ({', '.join(NAMED)}), a literal Genotype(...), a genotype file or the run "
-        "folder of a search")
+        help=f"a name ({', '.join(NAMED)}), a literal Genotype(...), a file with one, such "
+        "as a log, FILE:NAME for one of several, or the run of a search")
     parser.add_argument("--out", required=True, metavar="FOLDER",
         help="folder of the pictures, created if missing")
     # fmt: on

@@ -152,7 +152,7 @@ def merge(values: pd.Series) -> dict[str, Any]:
 
 
 def accuracy_by_seed(runs: Sequence[Run]) -> pd.DataFrame:
-    """Accuracies in percent: a row per seed (mean over its folds), a column per split or set."""
+    """Accuracies in percent: one row per seed (mean over folds), one column per split or set."""
     seeds = [run.seed for run in runs]
     return pd.DataFrame([run.accuracy for run in runs], index=seeds).groupby(level=0).mean()
 

@@ -5,7 +5,8 @@
 Writes `NAME.pt`, without the auxiliary head, which only training uses, and the entry NAME of
 `MANIFEST.json`: how the run was started, the sha256 of the weights that it started from or learnt
 from, and the accuracy of the file as written, in a single view and over the views of each --tta.
-Every script then finds it as `--checkpoint NAME`.
+relabel_training.py, test_CK48.py, test_JAFFE.py and tools.predict then accept `--checkpoint NAME`,
+ensemble.py `--model_names NAME` and train_FER2013.py `--teacher NAME`.
 """
 
 from __future__ import annotations
@@ -23,9 +24,16 @@ from common import arguments
 from common.cli import make_folder, resolve_device, run_script
 from common.report import format_table
 from common.training import EVALUATED
-from common.weights import CHECKPOINTS, digest, find_weights, load_trained, write_entry
-from data.fer2013 import load_fer2013
-from data.types import Split
+from common.weights import (
+    CHECKPOINTS,
+    digest,
+    find_weights,
+    load_trained,
+    require_classes,
+    write_entry,
+)
+from data.sets import load_set
+from data.types import CLASSES, Split
 from data.views import TTA
 from engine import Run, autocast, evaluate_splits
 from utils import UserError, load_checkpoint, open_log, save_checkpoint
@@ -57,7 +65,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     device = resolve_device(args)
     best = find_weights("RUN", args.run, args.model_path)
     flags = load_checkpoint(best.parent / "checkpoint.pt", ["training"])["args"]
-    splits = load_fer2013(args.data)
+    data = load_set(args.data, args.seed)
     # Before the file is written, which may be one of them.
     sources = source_digests(flags)
     path = make_folder("--out", args.out) / f"{args.name}.pt"
@@ -72,6 +80,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     # At once, as the file no longer is what an older entry says.
     write_entry(path.parent, args.name, entry)
     trained = load_trained(path)
+    require_classes(path, trained.classes, data.classes)
     model, run = trained.model.to(device), Run(path.parent, device, autocast(device, args.amp))
 
     def accuracies(splits: Mapping[str, Split], tta: str = "none") -> dict[str, float]:
@@ -80,15 +89,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         return {name: scores.accuracy for name, scores in scored.items()}
 
     with run.interruptible(resumable=False):
-        accuracy = {tta: accuracies(splits, tta) for tta in TTA}
+        accuracy = {tta: accuracies(data.splits, tta) for tta in TTA}
         # What anybody can evaluate again, without a data set.
-        synthetic = accuracies(load_fer2013("synthetic"))
+        same = trained.classes == CLASSES
+        synthetic = accuracies(load_set("synthetic").splits) if same else None
     entry |= {
         "epochs": trained.epochs,
         "chosen_epoch": trained.epoch,
         "genotype": model.description["genotype"],
         "parameters": model.size,
-        "images": {name: len(splits[name].labels) for name in EVALUATED},
+        "images": {name: len(data.splits[name].labels) for name in EVALUATED},
         "accuracy": accuracy,
         "synthetic": synthetic,
     }

@@ -2,10 +2,10 @@
 
     python -m tools.predict PICTURE_OR_FOLDER --checkpoint NAME[,NAME...]
 
-A picture is a face that fills it, framed about as in FER2013. Prints a line a picture, the most
-likely expression and the probabilities of all seven, and writes `predictions.csv` and `faces.png`,
-a contact sheet, below --out. The logits of several checkpoints are averaged as by ensemble.py. In a
-folder, files that are no pictures are named and left out.
+A picture is a face that fills it, framed about as in FER2013. Prints one line per picture, the
+most likely expression and the probabilities of all classes, and writes `predictions.csv` and
+`faces.png`, a contact sheet, below --out. The logits of several checkpoints are averaged as by
+ensemble.py. In a folder, files that are no pictures are named and left out.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ import torch
 
 from common import arguments
 from common.cli import make_folder, resolve_device, run_script
-from common.weights import load_members
+from common.plots import draw_faces
+from common.weights import load_members, network_flags
 from data.augment import to_float
 from data.jaffe import Box, check_box
 from data.pictures import find_pictures, load_picture
-from data.types import CLASSES
 from data.views import tta_predict
 from engine import Predict
-from tools.plots_faces import draw_faces
 from utils import UserError, write_rows
 
 BATCH = 64
@@ -46,6 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", default="predictions", metavar="FOLDER",
         help="folder of the table and the contact sheet, created if missing")
     # fmt: on
+    arguments.add_network_arguments(parser)
+    arguments.add_layers_argument(parser)
     arguments.add_tta_argument(parser)
     arguments.add_device_arguments(parser)
     return parser
@@ -55,24 +56,26 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     """Predict; return the rows of the table and the paths of the files."""
     check_box(args.crop)
     device = resolve_device(args)
-    predict = load_members("--checkpoint", args.checkpoint, args.model_path, device)
+    predict, classes = load_members(
+        "--checkpoint", args.checkpoint, device, layers=args.layers, **network_flags(args)
+    )
     paths, images = read_pictures(args.pictures, args.crop)
     out = make_folder("--out", args.out)
     p = probabilities(tta_predict(predict, args.tta), images, device)
     # File names may hold anything, such as line breaks.
     names = [path.name if path.name.isprintable() else repr(path.name) for path in paths]
     rows = [
-        {"picture": name, "expression": CLASSES[np.argmax(row)]}
-        | dict(zip(CLASSES, row, strict=True))
+        {"picture": name, "expression": classes[np.argmax(row)]}
+        | dict(zip(classes, row, strict=True))
         for name, row in zip(names, p.tolist(), strict=True)
     ]
-    widest = max(map(len, names))
+    widest, longest = max(map(len, names)), max(map(len, classes))
     for row in rows:
-        shares = "  ".join(f"{name} {100 * row[name]:.1f}" for name in CLASSES)
-        print(f"{row['picture']:<{widest}}  {row['expression']:<8}  {shares}")
+        shares = "  ".join(f"{name} {100 * row[name]:.1f}" for name in classes)
+        print(f"{row['picture']:<{widest}}  {row['expression']:<{longest}}  {shares}")
     table, sheet = out / "predictions.csv", out / "faces.png"
     write_rows(rows, table)
-    draw_faces(images, p, names, CLASSES, sheet)
+    draw_faces(images, p, names, classes, sheet)
     print(f"probabilities in %; written: {table} {sheet}")
     return {"rows": rows, "table": str(table), "sheet": str(sheet)}
 
@@ -98,7 +101,7 @@ def read_pictures(name: str, crop: Box | None) -> tuple[list[Path], np.ndarray]:
 
 @torch.inference_mode()
 def probabilities(predict: Predict, images: np.ndarray, device: torch.device) -> np.ndarray:
-    """The softmax of the logits that `predict` gives of uint8 (N, 48, 48): float64 (N, 7)."""
+    """The softmax of the logits that `predict` gives of uint8 (N, 48, 48): float64 (N, K)."""
     batches = torch.from_numpy(images).unsqueeze(1).split(BATCH)
     logits = torch.cat([predict(to_float(batch.to(device))).cpu() for batch in batches])
     return logits.double().softmax(dim=1).numpy()

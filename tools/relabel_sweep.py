@@ -5,7 +5,7 @@ python -m tools.relabel_sweep --out saved_models/sweep -- --checkpoint saved_mod
 The flags after `--` are passed to relabel_training.py. Every cell of the grid is a run of that
 script in a folder of its own below --out; when started again, the command continues where it was
 stopped. With `--cell K` it runs one cell, as a job of its own. When all cells are done it writes
-`sweep.csv` (a row per cell) and `sweep.png`.
+`sweep.csv` (one row per cell) and `sweep.png`.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _run(folder: Path, cell: dict[str, float], flags: list[str]) -> None:
 
 
 def draw_sweep(rows: Sequence[dict[str, Any]], path: Path | str) -> Figure:
-    """Draw top-1 accuracy against --relabel_threshold, a line per --fes_threshold.
+    """Draw top-1 accuracy against --relabel_threshold, one line per --fes_threshold.
 
     `rows`: dicts with relabel_threshold, fes_threshold, PublicTest and PrivateTest (percent).
     """
