@@ -240,8 +240,12 @@ def _check_archive(path: Path) -> None:
         if file.read(2) != b"PK":
             raise ValueError("not a file of torch.save")
         with zipfile.ZipFile(file) as archive:
-            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            members = archive.infolist()
+            if any(info.compress_type != zipfile.ZIP_STORED for info in members):
                 raise ValueError("compressed, which torch.save never does")
+            # Otherwise zipfile and torch may read different directories of the same file.
+            if min(info.header_offset for info in members) != 0:
+                raise ValueError("the archive does not start at the first byte")
             damaged = archive.testzip()
             if damaged is not None:
                 raise ValueError(f"the check sum of {damaged} is wrong")

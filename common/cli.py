@@ -165,7 +165,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
         if name not in given:
             if not (moved and name in ("device", "gpu")):
                 setattr(args, name, value)
-        elif name == "epochs" and args.script not in _FOLDS and (value or 0) < given[name]:
+        elif name == "epochs" and args.script not in _FOLDS and value and value < given[name]:
             args.longer_from = value
         elif given[name] != value and name not in _FREE_ON_RESUME:
             raise UserError(

@@ -186,3 +186,15 @@ def test_average_meter_counts_images():
 def test_rows_keep_every_column(tmp_path):
     write_rows([{"epoch": 1, "a": 0.5}, {"epoch": 2, "a": 1.0, "b": 2}], tmp_path / "m.csv")
     assert (tmp_path / "m.csv").read_text() == "epoch,a,b\n1,0.5,\n2,1.0,2\n"
+
+
+def test_archive_with_two_directories_is_refused(tmp_path):
+    """zipfile and torch would read different members."""
+    path = tmp_path / "two.pt"
+    torch.save({"weight": torch.zeros(3)}, path)
+    whole = path.read_bytes()
+    path.write_bytes(b"PK" + bytes(98) + whole)
+    with pytest.raises(UserError, match="two.pt: .*first byte"):
+        load_checkpoint(path, ["state_dict"])
+    path.write_bytes(whole)
+    assert load_checkpoint(path, ["state_dict"])["kind"] == "state_dict"
