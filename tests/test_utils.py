@@ -194,7 +194,7 @@ def test_archive_with_two_directories_is_refused(tmp_path):
     torch.save({"weight": torch.zeros(3)}, path)
     whole = path.read_bytes()
     path.write_bytes(b"PK" + bytes(98) + whole)
-    with pytest.raises(UserError, match="two.pt: .*first byte"):
+    with pytest.raises(UserError, match=r"two\.pt: .*first byte"):
         load_checkpoint(path, ["state_dict"])
     path.write_bytes(whole)
     assert load_checkpoint(path, ["state_dict"])["kind"] == "state_dict"
