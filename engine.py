@@ -158,6 +158,19 @@ def first_epoch_reaching(history: list[dict[str, Any]], key: str, value: float) 
     return next((record["epoch"] for record in history if record[key] >= value), None)
 
 
+def progress_bar(batches: Iterable[Any], progress: Progress, steps: int) -> tqdm:
+    """The batches of the current epoch, of `steps` in all, behind a bar on a terminal."""
+    return tqdm(
+        batches,
+        f"epoch {progress.epoch + 1}",
+        steps,
+        initial=progress.step,
+        leave=False,
+        disable=hide_progress(),
+        unit="step",
+    )
+
+
 def report_step(
     model: nn.Module, meter: AverageMeter, progress: Progress, steps: int, report_freq: int
 ) -> None:
@@ -509,15 +522,7 @@ def train_one_epoch(
     device = next(model.parameters()).device
     meter = AverageMeter(device, progress.sums)
     size = size_at(progress.epoch, args)
-    bar = tqdm(
-        batches,
-        f"epoch {progress.epoch + 1}",
-        steps,
-        initial=progress.step,
-        leave=False,
-        disable=hide_progress(),
-        unit="step",
-    )
+    bar = progress_bar(batches, progress, steps)
     for step, (images, labels) in enumerate(bar, progress.step):
         # All random numbers of a step depend on its number, so that a run resumes exactly.
         torch.manual_seed(derive_seed(args.seed, STEP_STREAM, progress.epoch, step))

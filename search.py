@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from architect import (
     Architect,
@@ -54,6 +53,7 @@ from engine import (
     cosine,
     evaluate,
     load_optimizer,
+    progress_bar,
     recorded_epoch,
     report_step,
     require_finite,
@@ -66,7 +66,6 @@ from utils import (
     Interrupted,
     average_gradients,
     broadcast_model,
-    hide_progress,
     load_state,
     open_log,
     reading,
@@ -191,16 +190,7 @@ def search_one_epoch(
     model.train()
     weights = model.weight_parameters()
     meter = AverageMeter(weights[0].device, progress.sums)
-    bar = tqdm(
-        batches,
-        f"epoch {progress.epoch + 1}",
-        steps,
-        initial=progress.step,
-        leave=False,
-        disable=hide_progress(),
-        unit="step",
-    )
-    for train, valid in bar:
+    for train, valid in progress_bar(batches, progress, steps):
         if valid is not None:
             state.architect.step(train, valid, state.optimizer)
         own = shard(len(train[1]))

@@ -25,7 +25,7 @@ _log = logging.getLogger(LOGGER_NAME)
 
 EVALUATED = ("PublicTest", "PrivateTest")
 CHOSEN = "best_val_weights.pt"
-ORACLE = "PrivateTest_accuracy"
+TEST_ACCURACY = "PrivateTest_accuracy"
 # Weights saved when the training accuracy first reaches so many percent.
 MILESTONES = {85.0: "85_weights.pt", 90.0: "90_weights.pt"}
 
@@ -61,7 +61,7 @@ def save_training(train: TrainState, args: argparse.Namespace, run: Run) -> None
     if progress.step == 0 and history:
         chosen_by = {CHOSEN: "PublicTest_accuracy"}
         if args.protocol == "paper":
-            chosen_by["best_test_weights.pt"] = ORACLE
+            chosen_by["best_test_weights.pt"] = TEST_ACCURACY
         names = ["weights.pt"]
         names += [f for f, key in chosen_by.items() if best_epoch(history, key) == progress.epoch]
         names += [
@@ -100,7 +100,7 @@ def report_training(
     load_state(model, chosen["state_dict"], run.folder / CHOSEN)
     scores = evaluate_splits(model, evaluations, args.batch_size, run, args.tta)
     draw_curves(history, run.folder / "curves.png")
-    chosen_epoch, oracle = chosen["metrics"]["epoch"], best_epoch(history, ORACLE)
+    chosen_epoch, oracle = chosen["metrics"]["epoch"], best_epoch(history, TEST_ACCURACY)
     summary = write_summary(
         run.folder,
         args,
@@ -118,7 +118,7 @@ def report_training(
             "tta": args.tta,
             "chosen_epoch": chosen_epoch,
             "last_epoch": history[-1],
-            "oracle": {"epoch": oracle, ORACLE: history[oracle - 1][ORACLE]},
+            "oracle": {"epoch": oracle, TEST_ACCURACY: history[oracle - 1][TEST_ACCURACY]},
             **(details or {}),
         },
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import model_search
 from common.training import CHOSEN
@@ -29,6 +29,9 @@ _PUBLISHED: dict[str, Any] = {"init_channels": 36, "layers": 12, "arch": "Auto_F
 _FIELDS = {"init_channels": "C", "layers": "layers", "arch": "genotype"}
 # Larger than any network of the field, and built in a second; the flags have the same limits.
 _LIMITS = {"C": 1024, "layers": 50, "num_classes": 1024}
+
+
+Built = TypeVar("Built", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -280,30 +283,27 @@ def rebuild_network(description: Any, state: Any, source: Path | str) -> Network
 
     Raises UserError naming `source` before anything is built that the file does not hold.
     """
-    with reading(source, "a checkpoint of such a network"):
-        _check_limits(description)
-        with torch.device("meta"):
-            check_state(build_network(description, f"{source}: genotype"), state, source)
-        model = build_network(description)
-        model.load_state_dict(state)
-        return model
+    return _rebuild(lambda d: build_network(d, f"{source}: genotype"), description, state, source)
 
 
 def rebuild_supernet(description: Any, state: Any, source: Path | str) -> model_search.Network:
     """The supernet that a search's checkpoint describes, as `rebuild_network`."""
-    with reading(source, "a checkpoint of such a search"):
-        _check_limits(description)
+    return _rebuild(lambda d: model_search.Network(**d), description, state, source)
+
+
+def _rebuild(
+    build: Callable[[dict[str, Any]], Built], description: Any, state: Any, source: Path | str
+) -> Built:
+    with reading(source, "a checkpoint of such a network"):
+        for name, most in _LIMITS.items():
+            if type(description[name]) is not int or not 1 <= description[name] <= most:
+                raise ValueError(f"{name} {description[name]}, expected 1 to {most}")
+        # Without memory first: a small file must not make us build a huge network.
         with torch.device("meta"):
-            check_state(model_search.Network(**description), state, source)
-        model = model_search.Network(**description)
+            check_state(build(description), state, source)
+        model = build(description)
         model.load_state_dict(state)
         return model
-
-
-def _check_limits(description: dict[str, Any]) -> None:
-    for name, most in _LIMITS.items():
-        if type(description[name]) is not int or not 1 <= description[name] <= most:
-            raise ValueError(f"{name} {description[name]}, expected 1 to {most}")
 
 
 def resume_network(
