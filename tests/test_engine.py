@@ -114,10 +114,11 @@ def fit_small(
 # --- schedules
 
 
-def test_cosine():
-    assert cosine(0.0, 0.025, 0.001) == 0.025
-    assert cosine(0.5, 0.025, 0.001) == pytest.approx(0.013)
-    assert cosine(1.0, 0.025, 0.001) == pytest.approx(0.001)
+def test_cosine_and_ramp():
+    found = [cosine(share, 0.025, 0.001) for share in (0.0, 0.5, 1.0)]
+    assert found == pytest.approx([0.025, 0.013, 0.001])
+    assert [linear_ramp(epoch, 4, 0.2) for epoch in (0, 1, 4, 9)] == [0, 0.05, 0.2, 0.2]
+    assert DropPath(3, 10, 0.2).at(2) == pytest.approx(0.1)
 
 
 def test_learning_rate_warms_up_from_a_25th_then_falls():
@@ -125,9 +126,6 @@ def test_learning_rate_warms_up_from_a_25th_then_falls():
     expected = {0: 0.1 / 25, 1.5: (0.1 / 25 + 0.1) / 2, 3: 0.1, 6.5: 0.05, 10: 0.0}
     for epoch, rate in expected.items():
         assert learning_rate_at(epoch, args) == pytest.approx(rate)
-    rates = [learning_rate_at(step / 100, args) for step in range(1001)]
-    assert rates[:301] == sorted(rates[:301])
-    assert rates[300:] == sorted(rates[300:], reverse=True)
     args.warmup_epochs = 0
     for epoch in (0, 0.5, 7, 9.99):
         assert learning_rate_at(epoch, args) == cosine(epoch / 10, 0.1)
@@ -141,11 +139,6 @@ def test_fit_changes_the_learning_rate_every_step():
     assert rates == pytest.approx([learning_rate_at(step / 3, args) for step in range(9)])
     assert min(rates) > 0
     assert [record["lr"] for record in train.progress.history] == pytest.approx(rates[::3])
-
-
-def test_drop_path_ramp():
-    assert [linear_ramp(epoch, 4, 0.2) for epoch in (0, 1, 4, 9)] == [0, 0.05, 0.2, 0.2]
-    assert DropPath(3, 10, 0.2).at(2) == pytest.approx(0.1)
 
 
 # --- a step
@@ -170,14 +163,10 @@ def test_step_is_sgd_on_the_clipped_gradient():
     assert meter.read() == (pytest.approx(loss.item()), pytest.approx(100 * right))
 
 
-def test_flags_reach_the_optimizer():
-    train, _ = new_state("--nesterov --momentum 0.8 --weight_decay 0.01")
-    found = train.optimizer.defaults
+def test_flags_reach_optimizer_and_augmentation():
+    found = new_state("--nesterov --momentum 0.8 --weight_decay 0.01")[0].optimizer.defaults
     names = ("lr", "momentum", "weight_decay", "nesterov")
     assert [found[name] for name in names] == [0.1, 0.8, 0.01, True]
-
-
-def test_flags_reach_the_augmentation():
     args = parse("--affine 0.1 --erasing 0.3 --cutout --cutout_length 5")
     expected = Augmentation(jitter=0.5, cutout=5, affine=0.1, erasing=0.3)
     assert build_augmentation(args, jitter=0.5) == expected
@@ -199,9 +188,6 @@ def test_relabelling_changes_the_loss_not_the_accuracy():
     assert labels.equal(batch[1])
     assert accuracies[0] == accuracies[1]
     assert after.classifier.bias[3] > before.classifier.bias[3]
-
-
-# --- torch.compile
 
 
 def test_only_whole_batches_are_compiled(monkeypatch):
@@ -335,13 +321,13 @@ def test_a_loss_that_is_not_finite_ends_the_fit():
     assert len(saved) == 1
 
 
-@pytest.mark.parametrize("name", ["head.bias", "norm.running_var"])
-def test_weights_and_statistics_must_be_finite(name):
-    model = Small()
-    require_finite(model, 1.0, "here")
-    model.state_dict()[name][1] = math.inf
-    with pytest.raises(UserError, match="here"):
-        require_finite(model, 1.0, "here")
+def test_weights_and_statistics_must_be_finite():
+    require_finite(Small(), 1.0, "here")
+    for name in ("head.bias", "norm.running_var"):
+        model = Small()
+        model.state_dict()[name][1] = math.inf
+        with pytest.raises(UserError, match="here"):
+            require_finite(model, 1.0, "here")
 
 
 def test_signals_are_noticed_and_handlers_restored():
@@ -377,25 +363,17 @@ def test_records_of_epochs(lines):
 SPLITS = {"Training": split(20), "PublicTest": split(6, 1), "PrivateTest": split(4, 2)}
 
 
-def test_clean_halves_are_of_training_alone():
+def test_halves_are_of_training_or_all_splits_in_order():
     halves = search_halves(SPLITS, protocol="clean", train_portion=0.6, seed=2)
     assert [len(half.labels) for half in halves] == [12, 8]
     together = torch.cat([half.images for half in halves]).flatten(1).tolist()
     assert sorted(together) == sorted(SPLITS["Training"].images.flatten(1).tolist())
     other = search_halves(SPLITS, protocol="clean", train_portion=0.6, seed=3)
     assert not other[0].images.equal(halves[0].images)
-
-
-def test_paper_halves_are_of_all_splits_in_order():
     halves = search_halves(SPLITS, protocol="paper", train_portion=0.5, seed=2)
     pool = torch.cat([each.images for each in SPLITS.values()])
     assert halves[0].images.equal(pool[:15])
     assert halves[1].images.equal(pool[15:])
-
-
-def test_empty_halves_are_refused():
-    with pytest.raises(UserError, match=r"--train_portion 0\.01"):
-        search_halves(SPLITS, protocol="clean", train_portion=0.01, seed=0)
 
 
 def test_alphas_batches_are_endless_and_resume_anywhere():

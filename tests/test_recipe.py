@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 import engine
 import relabel_training
-import search
 import test_CK48
 import train_FER2013
 from common.arguments import RECIPES
@@ -25,9 +24,6 @@ from model import build_network
 from utils import UserError
 
 STRONG = RECIPES["strong"]
-
-
-# --- the loss
 
 
 def smoothed(logits: Tensor, targets: Tensor, share: float) -> float:
@@ -48,6 +44,12 @@ def divergence(logits: Tensor, taught: Tensor, temperature: float) -> float:
 def logits() -> Tensor:
     """Those of a network and of its teacher, (2, 6, 7)."""
     return torch.randn(2, 6, 7, generator=torch.Generator().manual_seed(0))
+
+
+def assert_stepped(model: nn.Module, plain: nn.Module) -> None:
+    """`model` is `plain` after a step of plain SGD along its gradients."""
+    for found, weight in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found, weight - 0.5 * weight.grad)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.6])
@@ -88,8 +90,7 @@ def test_teacher_sees_the_mixed_batch_once_and_learns_nothing():
     # The auxiliary head learns from the same teacher.
     losses = [objective(each, labels, parse(""), taught(images / 2)) for each in plain(images / 2)]
     (losses[0] + 0.4 * losses[1]).backward()
-    for found, weight in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(found, weight - 0.5 * weight.grad)
+    assert_stepped(model, plain)
 
 
 def test_several_teachers_give_their_mean_logits(tmp_path):
@@ -172,8 +173,7 @@ def test_mixed_step():
     model, plain = Small(), Small()
 
     def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        targets = 0.3 * F.one_hot(labels, 7) + 0.7 * F.one_hot(labels.roll(1), 7)
-        return 0.3 * images + 0.7 * images.roll(1, 0), targets
+        return 0.3 * images + 0.7 * images.roll(1, 0), shares(labels, 0.3)
 
     meter = step(model, [(images, labels)], mix=mix)
     logits, head = plain(0.3 * images + 0.7 * images.roll(1, 0))
@@ -182,18 +182,15 @@ def test_mixed_step():
         return 0.3 * F.cross_entropy(found, labels) + 0.7 * F.cross_entropy(found, labels.roll(1))
 
     (loss(logits) + 0.4 * loss(head)).backward()
-    for found, weight in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(found, weight - 0.5 * weight.grad)
+    assert_stepped(model, plain)
     right = (logits.argmax(1) == labels.roll(1)).float().mean().item()
     assert meter.read() == (pytest.approx(loss(logits).item()), pytest.approx(100 * right))
 
 
-@pytest.mark.parametrize(
-    "words, epochs, mixed_epochs", [("--mix_off_epochs 2", 5, 3), ("", 5, 5), ("", 20, 18)]
-)
-def test_labels_are_repaired_only_after_the_last_mixed_epoch(
-    words, epochs, mixed_epochs, monkeypatch
-):
+@pytest.mark.parametrize("words, epochs, mixed_epochs", [
+    ("--mix_off_epochs 2", 5, 3), ("", 5, 5), ("", 20, 18),
+])  # fmt: skip
+def test_labels_are_repaired_after_the_mixed_epochs(words, epochs, mixed_epochs, monkeypatch):
     mixed, asked, repaired = [], [], []
 
     class Watched(Relabelling):
@@ -269,9 +266,6 @@ def test_fit_scores_the_ema_and_trains_as_without():
     assert all(ends[0][name].equal(value) for name, value in ends[1].items())
 
 
-# --- the flags
-
-
 @pytest.mark.parametrize("module", [train_FER2013, relabel_training, test_CK48])
 def test_a_recipe_is_other_defaults(module):
     bare, strong = parse("", module), parse("--recipe strong", module)
@@ -284,7 +278,3 @@ def test_a_recipe_is_other_defaults(module):
     own = parse("--ema 0 --recipe strong --no-nesterov --affine 0.3", module)
     assert (own.ema, own.nesterov, own.affine) == (0, False, 0.3)
     assert own.warmup_epochs == STRONG["warmup_epochs"]
-
-
-def test_the_search_has_no_recipe():
-    assert "recipe" not in vars(search.build_parser().parse_args([]))
