@@ -6,18 +6,23 @@ import io
 import logging
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from data.readers import Arrays
 from data.types import CLASSES, SPLITS
-from utils import LOGGER_NAME
+from utils import LOGGER_NAME, UserError
 
-TAR_MODES = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz", ".tar.xz": "w:xz"}
+TAR_MODES = {
+    ".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz", ".tar.xz": "w:xz", ".tar.bz2": "w:bz2"
+}  # fmt: skip
+ARCHIVES = [".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz"]
 
 
 def small_set(each: int = 2, seed: int = 0) -> Arrays:
@@ -52,7 +57,7 @@ def write_small_table(folder: Path, each: int) -> Path:
 def image_bytes(image: np.ndarray, form: str = "PNG") -> bytes:
     """An encoded image; PNG keeps the pixels, JPEG changes them."""
     stream = io.BytesIO()
-    Image.fromarray(image).save(stream, form)
+    Image.fromarray(np.asarray(image, np.uint8)).save(stream, form)
     return stream.getvalue()
 
 
@@ -75,18 +80,48 @@ def write_folder(root: Path, files: dict[str, bytes]) -> Path:
 
 def write_archive(path: Path, files: dict[str, bytes]) -> Path:
     """Write the files into a `.zip` or any of the tars, in the order given."""
-    if path.name.endswith(".zip"):
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in files.items():
-                archive.writestr(name, content)
-        return path
-    mode = next(mode for suffix, mode in TAR_MODES.items() if path.name.endswith(suffix))
-    with tarfile.open(path, mode) as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
+    path.write_bytes(archived(path.name, files))
+    return path
+
+
+def archived(name: str, files: dict[str, bytes]) -> bytes:
+    """The archive of `files` whose kind `name` ends in."""
+    stream = io.BytesIO()
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+            for member_name, content in files.items():
+                archive.writestr(member_name, content)
+        return stream.getvalue()
+    mode = next(mode for suffix, mode in TAR_MODES.items() if name.endswith(suffix))
+    with tarfile.open(fileobj=stream, mode=mode) as archive:
+        for member_name, content in files.items():
+            member = tarfile.TarInfo(member_name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    return path
+    return stream.getvalue()
+
+
+def write_form(folder: Path, form: str, files: dict[str, bytes]) -> Path:
+    """A set named fer2013: a "folder", or an archive of that suffix."""
+    if form == "folder":
+        return write_folder(folder / "fer2013", files)
+    return write_archive(folder / f"fer2013{form}", files)
+
+
+def assert_same(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
+    """The same images, labels and usages, to the bit."""
+    for one, other in zip(found[:3], expected[:3], strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+def refused(function: Callable[..., Any], *arguments: Any, **options: Any) -> str:
+    """The text of the error, which must be one line."""
+    with pytest.raises(UserError) as raised:
+        function(*arguments, **options)
+    text = str(raised.value)
+    assert text.isprintable()
+    return text
 
 
 @contextmanager
