@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from test_engine import parse
 
 import ensemble
 import relabel_training
@@ -20,32 +21,19 @@ from tools import export_weights, predict
 from utils import Interrupted, UserError, save_checkpoint
 
 
-def parse(words: str, module=train_FER2013) -> argparse.Namespace:
-    return cli.parse(module.build_parser(), words.split())
-
-
-def saved_run(tmp_path, words: str, module=train_FER2013) -> str:
-    """A run folder that holds nothing but the flags it was started with."""
+def saved_run(tmp_path, flags, module=train_FER2013) -> str:
+    """A run folder that holds nothing but the flags it was started with, as words or a dict."""
     (tmp_path / "run").mkdir()
     kind = "folds" if module is test_JAFFE else "training"
-    save_checkpoint(tmp_path / "run" / "checkpoint.pt", kind, {"args": vars(parse(words, module))})
+    args = vars(parse(flags, module)) if isinstance(flags, str) else flags
+    save_checkpoint(tmp_path / "run" / "checkpoint.pt", kind, {"args": args})
     return str(tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        search,
-        train_FER2013,
-        relabel_training,
-        ensemble,
-        test_CK48,
-        test_JAFFE,
-        predict,
-        export_weights,
-    ],
-    ids=lambda module: module.__name__,
-)
+@pytest.mark.parametrize("module", [
+    search, train_FER2013, relabel_training, ensemble, test_CK48, test_JAFFE, predict,
+    export_weights,
+], ids=lambda module: module.__name__)  # fmt: skip
 def test_help_gives_every_flag_a_reason_and_its_default(module):
     parser = module.build_parser()
     text = " ".join(parser.format_help().split())
@@ -57,8 +45,7 @@ def test_help_gives_every_flag_a_reason_and_its_default(module):
 
 
 def test_default_architecture_is_the_papers():
-    for words in ("", "--arch"):
-        assert resolve_genotype(parse(words).arch) == Auto_FERNet
+    assert all(resolve_genotype(parse(words).arch) == Auto_FERNet for words in ("", "--arch"))
 
 
 def test_a_resumed_run_keeps_its_flags(tmp_path):
@@ -102,14 +89,11 @@ def test_crop_survives_a_resume(crop, expected, tmp_path):
     (None, "checkpoint.pt: "),
 ])  # fmt: skip
 def test_flags_that_no_command_line_gives_are_refused(flags, expected, tmp_path):
-    (tmp_path / "run").mkdir()
-    save_checkpoint(tmp_path / "run" / "checkpoint.pt", "training", {"args": flags})
     with pytest.raises(UserError, match=expected):
-        parse(f"--resume {tmp_path / 'run'}")
+        parse(f"--resume {saved_run(tmp_path, flags)}")
 
 
 @pytest.mark.parametrize("words, expected", [
-    ("--warmup_epochs 3", "--warmup_epochs 3: expected fewer than --epochs 3"),
     ("--mixup 0.2 --mix_off_epochs 3", "--mix_off_epochs 3: expected fewer than --epochs 3"),
     ("--nesterov --momentum 0", "--nesterov: needs momentum, found --momentum 0"),
 ])  # fmt: skip

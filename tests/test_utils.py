@@ -36,9 +36,6 @@ def test_checkpoint_round_trip(tmp_path):
     found = load_checkpoint(tmp_path / "c.pt", ["weights"])
     assert found["state_dict"]["w"].equal(torch.arange(3.0))
     assert (found["kind"], found["epoch"], found["args"]) == ("weights", 4, {"amp": "off"})
-
-
-def test_bare_state_dict(tmp_path):
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "bare.pt")
     found = load_checkpoint(tmp_path / "bare.pt", ["weights", "state_dict"])
     assert found["kind"] == "state_dict"
@@ -63,9 +60,8 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path, monkeypatch):
 
 
 def test_what_is_no_checkpoint_is_named_in_one_line(tmp_path):
-    save_checkpoint(tmp_path / "whole.pt", "weights", {"x": torch.zeros(1000)})
-    save_checkpoint(tmp_path / "search.pt", "search", {"x": torch.zeros(1)})
-    whole = (tmp_path / "whole.pt").read_bytes()
+    save_checkpoint(tmp_path / "search.pt", "search", {"x": torch.zeros(1000)})
+    whole = (tmp_path / "search.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.pt").write_bytes(b"")
     (tmp_path / "text.pt").write_text("Genotype(...)")
@@ -73,9 +69,10 @@ def test_what_is_no_checkpoint_is_named_in_one_line(tmp_path):
     for name in ("cut.pt", "empty.pt", "text.pt", "list.pt", "search.pt", "none.pt", "."):
         with pytest.raises(UserError) as caught:
             load_checkpoint(tmp_path / name, ["weights"])
-        assert str(tmp_path / name) in str(caught.value)
-        assert "weights" in str(caught.value)
-        assert "\n" not in str(caught.value)
+        text = str(caught.value)
+        assert str(tmp_path / name) in text
+        assert "weights" in text
+        assert "\n" not in text
 
 
 @pytest.mark.parametrize("changes, expected", [
@@ -100,17 +97,14 @@ def test_state_that_does_not_fit_is_refused(changes, expected):
     (FileNotFoundError("x"), "x.pt: no such file; expected a table"),
     (PermissionError(13, "denied"), "x.pt: cannot be read (denied); expected a table"),
     (UserError("as it is"), "as it is"),
+    # No fault of the file.
+    (MemoryError("more"), "more"), (KeyboardInterrupt("now"), "now"),
 ], ids=lambda value: type(value).__name__)  # fmt: skip
 def test_reading_names_the_file(raised, expected):
-    with pytest.raises(UserError) as caught, reading("x.pt", "a table"):
+    own = isinstance(raised, MemoryError | KeyboardInterrupt)
+    with pytest.raises(type(raised) if own else UserError) as caught, reading("x.pt", "a table"):
         raise raised
     assert str(caught.value) == expected
-
-
-@pytest.mark.parametrize("raised", [MemoryError(), KeyboardInterrupt()])
-def test_reading_passes_what_is_no_fault_of_the_file(raised):
-    with pytest.raises(type(raised)), reading("x.pt"):
-        raise raised
 
 
 def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
@@ -164,9 +158,6 @@ def test_run_folders_are_new(tmp_path):
     (labelled / "weights.pt").touch()
     with pytest.raises(UserError, match=r"--save mine: .* is not empty"):
         create_run_folder(tmp_path, "mine", "train")
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot create a run folder"):
-        create_run_folder(tmp_path / "file" / "below", None, "train")
 
 
 def test_seeds_differ_and_stay():
@@ -192,9 +183,6 @@ def test_archive_with_two_directories_is_refused(tmp_path):
     """zipfile and torch would read different members."""
     path = tmp_path / "two.pt"
     torch.save({"weight": torch.zeros(3)}, path)
-    whole = path.read_bytes()
-    path.write_bytes(b"PK" + bytes(98) + whole)
+    path.write_bytes(b"PK" + bytes(98) + path.read_bytes())
     with pytest.raises(UserError, match=r"two\.pt: .*first byte"):
         load_checkpoint(path, ["state_dict"])
-    path.write_bytes(whole)
-    assert load_checkpoint(path, ["state_dict"])["kind"] == "state_dict"
