@@ -27,6 +27,7 @@ from matplotlib.ticker import MaxNLocator
 
 from common.cell_layout import Box, lay_out_cell
 from genotypes import PRIMITIVES
+from model_search import EDGES
 from operations import PRIMITIVE_TABLE
 from utils import UserError, atomic_write
 
@@ -41,7 +42,9 @@ SPLITS = {
     "PrivateTest": "#c2416b",
 }
 CELLS = {"normal": "normal cell", "reduce": "reduction cell"}
-EDGES, NODE_STARTS = 14, (0, 2, 5, 9)  # of a searched cell: its edges, the first of each node
+# "from→to" for each edge of a searched cell, states 0 and 1 the inputs; the first of each node.
+EDGE_NAMES = [f"{source}→{node + 2}" for node, source in EDGES]
+NODE_STARTS = [edge for edge, (_, source) in enumerate(EDGES) if source == 0]
 STATES_NOTE = "edges by state: 0 and 1 are the cell's inputs, 2 to 5 its nodes 0 to 3"
 BAR = 0.72
 PRUNED: dict[str, Any] = {"facecolor": "white", "edgecolor": "#c3c9d0", "hatch": "////"}
@@ -86,22 +89,15 @@ def draw_cell(
     axes.axis("off")
     axes.set_title(title, y=1 - 0.27 / height, fontsize=12, color=INK, pad=0, parse_math=False)
 
+    straight: dict[str, Any] = {"shrinkA": 0, "shrinkB": 0, "joinstyle": "miter"}
+    arrow = "-|>,head_length=4.5,head_width=2.2"
     for number, runs in enumerate(layout.wires):
         labelled = number < len(cell)
         colour = colours_of(cell[number][0])[0] if labelled else BOXES["output"][1]
         axes.add_patch(
-            FancyArrowPatch(
-                path=_wire(runs),
-                arrowstyle="-|>,head_length=4.5,head_width=2.2",
-                color=colour,
-                linewidth=1.3 if labelled else 1.0,
-                shrinkA=0,
-                shrinkB=0,
-                joinstyle="miter",
-                capstyle="butt",
-                zorder=1,
-            )
-        )
+            FancyArrowPatch(path=_wire(runs), arrowstyle=arrow, color=colour, capstyle="butt",
+                            linewidth=1.3 if labelled else 1.0, zorder=1, **straight)
+        )  # fmt: skip
     for (primitive, _), box in zip(cell, layout.labels, strict=True):
         line, tint = colours_of(primitive)
         _rounded(axes, box, tint, line, 0.09)
@@ -123,37 +119,29 @@ def draw_decisions(decisions: Sequence[dict[str, Any]], epochs: int, path: Path 
     figure = new_figure(11.5, 4.75)
     for panel, (cell, title) in enumerate(CELLS.items()):
         axes = figure.add_axes((0.055 + 0.485 * panel, 0.135, 0.445, 0.765))
-        axes.set(xlim=(0, epochs), ylim=(EDGES - 0.5, -0.5), xlabel="epoch")
-        axes.barh(range(EDGES), epochs, height=BAR, color=OPEN, zorder=1)
+        axes.set(xlim=(0, epochs), ylim=(len(EDGES) - 0.5, -0.5), xlabel="epoch")
+        axes.barh(EDGE_NAMES, epochs, height=BAR, color=OPEN, zorder=1)
         for decision in decisions:
             if decision["cell"] == cell:
                 _draw_decision(axes, decision, epochs)
         for first in NODE_STARTS[1:]:
             axes.axhline(first - 0.5, color=QUIET, linewidth=0.6)
-        axes.set_yticks(range(EDGES), edge_names())
         axes.set_title(title, fontsize=11, color=INK, loc="left")
         axes.grid(axis="x", color="white", linewidth=0.8, zorder=1.5)
         axes.set_axisbelow("line")
         axes.xaxis.set_major_locator(whole_epochs())
         quiet(axes)
-    figure.legend(  # type: ignore[call-overload]
-        handles=[
-            Patch(facecolor=OPEN, label="open"),
-            Patch(facecolor="#dcebf9", edgecolor="#1f6fb8", label="decided"),
-            Patch(**PRUNED, label="pruned"),
-        ],
-        loc="upper right",
-        bbox_to_anchor=(0.99, 1.0),
-        ncols=3,
-        frameon=False,
-        fontsize=9,
-    )
+    decided = {"facecolor": "#dcebf9", "edgecolor": "#1f6fb8"}
+    kinds = {"open": {"facecolor": OPEN}, "decided": decided, "pruned": PRUNED}
+    patches = [Patch(**look, label=kind) for kind, look in kinds.items()]
+    place: dict[str, Any] = {"loc": "upper right", "bbox_to_anchor": (0.99, 1.0), "ncols": 3}
+    figure.legend(handles=patches, frameon=False, fontsize=9, **place)
     figure.text(0.055, 0.025, STATES_NOTE, fontsize=8.5, color=QUIET)
     return save_figure(figure, path)
 
 
 def _draw_decision(axes: Axes, decision: dict[str, Any], epochs: int) -> None:
-    epoch, edge, primitive = decision["epoch"], decision["edge"], decision["primitive"]
+    epoch, edge, primitive = (decision[name] for name in ("epoch", "edge", "primitive"))
     line, tint = colours_of(primitive)
     options: dict[str, Any] = {"left": epoch, "height": BAR, "zorder": 2}
     axes.barh(edge, epochs - epoch, color=tint, edgecolor=line, linewidth=1.1, **options)
@@ -161,17 +149,9 @@ def _draw_decision(axes: Axes, decision: dict[str, Any], epochs: int) -> None:
     # The bar of a late decision is too short for the name, which is then left of it.
     panel = axes.get_window_extent().width / DPI
     inside = _text_width(primitive, 8.5) + 0.12 < panel * (epochs - epoch) / epochs
-    axes.annotate(
-        primitive,
-        (epoch, edge),
-        xytext=(4 if inside else -4, 0),
-        textcoords="offset points",
-        ha="left" if inside else "right",
-        va="center_baseline",
-        fontsize=8.5,
-        color=INK,
-        zorder=3,
-    )
+    axes.annotate(primitive, (epoch, edge), xytext=(4 if inside else -4, 0),
+                  textcoords="offset points", ha="left" if inside else "right",
+                  va="center_baseline", fontsize=8.5, color=INK, zorder=3)  # fmt: skip
 
 
 def draw_confusion(
@@ -194,14 +174,14 @@ def draw_confusion(
     axes.set(xlabel="predicted", ylabel="true")
     for row, column in np.ndindex(size, size):
         percent = f"{100 * shares[row, column]:.1f} %" if counts[row] else "–"
-        options: dict[str, Any] = {
+        style: dict[str, Any] = {
             "ha": "center",
             "color": "white" if shares[row, column] > 0.55 else INK,
-            "fontweight": "bold" if row == column else "normal",
         }
+        style["fontweight"] = "bold" if row == column else "normal"
         count = f"{matrix[row, column]:,}"
-        axes.text(column, row - 0.04, count, va="bottom", fontsize=10, **options)
-        axes.text(column, row + 0.04, percent, va="top", fontsize=7.5, **options)
+        axes.text(column, row - 0.04, count, va="bottom", fontsize=10, **style)
+        axes.text(column, row + 0.04, percent, va="top", fontsize=7.5, **style)
     for row, count in enumerate(counts):
         recall = f"{100 * shares[row, row]:.1f} %" if count else "–"
         axes.text(size - 0.38, row, recall, va="center", fontsize=10, fontweight="bold", color=INK)
@@ -253,10 +233,9 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path | str) -> Figure:
         axes.xaxis.set_major_locator(whole_epochs())
         axes.grid(color=OPEN, linewidth=0.8)
         axes.set_axisbelow(True)
-        if axes.get_legend_handles_labels()[0]:
-            # Below, where it covers no curve.
-            below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15)}
-            axes.legend(frameon=False, fontsize=8.5, ncols=2, **below)
+        if axes.get_legend_handles_labels()[0]:  # below, where it covers no curve
+            axes.legend(frameon=False, fontsize=8.5, ncols=2, loc="upper center",
+                        bbox_to_anchor=(0.5, -0.15))  # fmt: skip
         quiet(axes)
     figure.tight_layout(w_pad=2)
     return save_figure(figure, path)
@@ -273,16 +252,15 @@ def draw_alphas(
     figure = new_figure(8.8, 5.9)
     axes = figure.add_axes((0.07, 0.185, 0.915, 0.745))
     peak = max(float(strengths.max()), 0.3)
-    heat_map(axes, strengths, edge_names(), PRIMITIVES, peak, form="{:.2f}", fontsize=8)
+    heat_map(axes, strengths, EDGE_NAMES, PRIMITIVES, peak, form="{:.2f}", fontsize=8)
     for edge, state in enumerate(states):
         if state == 0:
             whole = {**PRUNED, "facecolor": "#ffffffb0"}
             axes.add_patch(Rectangle((-0.5, edge - 0.5), len(PRIMITIVES), 1, linewidth=0, **whole))
         elif state > 0:
-            frame: dict[str, Any] = {"fill": False, "linewidth": 2.4}
-            line = colours_of(PRIMITIVES[state])[0]
+            look: dict[str, Any] = {"edgecolor": colours_of(PRIMITIVES[state])[0], "fill": False}
             corner = (state - 0.48, edge - 0.47)
-            axes.add_patch(Rectangle(corner, 0.96, 0.94, edgecolor=line, **frame))
+            axes.add_patch(Rectangle(corner, 0.96, 0.94, linewidth=2.4, **look))
     for first in NODE_STARTS[1:]:
         axes.axhline(first - 0.5, color=QUIET, linewidth=0.8)
     axes.set_title(title, fontsize=12, color=INK, pad=9, parse_math=False)
@@ -333,7 +311,7 @@ def draw_faces(
         bars.set(xlim=(0, 1), ylim=(len(classes) - 0.5, -0.5), xticks=[])
         bars.tick_params(length=0, labelsize=7.5, labelcolor=INK)
         bars.spines[["top", "right", "bottom"]].set_visible(False)
-        bars.spines["left"].set_color(QUIET)
+        bars.spines.left.set_color(QUIET)
     return save_figure(figure, path)
 
 
@@ -373,11 +351,6 @@ def heat_map(
     quiet(axes)
 
 
-def edge_names() -> list[str]:
-    """The 14 edges of a searched cell as "from→to", states 0 and 1 the inputs, 2 .. 5 the nodes."""
-    return [f"{state}→{node + 2}" for node in range(4) for state in range(node + 2)]
-
-
 def whole_epochs() -> MaxNLocator:
     """A few ticks at whole numbers, for an axis of epochs."""
     return MaxNLocator(nbins=7, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
@@ -394,12 +367,12 @@ def quiet(axes: Axes) -> None:
 def _wire(runs: Sequence[tuple[float, float, float]]) -> Curve:
     """Horizontal runs (x, x', y) joined by S-shaped curves."""
     vertices, codes = [(runs[0][1], runs[0][2])], [Curve.MOVETO]
-    for (_, x, y), (next_x, next_end, next_y) in pairwise(runs):
-        middle = (x + next_x) / 2
-        vertices += [(middle, y), (middle, next_y), (next_x, next_y)]
+    for (_, x, y), (left, right, next_y) in pairwise(runs):
+        middle = (x + left) / 2
+        vertices += [(middle, y), (middle, next_y), (left, next_y)]
         codes += [Curve.CURVE4] * 3
-        if next_end > next_x:
-            vertices.append((next_end, next_y))
+        if right > left:
+            vertices.append((right, next_y))
             codes.append(Curve.LINETO)
     return Curve(vertices, codes)
 
@@ -407,11 +380,8 @@ def _wire(runs: Sequence[tuple[float, float, float]]) -> Curve:
 def _rounded(axes: Axes, box: Box, fill: str, line: str, radius: float) -> None:
     corner = (box.x - box.width / 2, box.y - box.height / 2)
     style = f"round,pad=0,rounding_size={radius}"
-    axes.add_patch(
-        FancyBboxPatch(
-            corner, box.width, box.height, style, facecolor=fill, edgecolor=line, linewidth=1.1
-        )
-    )
+    look: dict[str, Any] = {"facecolor": fill, "edgecolor": line, "linewidth": 1.1}
+    axes.add_patch(FancyBboxPatch(corner, box.width, box.height, style, **look))
 
 
 def _text_width(text: str, size: float) -> float:

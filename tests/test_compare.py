@@ -82,9 +82,9 @@ def test_star_marks_interval_without_zero(tmp_path, capsys):
 
 @pytest.mark.parametrize("spoil, told", [
     (lambda run: (run / "summary.json").unlink(), "no summary.json, expected a training"),
-    (lambda run: (run / "checkpoint.pt").unlink(), "checkpoint.pt"),
     (lambda run: save_checkpoint(run / "checkpoint.pt", "training", {"args": ARGS, "state": {}}),
      "expected the checkpoint of a run"),
+    (lambda run: (run / "checkpoint.pt").unlink(), "checkpoint.pt"),
     (lambda run: training(run.parent / "x", 1, 1.0, learning_rate=1.0, ema=0.9)
      and (run.parent / "x/checkpoint.pt").replace(run / "checkpoint.pt"),
      "--learning_rate 1.0, but"),
@@ -92,10 +92,9 @@ def test_star_marks_interval_without_zero(tmp_path, capsys):
 def test_other_runs_are_refused(spoil, told, runs, tmp_path, capsys):
     spoil(tmp_path / "ema_1")
     assert cli.run_script(compare.main, compare.build_parser(), runs) == 2
-    lines = capsys.readouterr().err.strip().split("\n")
-    assert len(lines) == 1
-    assert str(tmp_path / "ema_1") in lines[0]
-    assert told in lines[0]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "ema_1") in line
+    assert told in line
 
 
 def test_picture(runs, tmp_path):

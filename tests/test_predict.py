@@ -15,6 +15,7 @@ from PIL import Image
 from runs import run, weights
 
 from common import cli
+from common.plots import draw_faces
 from data.jaffe import BOX, load_jaffe
 from data.pictures import find_pictures, load_picture
 from data.synthetic import draw_fer2013
@@ -23,7 +24,6 @@ from data.types import CLASSES
 from data.writers import write_jaffe
 from model import build_network
 from tools import predict
-from tools.plots_faces import draw_faces
 from utils import UserError, load_checkpoint
 
 

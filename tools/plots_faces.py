@@ -1,1 +1,0 @@
-from common.plots import draw_faces  # noqa: F401
