@@ -7,14 +7,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from fer2013_files import image_bytes, logged, write_archive
+from fer2013_files import image_bytes, logged, refused, write_archive, write_folder
 from PIL import Image
 
 from data.ck48 import COUNTS, load_ck48
 from data.synthetic_cross import draw_ck48
 from data.types import CK_CLASSES
 from data.writers import write_ck48
-from utils import UserError
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +24,11 @@ def drawn():
 @pytest.fixture
 def small(tmp_path):
     """One image a class, each of another subject, in `CK+48` below the folder returned."""
-    for label, name in enumerate(CK_CLASSES):
-        folder = tmp_path / "CK+48" / name
-        folder.mkdir(parents=True)
-        pixels = np.full((48, 48), 10 * label, np.uint8)
-        (folder / f"S{label:03d}_001_00000009.png").write_bytes(image_bytes(pixels))
+    write_folder(tmp_path, {
+        f"CK+48/{name}/S{label:03d}_001_00000009.png": image_bytes(np.full((48, 48), 10 * label))
+        for label, name in enumerate(CK_CLASSES)
+    })  # fmt: skip
     return tmp_path
-
-
-def refusal(path):
-    with pytest.raises(UserError) as raised:
-        load_ck48(path)
-    text = str(raised.value)
-    assert text.isprintable()
-    return text
 
 
 def test_counts_follow_the_class_order():
@@ -48,7 +38,7 @@ def test_counts_follow_the_class_order():
     assert sum(COUNTS) == 981 == 3 * 327
 
 
-@pytest.mark.parametrize("inner", [".", "CK+48", "CK+48/CK+48", "ck+", "CKPLUS", "Ck48/CK+48"])
+@pytest.mark.parametrize("inner", [".", "CK+48", "CK+48/CK+48", "ck+", "CKPLUS"])
 def test_read_back_sorted_by_class_and_name(tmp_path, drawn, inner):
     (tmp_path / inner).parent.mkdir(parents=True, exist_ok=True)
     write_ck48(drawn, tmp_path / inner)
@@ -61,17 +51,11 @@ def test_read_back_sorted_by_class_and_name(tmp_path, drawn, inner):
     assert torch.equal(faces.labels, drawn.labels[order])
     assert faces.names == [drawn.names[row] for row in order]
     assert faces.subjects == [drawn.subjects[row] for row in order]
-
-
-def test_sequence_is_three_frames(tmp_path, drawn):
-    write_ck48(drawn, tmp_path / "CK+48")
-    faces = load_ck48(tmp_path)
-    assert len(set(faces.sequences)) == 24
-    for start in range(0, 72, 3):
-        one = slice(start, start + 3)
-        assert len(set(faces.sequences[one])) == len(set(faces.labels[one].tolist())) == 1
-        assert faces.names[start].startswith(f"{faces.sequences[start]}_")
-        assert faces.sequences[start].startswith(f"{faces.subjects[start]}_")
+    assert faces.sequences == [name[:8] for name in faces.names]
+    assert [faces.sequences.count(name) for name in set(faces.sequences)] == [3] * 24
+    split = faces.split(torch.tensor([5, 2]))
+    assert torch.equal(split.images, faces.images[[5, 2]])
+    assert torch.equal(split.labels, faces.labels[[5, 2]])
 
 
 def test_synthetic_equals_its_files(tmp_path):
@@ -81,32 +65,22 @@ def test_synthetic_equals_its_files(tmp_path):
     assert (drawn.subjects, drawn.sequences) == (read.subjects, read.sequences)
 
 
-def test_split_of_rows(small):
-    faces = load_ck48(small)
-    split = faces.split(torch.tensor([5, 2]))
-    assert torch.equal(split.images, faces.images[[5, 2]])
-    assert split.labels.tolist() == [5, 2]
-
-
-def test_other_files_are_skipped(small):
+def test_other_files_are_named_or_skipped(small):
     for name in ("Thumbs.db", ".DS_Store", "readme.txt", "._S010_004_00000017.png"):
         (small / "CK+48" / "fear" / name).write_bytes(b"no image")
     (small / "photo.png").write_bytes(b"beside the set")
+    eighth = {f"S010_004_0000001{number}.png": image_bytes(np.eye(48)) for number in range(3)}
+    write_folder(small / "CK+48" / "neutral", eighth)
     with logged() as lines:
         assert len(load_ck48(small).names) == 7
-    assert f"{small}/CK+48: left out: 1 .txt files" in lines
-
-
-def test_eighth_folder_is_named(small):
-    folder = small / "CK+48" / "neutral"
-    folder.mkdir()
-    for number in range(3):
-        (folder / f"S010_004_0000001{number}.png").write_bytes(
-            image_bytes(np.eye(48, dtype=np.uint8))
-        )
-    with logged() as lines:
-        assert len(load_ck48(small).names) == 7
-    assert f"{small}/CK+48: left out: 3 images in 'neutral'" in lines
+    (line,) = [line for line in lines if "left out" in line]
+    assert line.startswith(f"{small}/CK+48: left out: ")
+    assert "1 .txt files" in line
+    assert "3 images in 'neutral'" in line
+    (counts,) = [line for line in lines if "counts differ" in line]
+    for part in ("CK+48: counts", "anger 1 instead of 135", "contempt 1 instead of 54"):
+        assert part in counts
+    assert len(lines) == 2
 
 
 @pytest.mark.parametrize("name", ["CK+48.zip", "archive (1).zip", "ckplus.tar.gz", "CK48"])
@@ -132,19 +106,11 @@ def test_colour_and_palette_become_gray(small):
     assert (faces.images[1:3, 0].numpy() == grays).all()
 
 
-def test_other_counts_are_logged(small):
-    with logged() as lines:
-        load_ck48(small)
-    assert len(lines) == 1
-    for part in ("CK+48: counts differ", "anger 1 instead of 135", "contempt 1 instead of 54"):
-        assert part in lines[0]
-
-
 @pytest.mark.parametrize("name", ["nowhere", "empty", "file"])
 def test_nothing_found(tmp_path, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_bytes(b"")
-    text = refusal(tmp_path / name)
+    text = refused(load_ck48, tmp_path / name)
     for part in (f"{tmp_path / name}: no ", "CK+48", "Kaggle", "data/", "--data synthetic"):
         assert part in text
 
@@ -153,24 +119,23 @@ def test_missing_class(small):
     folder = small / "CK+48"
     (folder / "fear" / "S002_001_00000009.png").unlink()
     (folder / "fear" / "Thumbs.db").write_bytes(b"")
-    assert f"{folder}: no image in a class folder fear; expected some" in refusal(small)
+    assert f"{folder}: no image in a class folder fear; expected some" in refused(load_ck48, small)
     shutil.rmtree(folder / "fear")
-    assert "in each of anger, disgust, fear" in refusal(small)
+    assert "in each of anger, disgust, fear" in refused(load_ck48, small)
 
 
 def test_name_in_two_classes(small):
     name = "S002_001_00000009.png"
     shutil.copy(small / "CK+48" / "fear" / name, small / "CK+48" / "happy" / name)
-    assert f"{small / 'CK+48'}: {name} in the folders fear and happy" in refusal(small)
+    assert f"{small / 'CK+48'}: {name} in the folders fear and happy" in refused(load_ck48, small)
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["S010_004_00000017.jpg", "S010_004.png", "S10_004_00000017.png", "happy\n1.png"],
+    "name", ["S010_004_00000017.jpg", "S010_004.png", "S10_004_00000017.png", "happy\n1.png"]
 )
 def test_file_name_does_not_parse(small, name):
     (small / "CK+48" / "happy" / name).write_bytes(image_bytes(np.zeros((48, 48), np.uint8)))
-    text = refusal(small)
+    text = refused(load_ck48, small)
     assert repr(name) in text
     assert "expected one such as S010_004_00000017.png" in text
 
@@ -179,14 +144,13 @@ def test_file_name_does_not_parse(small, name):
     "content, found",
     [
         (b"", "ValueError: unreadable image"),
-        (b"no image", "ValueError: unreadable image"),
-        (image_bytes(np.eye(48, dtype=np.uint8))[:60], ""),
-        (image_bytes(np.zeros((4097, 48), np.uint8)), "ValueError: image of 48x4097"),
+        (image_bytes(np.eye(48))[:60], ""),
+        (image_bytes(np.zeros((4097, 48))), "ValueError: image of 48x4097"),
     ],
 )
 def test_bad_image_is_named(small, content, found):
     path = small / "CK+48" / "sadness" / "S090_001_00000001.png"
     path.write_bytes(content)
-    text = refusal(small)
+    text = refused(load_ck48, small)
     assert text.startswith(f"{path}: {found}")
     assert "pixels a side, one of JPEG, PNG" in text
