@@ -88,10 +88,9 @@ def test_scores_equal_plain_criteria(rows, seeds, use_history):
 
 
 @pytest.mark.parametrize("use_history", [False, True])
-@pytest.mark.parametrize("spread", [1e-3, 1.0])
-def test_scores_of_alphas_at_start_and_later(spread, use_history):
-    alphas = draw_alphas(0, spread)
-    history = [score_edges(draw_alphas(seed, spread)).probs for seed in (1, 2, 3, 4)]
+def test_scores_of_alphas_at_the_start(use_history):
+    alphas = draw_alphas(0, 1e-3)
+    history = [score_edges(draw_alphas(seed, 1e-3)).probs for seed in (1, 2, 3, 4)]
     scores = score_edges(alphas, history, use_history=use_history)
     criteria = plain_criteria(alphas.tolist(), [past.tolist() for past in history])
     assert scores.score.tolist() == pytest.approx(plain_score(criteria, use_history), abs=1e-6)
@@ -109,9 +108,9 @@ def test_history_counts_only_with_use_history():
 def test_min_max_normalise_maps_constant_to_zeros():
     assert min_max_normalise(torch.tensor([3.0, 5.0, 4.0])).tolist() == [0.0, 1.0, 0.5]
     constant = torch.full((14,), 0.3, dtype=torch.float64)
-    assert min_max_normalise(constant).tolist() == [0.0] * 14
-    constant[3] += 2e-16
-    assert min_max_normalise(constant).tolist() == [0.0] * 14
+    for rounding in (0.0, 2e-16):
+        constant[3] += rounding
+        assert min_max_normalise(constant).tolist() == [0.0] * 14
 
 
 def test_ties_go_to_first_open_edge():
@@ -182,31 +181,24 @@ def test_eight_decisions_make_a_cell(seed, use_history):
     check_genotype(Genotype(cell, (2, 3, 4, 5), cell, (2, 3, 4, 5)))
 
 
-def scores_of(importance: Sequence[float], best: Sequence[int]) -> EdgeScores:
-    """Scores whose `score` contradicts `importance`, with the best primitive of each edge."""
-    mass = torch.tensor(importance, dtype=torch.float64)
-    probs = torch.full((14, 10), 0.01, dtype=torch.float64)
-    probs[range(14), [primitive - 1 for primitive in best]] = 0.91
-    return EdgeScores(mass, 1.0 - mass, 1.0 - mass, 1.0 - mass, probs)
-
-
 def test_derived_cell_fills_up_by_importance():
     importance = [0.1, 0.2, 0.9, 0.1, 0.8, 0.4, 0.9, 0.6, 0.5, 0.1, 0.9, 0.3, 0.2, 0.8]
     best = [4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7]
-    scores = scores_of(importance, best)
-    everything = ((0, 4), (1, 5)), ((0, 6), (2, 8)), ((1, 10), (2, 1)), ((1, 4), (4, 7))
-    assert derive_cell(scores, [OPEN] * 14) == tuple(
-        (PRIMITIVES[k], source) for node in everything for source, k in node
-    )
+    mass = torch.tensor(importance, dtype=torch.float64)
+    probs = torch.full((14, 10), 0.01, dtype=torch.float64)
+    probs[range(14), [primitive - 1 for primitive in best]] = 0.91
+    # The scores say the contrary.
+    scores = EdgeScores(mass, 1.0 - mass, 1.0 - mass, 1.0 - mass, probs)
     # A decided edge stays, however unimportant; a pruned one does not come back.
     states = [OPEN] * 14
     states[3] = 2  # node 1 from source 1
     states[6], states[7] = PRUNED, 5  # node 2 from sources 1 and 2
     states[9], states[10] = 1, PRUNED  # node 3 from sources 0 and 1
+    everything = ((0, 4), (1, 5)), ((0, 6), (2, 8)), ((1, 10), (2, 1)), ((1, 4), (4, 7))
     partly = ((0, 4), (1, 5)), ((0, 6), (1, 2)), ((2, 5), (3, 2)), ((0, 1), (4, 7))
-    assert derive_cell(scores, states) == tuple(
-        (PRIMITIVES[k], source) for node in partly for source, k in node
-    )
+    for given_states, nodes in (([OPEN] * 14, everything), (states, partly)):
+        expected = tuple((PRIMITIVES[k], source) for node in nodes for source, k in node)
+        assert derive_cell(scores, given_states) == expected
 
 
 # --- the epochs of decisions
@@ -217,9 +209,7 @@ def test_decision_epochs():
         epochs = range(count_epochs(warmup, frequency))
         return [epoch for epoch in epochs if is_decision_epoch(epoch, warmup, frequency)]
 
-    # As published; after epoch 49 no edge is open.
+    # As published; after epoch 49 no edge is open. The shortest has its eight decisions too.
     assert decisions(9, 5) == [9, 14, 19, 24, 29, 34, 39, 44, 49]
-    assert count_epochs(9, 5) == 50
-    # The shortest search has its eight decisions too.
     assert decisions(0, 1)[:8] == list(range(8))
-    assert count_epochs(0, 1) == 13
+    assert (count_epochs(9, 5), count_epochs(0, 1)) == (50, 13)

@@ -57,13 +57,8 @@ def train(run: Run, model: nn.Module, words: str = "", **options: Any) -> None:
     """Two steps of `model` with whatever a step may have."""
     state, args = new_state(f"--epochs 2 --recipe strong --cutout --erasing 0.5 {words}", model)
     assert state.ema is not None
-    batches = training_batches(
-        split(),
-        batch_size=args.batch_size,
-        augmentation=build_augmentation(args, jitter=0.5),
-        seed=args.seed,
-        epoch=0,
-    )
+    place = {"batch_size": args.batch_size, "seed": args.seed, "epoch": 0}
+    batches = training_batches(split(), augmentation=build_augmentation(args, jitter=0.5), **place)
     train_one_epoch(state, batches, args, run, steps=2, forward=model, **options)
     assert int(state.ema.n_averaged) == state.progress.step == 2
 
@@ -106,20 +101,15 @@ def test_search_step(order, run):
     assert len(state.architect.optimizer.state) == 2 * states.count(OPEN)
 
 
-@pytest.mark.parametrize(
-    "read",
-    [
-        lambda x: x.sum().item(),
-        lambda x: bool(x.sum() > 0),
-        lambda x: int(x.argmax()),
-        Tensor.tolist,
-        Tensor.cpu,
-        Tensor.nonzero,
-        lambda x: x[x > 0],
-        lambda x: x + torch.rand(x.shape),
-    ],
-    ids=["item", "bool", "int", "tolist", "cpu", "nonzero", "mask", "two devices"],
-)
+READS = {
+    "item": lambda x: x.sum().item(), "bool": lambda x: bool(x.sum() > 0),
+    "int": lambda x: int(x.argmax()), "tolist": Tensor.tolist, "cpu": Tensor.cpu,
+    "nonzero": Tensor.nonzero, "mask": lambda x: x[x > 0],
+    "two devices": lambda x: x + torch.rand(x.shape),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
 def test_reading_a_value_in_a_step_raises(read, run):
     def relabel(logits: Tensor, labels: Tensor) -> Tensor:
         read(logits)

@@ -125,8 +125,10 @@ def test_parameter_names():
     assert {"stem.0.weight", "stem.1.bias", "classifier.weight", "classifier.bias"} <= names
 
 
-def test_fourteen_edges_of_eleven_primitives():
-    for cell in Network(4, 7, 3).cells:
+def test_new_supernet():
+    torch.manual_seed(0)
+    network = Network(4, 7, 3)
+    for cell in network.cells:
         assert isinstance(cell, Cell)
         assert len(cell._ops) == 14
         assert all(isinstance(op, MixedOp) and len(op._ops) == 11 for op in cell._ops)
@@ -134,11 +136,6 @@ def test_fourteen_edges_of_eleven_primitives():
         (0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (2, 3),
         (3, 0), (3, 1), (3, 2), (3, 3), (3, 4),
     )  # fmt: skip
-
-
-def test_alphas_start_near_zero():
-    torch.manual_seed(0)
-    network = Network(4, 7, 3)
     for alphas in (network.alphas_normal, network.alphas_reduce):
         assert [tuple(alpha.shape) for alpha in alphas] == [(11,)] * 14
     drawn = 1e3 * torch.cat(list(network.arch_parameters())).detach()
@@ -146,28 +143,16 @@ def test_alphas_start_near_zero():
     assert 0.85 < drawn.std() < 1.15
     assert network.states == {"normal": ALL_OPEN, "reduce": ALL_OPEN}
     assert network(torch.rand(2, 1, 44, 44)).shape == (2, 7)
-
-
-def test_arch_and_weight_parameters_are_a_partition():
-    network = Network(4, 7, 3)
-    arch, weights = network.arch_parameters(), network.weight_parameters()
-    assert [id(p) for p in arch] == [
-        id(p) for p in [*network.alphas_normal, *network.alphas_reduce]
-    ]
-    assert sorted(map(id, [*arch, *weights])) == sorted(map(id, network.parameters()))
-    named = [p for name, p in network.named_parameters() if not name.startswith("alphas_")]
-    assert [id(p) for p in weights] == [id(p) for p in named]
-
-
-def test_only_stem_batch_norm_is_affine():
-    network = Network(4, 7, LAYERS)
-    affine = {
-        name: module.affine
-        for name, module in network.named_modules()
-        if isinstance(module, torch.nn.BatchNorm2d)
-    }
+    named = dict(network.named_parameters())
+    arch = [*network.alphas_normal, *network.alphas_reduce]
+    assert list(map(id, network.arch_parameters())) == list(map(id, arch))
+    others = [p for name, p in named.items() if not name.startswith("alphas_")]
+    assert list(map(id, network.weight_parameters())) == list(map(id, others))
+    assert len(arch) + len(others) == len(named)
+    norms = torch.nn.BatchNorm2d
+    affine = {n: m.affine for n, m in network.named_modules() if isinstance(m, norms)}
     assert affine.pop("stem.1")
-    assert len(affine) > 14 * 10 * LAYERS
+    assert len(affine) > 14 * 10 * 3
     assert not any(affine.values())
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_engine import parse
 from torch.nn import functional as F
 
 import search
 from architect import complexity
-from common import cli
 from data.augment import Augmentation
 from data.types import Split
 from engine import Run, autocast
@@ -23,8 +23,7 @@ SIZE = 8  # of the images: small, and still halved twice
 
 def settings(flags: str) -> tuple:
     """The flags, and a run that computes on the CPU and writes nothing."""
-    device = torch.device("cpu")
-    args = cli.parse(search.build_parser(), flags.split())
+    args, device = parse(flags, search), torch.device("cpu")
     return args, Run(Path(), device, autocast(device, "off"))
 
 
