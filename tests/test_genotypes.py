@@ -112,23 +112,26 @@ def cells(draw):
     return edges, tuple(concat)
 
 
-def test_named_genotypes_are_published():
-    assert {name: expected(name) for name in PUBLISHED} == dict(NAMED)
-    assert all(getattr(genotypes, name) == genotype for name, genotype in NAMED.items())
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_named_genotypes_roundtrip(name, tmp_path):
+def test_named_genotypes_are_published_and_roundtrip(name, tmp_path):
+    assert list(NAMED) == list(PUBLISHED)
+    assert NAMED[name] == getattr(genotypes, name) == expected(name)
     text = format_genotype(expected(name))
     assert "\n" not in text
     assert parse_genotype(text) == expected(name)
     save_genotype(expected(name), tmp_path / "genotype.txt")
     assert load_genotype(tmp_path / "genotype.txt") == expected(name)
+    assert (tmp_path / "genotype.txt").read_text() == text + "\n"
+    specs = (name, text, str(tmp_path / "genotype.txt"), str(tmp_path))
+    assert [resolve_genotype(spec) for spec in specs] == [expected(name)] * 4
 
 
 def test_format_is_published_form():
     assert format_genotype(NAMED["Auto_FERNet"]) == PRINTED
     assert format_genotype(NAMED["AmoebaNet"]).endswith("reduce_concat=[3, 4, 6])")
+    for end in range(0, len(PRINTED), 3):
+        with pytest.raises(UserError):
+            parse_genotype(PRINTED[:end])
 
 
 @given(cells(), cells())
@@ -150,14 +153,9 @@ def test_equivalent_forms_parse_alike():
         f"\n# found by a search\nGenotype(\n  {NODE}, range(2, 3),\n  {NODE}, [2],  # end\n)\n",
     ):
         assert parse_genotype(text) == plain
-
-
-def test_cells_may_differ_in_nodes():
     two = "[('ghost', 0), ('ghost', 1), ('ghost', 2), ('conv_1x1', 0)]"
     genotype = parse_genotype(one_node(reduce=two, reduce_concat="range(2, 4)"))
     assert (len(genotype.normal), len(genotype.reduce)) == (2, 4)
-    with pytest.raises(UserError, match=r"normal edge 2: state 3 found, expected 0 to 2"):
-        parse_genotype(one_node(normal=two.replace("2)", "3)")))
 
 
 @pytest.mark.parametrize(
@@ -165,20 +163,18 @@ def test_cells_may_differ_in_nodes():
     [
         ("normal", "[('shuffle', 0), ('ghost', 1)]", "'shuffle'", "conv_7x1_1x7"),
         ("normal", "[('none', 0), ('ghost', 1)]", "'none'", "max_pool_3x3"),
+        ("normal", "[('ghost', 0), ('ghost', 1), ('ghost', 3), ('ghost', 0)]", "state 3", "0 to 2"),
         ("reduce", "[('ghost', 0), ('ghost', 2)]", "state 2", "0 to 1 for node 0"),
         ("reduce", "[('ghost', 0), ('ghost', -1)]", "state -1", "0 to 1"),
         ("reduce", "[('ghost', 0), ('ghost', True)]", "state True", "0 to 1"),
         ("normal", "[('ghost', 0), (['ghost'], 1)]", "['ghost']", "one of"),
         ("normal", "[('ghost', 0), ('ghost', 1, 2)]", "('ghost', 1, 2)", "(primitive, state)"),
-        ("normal", "[('ghost', 0), 'ab']", "'ab'", "(primitive, state)"),
         ("normal", "[('ghost', 0)]", "1 edges", "two for each of"),
         ("normal", "{('ghost', 0), ('ghost', 1)}", "{", "a list of edges"),
         ("normal_concat", "[3]", "[3]", "states of 2 to 2"),
         ("normal_concat", "[2, 2]", "[2, 2]", "different states"),
         ("reduce_concat", "[]", "[]", "different states"),
         ("reduce_concat", "range(5, 2)", "[]", "different states"),
-        ("reduce_concat", "[2.0]", "[2.0]", "different states"),
-        ("reduce_concat", "range(2)", "range(2)", "range(first, end)"),
         ("reduce_concat", "range(2, True)", "range(2, True)", "range(first, end)"),
         ("reduce_concat", "range(0, 1000000000000)", "range(0, 1000000000000)", "32 nodes"),
     ],
@@ -235,25 +231,10 @@ def test_any_text_is_genotype_or_user_error(text):
         assert parse_genotype(format_genotype(genotype)) == genotype
 
 
-def test_truncated_text_is_refused():
-    for end in range(0, len(PRINTED), 3):
-        with pytest.raises(UserError):
-            parse_genotype(PRINTED[:end])
-
-
 @pytest.mark.parametrize("value", [None, "Genotype", [1, 2, 3]])
 def test_check_needs_four_fields(value):
     with pytest.raises(UserError, match="expected normal, normal_concat, reduce, reduce_concat"):
         check_genotype(value)
-
-
-def test_arch_forms(tmp_path):
-    name = "AmoebaNet"
-    run = tmp_path / "search (1)"
-    run.mkdir()
-    save_genotype(expected(name), run / "genotype.txt")
-    specs = (name, format_genotype(expected(name)), str(run / "genotype.txt"), str(run))
-    assert [resolve_genotype(spec) for spec in specs] == [expected(name)] * 4
 
 
 def test_other_arch_is_user_error(tmp_path):

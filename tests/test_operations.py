@@ -1,13 +1,12 @@
 """Primitives against plain functions, their table, and drop-path."""
 
 import itertools
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from plain_primitives import factorised_reduction, plain_primitive
+from runs import ROOT, run
 from torch import nn
 
 from genotypes import EXTRA_PRIMITIVES, PRIMITIVES, Genotype
@@ -17,7 +16,6 @@ from operations import (
     ConcatNodes,
     EvenOddPlaces,
     FactorizedReduce,
-    Primitive,
     build_primitive,
     concat_nodes,
     drop_path,
@@ -47,6 +45,10 @@ SIZES = {
     "conv_3x3": (1296, 24),
     "conv_7x1_1x7": (144 * 7 * 2, 24),
 }
+ORDER = (
+    "none max_pool_3x3 avg_pool_3x3 skip_connect sep_conv_3x3 sep_conv_5x5 dil_conv_3x3 "
+    "dil_conv_5x5 ghost conv_1x1 conv_3x3 sep_conv_7x7 conv_7x1_1x7"
+)
 # Run in a process of its own, as other modules read the table when they are imported.
 NEW_PRIMITIVE = """
 import operations, torch
@@ -74,14 +76,6 @@ def images(samples: int, channels: int, size: int = 8) -> torch.Tensor:
     return torch.randn(samples, channels, size, size, generator=generator, dtype=torch.float64)
 
 
-def test_primitive_order():
-    assert PRIMITIVES == (
-        "none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5",
-        "dil_conv_3x3", "dil_conv_5x5", "ghost", "conv_1x1", "conv_3x3",
-    )  # fmt: skip
-    assert EXTRA_PRIMITIVES == ("sep_conv_7x7", "conv_7x1_1x7")
-
-
 @pytest.mark.parametrize("name, stride, channels, size", CASES)
 def test_primitive_matches_plain_function(name, stride, channels, size):
     torch.manual_seed(0)
@@ -94,6 +88,7 @@ def test_primitive_matches_plain_function(name, stride, channels, size):
 
 @pytest.mark.parametrize("name", PRIMITIVE_TABLE)
 def test_parameters_and_cost(name):
+    assert [*PRIMITIVES, *EXTRA_PRIMITIVES] == ORDER.split()
     weights, norms = SIZES[name]
     assert PRIMITIVE_TABLE[name].cost == weights
     for stride, affine in itertools.product(STRIDES, (False, True)):
@@ -105,31 +100,21 @@ def test_parameters_and_cost(name):
         assert all(m.affine == affine for m in op.modules() if isinstance(m, nn.BatchNorm2d))
 
 
-def test_cost_has_no_default():
-    with pytest.raises(TypeError, match="cost"):
-        Primitive(PRIMITIVE_TABLE["ghost"].build)
-
-
 def test_new_primitive_needs_one_entry(tmp_path):
-    root = Path(__file__).parent.parent
-    command = [
-        sys.executable,
-        "-c",
-        f"import sys; sys.path.insert(0, {str(root)!r}){NEW_PRIMITIVE}",
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}){NEW_PRIMITIVE}"
+    done = run([sys.executable, "-c", code], tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("*.png"))) == 2
 
 
-def test_odd_ghost_drops_surplus_map():
+def test_odd_ghosts_identities_and_pools():
     op = build_primitive("ghost", 7, 1, affine=True)
     assert sum(p.numel() for p in op.parameters()) == 7 * 4 + 4 * 9 + 2 * (2 * 4)
     assert op(torch.randn(2, 7, 4, 4)).shape == (2, 7, 4, 4)
-
-
-def test_pools_ignore_padding():
+    x = torch.full((2, 3, 4, 4), float("inf"))
+    assert build_primitive("skip_connect", 3, 1, True)(x) is x
     for stride in STRIDES:
+        assert not build_primitive("none", 3, stride, True)(x).any()
         out = build_primitive("avg_pool_3x3", 1, stride, True)(torch.ones(1, 1, 6, 6))
         torch.testing.assert_close(out, torch.ones_like(out))
     out = build_primitive("max_pool_3x3", 1, 2, True)(-torch.ones(1, 1, 6, 6))
@@ -142,13 +127,6 @@ def test_factorized_reduce_joins_even_and_odd_pixels(channels):
     op = FactorizedReduce(*channels, affine=False).double()
     x = images(3, channels[0])
     torch.testing.assert_close(op(x), factorised_reduction(x, [op.conv_1.weight, op.conv_2.weight]))
-
-
-def test_none_is_zero_and_skip_is_identity():
-    x = torch.full((2, 3, 4, 4), float("inf"))
-    for stride in STRIDES:
-        assert not build_primitive("none", 3, stride, True)(x).any()
-    assert build_primitive("skip_connect", 3, 1, True)(x) is x
 
 
 def test_custom_functions_match_torch(monkeypatch):
@@ -178,14 +156,11 @@ def test_drop_path_zeroes_whole_samples_and_scales_others():
     dropped = (out == 0.0).flatten(1).all(dim=1)
     assert 20 < dropped.sum() < 90
     torch.testing.assert_close(out[~dropped], x[~dropped] / 0.75)
-
-
-def test_drop_path_keeps_dtype_and_gradient():
-    x = torch.ones(64, 2, 1, 1, dtype=torch.bfloat16, requires_grad=True)
-    out = drop_path(x, 0.5)
-    assert out.dtype == torch.bfloat16
+    half = torch.ones(64, 2, 1, 1, dtype=torch.bfloat16, requires_grad=True)
+    out = drop_path(half, 0.5)
     out.sum().backward()
-    assert torch.equal(x.grad, out.detach())
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(half.grad, out.detach())
 
 
 def cell_of(primitive: str, reduction: bool = False) -> Cell:
@@ -200,11 +175,9 @@ def test_edges_are_dropped_independently_per_sample():
     a = plain_primitive("max_pool_3x3", [], cell.preprocess0(first), 1)
     b = plain_primitive("max_pool_3x3", [], cell.preprocess1(second), 1)
     out = 0.5 * cell(first.relu(), second.relu(), 0.5)
+    sums = (torch.zeros_like(a), a, b, a + b)
     matches = torch.stack(
-        [
-            torch.isclose(out, kept, atol=1e-9).flatten(1).all(dim=1)
-            for kept in (torch.zeros_like(a), a, b, a + b)
-        ]
+        [torch.isclose(out, kept, atol=1e-9).flatten(1).all(dim=1) for kept in sums]
     )
     assert (matches.sum(dim=0) == 1).all()
     assert (matches.sum(dim=1) > 60).all()  # a hundred each are expected

@@ -89,7 +89,8 @@ def test_transparent_is_white(face, tmp_path):
 
 @pytest.mark.parametrize("orientation, undone", [
     (1, lambda x: x), (2, np.fliplr), (3, lambda x: np.rot90(x, 2)), (4, np.flipud),
-    (5, np.transpose), (6, lambda x: np.rot90(x, 1)), (8, lambda x: np.rot90(x, -1)),
+    (5, np.transpose), (7, lambda x: np.rot90(x, 2).T), (6, lambda x: np.rot90(x, 1)),
+    (8, lambda x: np.rot90(x, -1)),
 ])  # fmt: skip
 def test_exif_orientation(orientation, undone, face, tmp_path):
     exif = Image.Exif()
@@ -130,7 +131,6 @@ NO_PICTURES = {
     "bomb.png": (png_of(12_000, 12_000), "12000x12000.* expected .* at most 134217728 pixels"),
     "huge.png": (png_of(2**30, 2**30), "DecompressionBomb"),
     "cut.png": (png_of(40, 40), "truncated"),
-    "text.png": (b"hello", "unreadable"),
     "empty.jpg": (b"", "unreadable"),
     "program.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unreadable"),
 }
@@ -144,13 +144,11 @@ def test_what_is_no_picture_is_refused_in_one_line(name, tmp_path):
         load_picture(tmp_path / name)
     assert name in str(raised.value)
     assert "\n" not in str(raised.value)
-
-
-def test_missing_pictures_are_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.png"):
         load_picture(find_pictures(str(tmp_path / "nowhere.png"))[0])
+    (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="no pictures in this folder"):
-        find_pictures(str(tmp_path))
+        find_pictures(str(tmp_path / "none"))
 
 
 # --- the command
@@ -186,17 +184,20 @@ def test_predictions_of_a_folder(place, face):
         assert sheet.width > 1000
 
 
+def predicted(place: Path, pictures: str, *more: str) -> int:
+    words = [str(place / pictures), "--checkpoint", "a", "--model_path", str(place), "--out",
+             str(place / "out"), *more]  # fmt: skip
+    return cli.run_script(predict.main, predict.build_parser(), words)
+
+
 def test_file_names_are_printed_on_one_line(face, place, capsys):
     name = "a\nb \udcff.png"
     save(face, place / name)
-    words = [str(place / name), "--checkpoint", "a", "--model_path", str(place), "--out",
-             str(place / "out")]  # fmt: skip
-    assert cli.run_script(predict.main, predict.build_parser(), words) == 0
+    assert predicted(place, name) == 0
     assert capsys.readouterr().out.startswith(repr(name))
 
 
 @pytest.mark.parametrize("pictures, more, named", [
-    ("faces/broken.jpg", [], ["broken.jpg", "expected a picture"]),
     ("faces/none.png", [], ["none.png", "no such file"]),
     ("faces/one.png", ["--checkpoint", "c"], ["--checkpoint c"]),
     ("faces/one.png", ["--crop", "9,9,3,3"], ["--crop 9,9,3,3"]),
@@ -204,11 +205,9 @@ def test_file_names_are_printed_on_one_line(face, place, capsys):
 ])  # fmt: skip
 def test_errors_are_one_line_and_write_nothing(pictures, more, named, place, capsys):
     (place / "bad").mkdir()
-    for name in ("x.png", "y.png"):
-        (place / "bad" / name).write_bytes(b"")
-    words = [str(place / pictures), "--checkpoint", "a", "--model_path", str(place), "--out",
-             str(place / "out"), *more]  # fmt: skip
-    assert cli.run_script(predict.main, predict.build_parser(), words) == 2
+    (place / "bad" / "x.png").write_bytes(b"")
+    (place / "bad" / "y.png").write_bytes(b"")
+    assert predicted(place, pictures, *more) == 2
     last = capsys.readouterr().err.strip().split("\n")[-1]
     assert all(part in last for part in named), last
     assert not (place / "out").exists()
