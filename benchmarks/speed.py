@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -133,36 +134,23 @@ def search_step(setup: Setup, decisions: int) -> Step:
         plain = PlainSupernet(model).train()
         architect = Architect(plain.network, args, setup.precision)
         weights = build_optimizer(plain.network.weight_parameters(), args)
-        return Step(
-            partial(_plain_search_step, plain, architect, weights, train, valid, args.grad_clip),
-            args.batch_size,
-        )
+
+        def both_steps() -> None:
+            """As in DARTS: every gradient is computed each time, and half of them used."""
+            if any(alpha.requires_grad for alpha in plain.network.arch_parameters()):
+                plain.zero_grad()
+                (F.cross_entropy(plain(valid[0]), valid[1]) + architect.penalty()).backward()
+                architect.optimizer.step()
+            plain.zero_grad()
+            F.cross_entropy(plain(train[0]), train[1]).backward()
+            nn.utils.clip_grad_norm_(plain.network.weight_parameters(), args.grad_clip)
+            weights.step()
+
+        return Step(both_steps, args.batch_size)
     state = search.SearchState(model, args, setup.precision)
     any_open = any(OPEN in states for states in model.states.values())
-    batches = [(train, valid if any_open else None)]
-    return Step(
-        lambda: search.search_one_epoch(state, batches, args, setup.run(), 1), args.batch_size
-    )
-
-
-def _plain_search_step(
-    model: PlainSupernet,
-    architect: Architect,
-    weights: torch.optim.Optimizer,
-    train: Batch,
-    valid: Batch,
-    grad_clip: float,
-) -> None:
-    """Both steps as in DARTS: every gradient is computed each time, and half of them used."""
-    supernet = model.network
-    if any(alpha.requires_grad for alpha in supernet.arch_parameters()):
-        model.zero_grad()
-        (F.cross_entropy(model(valid[0]), valid[1]) + architect.penalty()).backward()
-        architect.optimizer.step()
-    model.zero_grad()
-    F.cross_entropy(model(train[0]), train[1]).backward()
-    nn.utils.clip_grad_norm_(supernet.weight_parameters(), grad_clip)
-    weights.step()
+    step = partial(search.search_one_epoch, state, [(train, valid if any_open else None)], args)
+    return Step(lambda: step(setup.run(), 1), args.batch_size)
 
 
 # --- the fixed network
@@ -188,32 +176,26 @@ def decided_step(setup: Setup) -> Step:
 
 
 def _training_step(network: Network, args: argparse.Namespace, setup: Setup) -> Step:
-    batch = setup.batch(args.batch_size)
+    images, labels = setup.batch(args.batch_size)
     if setup.variant == "plain":
         plain = PlainNetwork(network).train().to(setup.device)
         optimizer = build_optimizer(plain.parameters(), args)
-        return Step(lambda: _plain_training_step(plain, optimizer, batch, args), args.batch_size)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            logits, auxiliary_logits = plain(images)
+            loss = F.cross_entropy(logits, labels)
+            if auxiliary_logits is not None:
+                loss = loss + args.auxiliary_weight * F.cross_entropy(auxiliary_logits, labels)
+            loss.backward()
+            nn.utils.clip_grad_norm_(plain.parameters(), args.grad_clip)
+            optimizer.step()
+
+        return Step(step, args.batch_size)
     train = TrainState(network.to(setup.device), args, DropPath(0, args.epochs, 0.0))
     forward = compiled(network, args.batch_size) if setup.variant == "compiled" else network
-    run = setup.run()
-    return Step(
-        lambda: train_one_epoch(train, [batch], args, run, steps=1, forward=forward),
-        args.batch_size,
-    )
-
-
-def _plain_training_step(
-    model: PlainNetwork, optimizer: torch.optim.Optimizer, batch: Batch, args: argparse.Namespace
-) -> None:
-    images, labels = batch
-    optimizer.zero_grad()
-    logits, auxiliary_logits = model(images)
-    loss = F.cross_entropy(logits, labels)
-    if auxiliary_logits is not None:
-        loss = loss + args.auxiliary_weight * F.cross_entropy(auxiliary_logits, labels)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
-    optimizer.step()
+    epoch = partial(train_one_epoch, train, [(images, labels)], args, setup.run())
+    return Step(partial(epoch, steps=1, forward=forward), args.batch_size)
 
 
 def evaluation_step(setup: Setup) -> Step:
@@ -239,17 +221,15 @@ def data_step(setup: Setup) -> Step:
     drawn = draw_fer2013(counts={"Training": count})["Training"]
     size = setup.args("train").batch_size
     if setup.variant == "plain":
-        jpegs = [_encoded(image) for image in drawn.images]
+        jpegs = []
+        for image in drawn.images[:, 0].numpy():
+            stream = io.BytesIO()
+            Image.fromarray(image).save(stream, "JPEG", quality=92)
+            jpegs.append(stream.getvalue())
         return Step(lambda: [x.to(setup.device) for x in pil_batches(jpegs, size)][-1], count)
     split = drawn.map(lambda tensor: tensor.to(setup.device))
     drawing: dict[str, Any] = {"augmentation": AUGMENTATION, "seed": 0, "epoch": 0}
     return Step(lambda: list(training_batches(split, batch_size=size, **drawing))[-1], count)
-
-
-def _encoded(image: Tensor) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(image[0].numpy()).save(stream, "JPEG", quality=92)
-    return stream.getvalue()
 
 
 def pil_batches(jpegs: Sequence[bytes], batch_size: int) -> Iterator[Tensor]:
@@ -367,41 +347,32 @@ def measure_case(case: str, variants: Sequence[str], rounds: int, **options: Any
         for name in variants:
             print(f"{case}, {name}, round {number + 1} of {rounds}", flush=True)
             found[name].append(measure_apart(case=case, variant=name, **options))
+    images = found[variants[0]][0]["images"]
+    seconds = {n: np.array([median(r["seconds"]) for r in each]) for n, each in found.items()}
+    peaks = {n: np.array([r["peak_bytes"] for r in each]) for n, each in found.items()}
     rows = []
     for name in variants:
-        base = CASES[case].variants[name]
-        speeds, peaks = _figures(found[name])
-        row: dict[str, Any] = {"case": case, "variant": name, "images": found[name][0]["images"]}
-        row |= {"images_per_second": _range(speeds), "peak_bytes": _range(peaks)}
-        row["seconds"] = _range([median(each["seconds"]) for each in found[name]])
-        if base is not None:
-            pairs = zip((speeds, peaks), _figures(found[base]), strict=True)
-            faster, memory = ([a / b for a, b in zip(*pair, strict=True)] for pair in pairs)
-            row |= {"against": base, "times": _range(faster), "memory": _range(memory)}
+        row: dict[str, Any] = {"case": case, "variant": name, "images": images}
+        row |= {"images_per_second": _range(images / seconds[name])}
+        row |= {"peak_bytes": _range(peaks[name]), "seconds": _range(seconds[name])}
+        if (base := CASES[case].variants[name]) is not None:
+            row |= {"against": base, "times": _range(seconds[base] / seconds[name])}
+            row["memory"] = _range(peaks[name] / peaks[base])
         rows.append({**row, "rounds": found[name]})
     return rows
 
 
-def _figures(rounds: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
-    """Images a second and peak bytes of each round."""
-    speeds = [each["images"] / median(each["seconds"]) for each in rounds]
-    return speeds, [float(each["peak_bytes"]) for each in rounds]
-
-
-def _range(values: Sequence[float]) -> dict[str, float]:
-    return {"median": median(values), "min": min(values), "max": max(values)}
+def _range(values: np.ndarray) -> dict[str, float]:
+    return {name: float(getattr(np, name)(values)) for name in ("median", "min", "max")}
 
 
 def table_rows(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """The rows as text, in COLUMNS: medians, and the ratio of speeds with its range."""
-
-    def figure(value: float) -> str:
-        return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
-
     table = []
     for row in rows:
         cells = [row["case"], row["variant"], str(row["images"])]
-        cells += [figure(row[name]["median"]) for name in ("seconds", "images_per_second")]
+        for value in (row[name]["median"] for name in ("seconds", "images_per_second")):
+            cells.append(f"{value:.0f}" if value >= 100 else f"{value:#.3g}")
         cells.append(f"{row['peak_bytes']['median'] / 1e9:.2f}")
         if "against" in row:
             ratio = "{median:.2f} ({min:.2f} to {max:.2f})".format(**row["times"])

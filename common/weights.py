@@ -44,10 +44,10 @@ class Trained:
 
     path: Path
     model: Network
-    classes: tuple[str, ...]
     epoch: int
     epochs: int
     drop_path_prob: float | None
+    classes: tuple[str, ...] = CLASSES
 
     def drop_path(self, args: argparse.Namespace) -> DropPath:
         """The schedule that continues that of the training.
@@ -140,7 +140,7 @@ def load_trained(
             and (progress["drop_path_prob"] is None or 0 <= progress["drop_path_prob"] < 1)
         ):
             raise ValueError(f"trained for {progress}")
-    return Trained(path, model, classes, **progress)
+    return Trained(path, model, classes=classes, **progress)
 
 
 def class_names(saved: Sequence[str] | None, count: int) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import os
 import signal
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -21,6 +22,7 @@ from benchmarks.runs import (  # noqa: F401 (for the tests)
     stop_when,
     without_times,
 )
+from common.cli import run_script
 from genotypes import Auto_FERNet, format_genotype
 from model import build_network
 from utils import save_checkpoint
@@ -62,6 +64,12 @@ def ended(words: list[str], log: Path, cwd: Path = ROOT) -> tuple[int, str]:
     """Run a command line in a forked process; its status and what it printed."""
     child = Child(words[1:], log, cwd=cwd)
     return child.wait(LIMIT), child.printed()
+
+
+def here(script: ModuleType, words: list[str] | str) -> int:
+    """Run a command line, given without the script, in this process; its status."""
+    argv = words.split() if isinstance(words, str) else words
+    return run_script(script.main, script.build_parser(), argv)
 
 
 def finish(words: list[str], log: Path, cwd: Path = ROOT) -> str:

@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 from fer2013_files import write_small_table
-from runs import TRAIN, command, difference, kill_when, run
+from runs import TRAIN, command, difference, finish, kill
 from torch.nn import functional as F
 
 from engine import compiled
@@ -70,10 +70,8 @@ def test_compiled_resume_is_bit_exact(tmp_path, monkeypatch):
     genotype = format_genotype(Genotype(edges, [2], edges, [2]))
     short = "--compile --layers 1 --epochs 2 --limit_batches 2 --no-auxiliary --arch".split()
     words = command(TRAIN, data, tmp_path, *short, genotype)
-    done = run([*words, "--save", "whole"])
-    assert done.returncode == 0, done.stderr
-    assert "--compile: not possible" not in done.stderr
-    kill_when([*words, "--save", "killed"], "epoch 2 step 1/", tmp_path / "killed" / "log.txt")
-    done = run([*words, "--resume", "killed"])
-    assert done.returncode == 0, done.stderr
+    printed = finish([*words, "--save", "whole"], tmp_path / "whole.log")
+    assert "--compile: not possible" not in printed
+    kill([*words, "--save", "killed"], "epoch 2 step 1/", tmp_path / "killed.log")
+    finish([*words, "--resume", "killed"], tmp_path / "resumed.log")
     assert difference(tmp_path / "killed", tmp_path / "whole") is None

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import here
 from torch import nn
 
 import relabel_training
 import test_CK48
 import test_JAFFE
-from common import cli, crossval
+from common import crossval
 from common.fold_figures import summarise_folds, vote
 from common.report import interval
 from common.weights import Trained
@@ -39,8 +40,7 @@ def test_ck48_without_finetuning_scores_six_classes(place, monkeypatch, capsys):
     stub = Trained(Path(), Answers(), epoch=0, epochs=0, drop_path_prob=None)
     monkeypatch.setattr(test_CK48, "load_start", lambda _: stub)
     monkeypatch.chdir(place)
-    argv = "--checkpoint checkpoint --mode evaluate --save as-it-is".split()
-    assert cli.run_script(test_CK48.main, test_CK48.build_parser(), argv) == 0
+    assert here(test_CK48, "--checkpoint checkpoint --mode evaluate --save as-it-is") == 0
     faces = load_ck48(place / "data")
     shared = faces.labels[faces.labels < 6].tolist()
     assert 0 < shared.count(2) < len(shared) < len(faces.labels)
@@ -71,21 +71,13 @@ def test_fold_figures_are_means_over_folds(tmp_path):
         sequences=list("ssstttuu"),
     )
     first = {
-        "test_index": torch.tensor([0, 1, 2, 3]),
-        "logits": torch.eye(3)[[0, 0, 1, 1]],
-        "accuracy": 75.0,
-        "oracle": 80.0,
-        "subjects_shared": 2,
-        "sequences_shared": 1,
-    }
+        "test_index": torch.tensor([0, 1, 2, 3]), "logits": torch.eye(3)[[0, 0, 1, 1]],
+        "accuracy": 75.0, "oracle": 80.0, "subjects_shared": 2, "sequences_shared": 1,
+    }  # fmt: skip
     second = {
-        "test_index": torch.tensor([3, 4, 6]),
-        "logits": torch.eye(3)[[0, 0, 2]],
-        "accuracy": 100 / 3,
-        "oracle": 60.0,
-        "subjects_shared": 1,
-        "sequences_shared": 0,
-    }
+        "test_index": torch.tensor([3, 4, 6]), "logits": torch.eye(3)[[0, 0, 2]],
+        "accuracy": 100 / 3, "oracle": 60.0, "subjects_shared": 1, "sequences_shared": 0,
+    }  # fmt: skip
     found = summarise_folds("set", [first, second], faces, ["x", "y", "z"], tmp_path)
     pooled = found.pop("pooled")
     assert (pooled["images"], pooled["accuracy"]) == (7, pytest.approx(400 / 7))
@@ -133,7 +125,7 @@ def test_scripts_continue_drop_path(module, script, flags, expected, place, tmp_
     monkeypatch.setattr(module, "fit", fit)
     monkeypatch.chdir(place)
     argv = ["--checkpoint", "checkpoint", "--model_path", str(tmp_path), *flags]
-    assert cli.run_script(script.main, script.build_parser(), argv) == 2
+    assert here(script, argv) == 2
     assert taken == [pytest.approx(expected)]
 
 
@@ -148,13 +140,12 @@ def test_crop_reaches_reader_of_jaffe(flags, box, place, monkeypatch):
         raise UserError("this is enough")
 
     monkeypatch.setattr(test_JAFFE, "load_jaffe", load_jaffe)
-    argv = ["--checkpoint", str(place / "checkpoint"), *flags]
-    assert cli.run_script(test_JAFFE.main, test_JAFFE.build_parser(), argv) == 2
+    assert here(test_JAFFE, ["--checkpoint", str(place / "checkpoint"), *flags]) == 2
     assert taken == [box]
 
 
-@pytest.mark.parametrize("wrong", ["1,2", "a,b,c,d"])
-def test_crop_is_four_numbers_or_none(wrong, capsys):
-    with pytest.raises(SystemExit):
-        test_JAFFE.build_parser().parse_args(["--crop", wrong])
-    assert f"{wrong} found, LEFT,TOP,RIGHT,BOTTOM" in capsys.readouterr().err
+def test_crop_is_four_numbers_or_none(capsys):
+    for wrong in ("1,2", "a,b,c,d"):
+        with pytest.raises(SystemExit):
+            test_JAFFE.build_parser().parse_args(["--crop", wrong])
+        assert f"{wrong} found, LEFT,TOP,RIGHT,BOTTOM" in capsys.readouterr().err

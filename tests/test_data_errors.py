@@ -37,11 +37,6 @@ def refusal(path):
     return text
 
 
-def place(path):
-    """The text by which errors name the members of a folder or archive."""
-    return f"{path}/" if path.is_dir() else f"{path}, member "
-
-
 # --- tables
 
 
@@ -89,6 +84,10 @@ def test_lines_are_counted_across_parts_and_blank_lines(tmp_path, monkeypatch):
     lines[17] = f"8,{PIXELS},Training"
     (tmp_path / "fer2013.csv").write_text("\n".join(lines))
     assert "fer2013.csv, line 18: emotion '8'" in refusal(tmp_path / "fer2013.csv")
+    for suffix in ARCHIVES:
+        path = write_form(tmp_path, suffix, {"a/fer2013.csv": "\n".join(lines).encode()})
+        start = f"{path}, member a/fer2013.csv, line 18: emotion '8', expected a class of 0 to 6"
+        assert refusal(path).startswith(start)
 
 
 @pytest.mark.parametrize(
@@ -96,11 +95,9 @@ def test_lines_are_counted_across_parts_and_blank_lines(tmp_path, monkeypatch):
     [
         (f"emotion,pixels,Usage\n0,{PIXELS},Training,9\n".encode(), "line 2: more than 3 fields"),
         (f'emotion,pixels,Usage\n0,{PIXELS},"Training\n'.encode(), "EOF inside string"),
-        (f"emotion,px\n0,{PIXELS}\n".encode(), "line 1: no column pixels, or several, in"),
         (f"emotion,pixels,pixels \n0,{PIXELS}\n".encode(), "line 1: no column pixels, or several"),
         (f"emotion:pixels:Usage\n0:{PIXELS}\n".encode(), "in 'emotion:pixels:Usage'"),
         (b"", "No columns to parse"),
-        (b"\n\n", ""),
         (b"\xff\xfe\0e\0m", "line 1: no column"),
         (b"\0", ""),
     ],
@@ -112,15 +109,6 @@ def test_malformed_table(tmp_path, content, found):
     assert text.startswith(str(path))
     assert found in text
     assert "a table with the columns emotion,pixels" in text
-
-
-@pytest.mark.parametrize("suffix", ARCHIVES)
-def test_bad_row_in_archive(tmp_path, suffix):
-    rows = table_rows(SMALL)
-    rows[2][0] = "8"
-    path = write_form(tmp_path, suffix, {"fer2013/fer2013.csv": table_text(rows).encode()})
-    start = f"{path}, member fer2013/fer2013.csv, line 4: emotion '8', expected a class of 0 to 6"
-    assert refusal(path).startswith(start)
 
 
 def test_limits_of_a_table(tmp_path, monkeypatch):
@@ -149,18 +137,17 @@ def test_nothing_to_train_on(tmp_path, form):
 # --- images
 
 
-def png_header(width, height):
+def png_header(side):
     """A PNG that claims a size and holds no pixels."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    check = struct.pack(">I", zlib.crc32(header))
-    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + check
-    return start + struct.pack(">I", 9) + b"IDAT"
+    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header
+    return start + struct.pack(">II", zlib.crc32(header), 9) + b"IDAT"
 
 
 GOOD = image_bytes(SMALL.images[0])
 BAD_IMAGES = {
     "too wide": (image_bytes(np.zeros((9, 4097), np.uint8)), "image of 4097x9"),
-    "bomb": (png_header(60_000, 60_000), "DecompressionBombError"),
+    "bomb": (png_header(60_000), "DecompressionBombError"),
     "truncated": (GOOD[:-900], "truncated"),
     "truncated jpeg": (image_bytes(SMALL.images[0], "JPEG")[:-900], "truncated"),
     "empty": (b"", "unreadable image"),
@@ -176,13 +163,14 @@ def test_bad_image_is_named(tmp_path, bad, form):
     name = "train/happy/Training_5.png"
     path = write_form(tmp_path, form, folder_images(SMALL) | {name: content})
     text = refusal(path)
-    assert text.startswith(f"{place(path)}{name}: ")
+    place = f"{path}/" if form == "folder" else f"{path}, member "
+    assert text.startswith(f"{place}{name}: ")
     assert found in text
     assert "pixels a side, one of JPEG, PNG" in text
 
 
 def test_size_is_checked_before_decoding(tmp_path, monkeypatch):
-    files = dict.fromkeys(folder_images(SMALL), png_header(4097, 4097))
+    files = dict.fromkeys(folder_images(SMALL), png_header(4097))
     path = write_folder(tmp_path / "fer2013", files)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
     assert "image of 4097x4097" in refusal(path)
@@ -193,33 +181,27 @@ def test_size_is_checked_before_decoding(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("suffix", ARCHIVES)
 @pytest.mark.parametrize("form", ["folder", "table"])
-def test_truncated_archive(tmp_path, suffix, form):
+def test_truncated_or_damaged_archive(tmp_path, suffix, form):
     files = folder_images(SMALL)
     if form == "table":
         files = {"fer2013.csv": table_text(table_rows(SMALL)).encode()}
     path = write_form(tmp_path, suffix, files)
     whole = path.read_bytes()
     end = len(whole)
-    cuts = [512, 1024, end - 5]
     if suffix == ".tar":  # which ends in zeros, of which one block is enough
         with tarfile.open(path) as archive:
             between = archive.getmembers()[-1].offset
         end = (len(whole.rstrip(b"\0")) // 512 + 1) * 512
-        cuts = [512, 1024, end - 5, between]
-    for length in [*np.linspace(0, end - 1, 16).astype(int).tolist(), *cuts]:
-        path.write_bytes(whole[:length])
+    cuts = [512, 1024, end - 5, between if suffix == ".tar" else 0]
+    broken = [whole[:at] for at in [*np.linspace(0, end - 1, 16).astype(int).tolist(), *cuts]]
+    if suffix != ".tar" and form == "folder":
+        for at in np.linspace(end // 4, end // 2, 12).astype(int):
+            broken.append(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+    for content in broken:
+        path.write_bytes(content)
         text = refusal(path)
         assert text.startswith(str(path))
         assert "expected" in text
-
-
-@pytest.mark.parametrize("suffix", [".zip", ".tar.gz", ".tar.xz"])
-def test_damaged_byte_is_noticed(tmp_path, suffix):
-    path = write_form(tmp_path, suffix, folder_images(SMALL))
-    whole = path.read_bytes()
-    for position in np.linspace(len(whole) // 4, len(whole) // 2, 12).astype(int):
-        path.write_bytes(whole[:position] + bytes([whole[position] ^ 16]) + whole[position + 1 :])
-        assert refusal(path).startswith(str(path))
 
 
 def test_malformed_tar_headers(tmp_path):

@@ -6,17 +6,17 @@ import errno
 import io
 import json
 import os
-import subprocess
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-import train_FER2013
 from benchmarks import campaign
 from benchmarks.campaign import FAULTS, Bench, killed
-from benchmarks.runs import ROOT, difference
+from benchmarks.runs import difference, run
 from common import arguments, cli
 from data.cache import cache_path
 from data.sets import load_set
@@ -43,10 +43,7 @@ def test_killed_run_resumes_to_the_same_end(bench):
 
 def test_difference_of_runs_is_found(bench):
     whole = bench.whole("train")
-    copy = bench.folder / "copy"
-    copy.mkdir()
-    for path in whole.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
+    copy = Path(shutil.copytree(whole, bench.folder / "copy"))
     assert difference(copy, whole) is None
     checkpoint = torch.load(copy / "checkpoint.pt", weights_only=True)
     checkpoint["state_dict"]["classifier.bias"][0] += 1e-7
@@ -83,16 +80,13 @@ def status_of(error: BaseException, capsys) -> tuple[int, str]:
     return status, capsys.readouterr().err.strip()
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.cuda.OutOfMemoryError("CUDA out of memory."),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"),
-        RuntimeError("std::bad_alloc"),
-    ],
-)
+@pytest.mark.parametrize("error", [
+    MemoryError(),
+    torch.cuda.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"),
+    RuntimeError("std::bad_alloc"),
+])  # fmt: skip
 def test_exhausted_memory_is_one_line(error, capsys):
     assert is_out_of_memory(error)
     status, text = status_of(error, capsys)
@@ -100,9 +94,6 @@ def test_exhausted_memory_is_one_line(error, capsys):
     assert "out of memory" in text
     assert "--batch_size" in text
     assert "\n" not in text
-
-
-def test_other_errors_keep_their_traceback(capsys):
     with pytest.raises(RuntimeError, match="of ours"):
         status_of(RuntimeError("an error of ours"), capsys)
 
@@ -140,12 +131,8 @@ def test_unwritable_file_says_what_to_do(number, todo, tmp_path, capsys):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_output_to_a_full_disk_is_one_line(bench):
-    words = ["-m", "tools.collect", str(bench.whole("train"))]
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, *words], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True,
-            check=False,
-        )  # fmt: skip
+    words = [sys.executable, "-m", "tools.collect", str(bench.whole("train"))]
+    done = run(["sh", "-c", f"{shlex.join(words)} > /dev/full"])
     assert done.returncode == 2
     assert "the output cannot be written (No space left on device); free some room" in done.stderr
 
@@ -174,8 +161,3 @@ def test_run_folder_admits_one_process(tmp_path):
     assert "\\udcff" in (tmp_path / "log.txt").read_text()
     with pytest.raises(WriteError, match="cannot be written"):
         open_log(tmp_path / "none")
-
-
-def test_training_reads_the_flags_that_its_faults_use():
-    args = train_FER2013.build_parser().parse_args(campaign.SCRIPTS["train"].split()[1:])
-    assert (args.epochs, args.limit_batches, args.report_freq) == (3, 2, 1)

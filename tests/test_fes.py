@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from fer2013_files import refused
@@ -202,7 +200,6 @@ def edited(row, column, word):
         (edited(3, 0, "sad"), "rows angry,disgust,sad,happy"),
         (edited(7, 7, "1,1"), "Expected 8 fields in line 8, saw 9"),
         (edited(7, 7, "1\nextra,1,1,1,1,1,1,1"), "rows angry,disgust,fear,happy,sad,surprise"),
-        (edited(1, 7, "1,1"), "line 2: more than 8 fields"),
         (",angry\nangry,1.0\n", "line 1: no column disgust"),
     ],
 )
@@ -246,15 +243,14 @@ def test_command_errors(table, tmp_path):
 
 
 def test_diagonal_is_outside_the_scale(tmp_path):
-    figure = fes.draw_fes(PUBLISHED_FES, CLASSES, tmp_path / "FES.png", "all rows")
-    (axes,) = figure.axes
+    (axes,) = fes.draw_fes(PUBLISHED_FES, CLASSES, tmp_path / "FES.png", "all rows").axes
     (image,) = axes.images
     assert image.get_clim() == (0, PUBLISHED_FES[4, 6])
     assert image.get_array().mask.tolist() == np.eye(7, dtype=bool).tolist()
     labels = {text.get_position(): text.get_text() for text in axes.texts}
-    assert [labels[i, i] for i in range(7)] == ["1"] * 7
-    for i, j in itertools.combinations(range(7), 2):
-        assert labels[i, j] == labels[j, i] == f"{PUBLISHED_FES[i, j]:.4f}"
+    assert labels == {(i, i): "1" for i in range(7)} | {
+        (i, j): f"{PUBLISHED_FES[i, j]:.4f}" for i, j in PAIRS
+    }
 
 
 @pytest.mark.skipif(not REAL_VOTES.is_file(), reason="the votes of FER+ are not here")

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import command, cut, ended, finish, same, weights
+from runs import command, cut, ended, finish, here, read, same, weights
 
 import ensemble
 import relabel_training
 import test_CK48
 import test_JAFFE
-from common import cli
 from data.fes import PUBLISHED_FES, TRAINING_FES, save_fes
 from engine import Scores
 
@@ -33,7 +32,7 @@ def relabelled(label: str, *flags: str) -> dict:
     """The record of the last epoch of a short relabelling in the working folder."""
     argv = ["--checkpoint", "checkpoint", "--epochs", "2", "--limit_batches", "2", "--batch_size",
             "16", "--learning_rate", "0.001", "--save", label, *flags]  # fmt: skip
-    assert cli.run_script(relabel_training.main, relabel_training.build_parser(), argv) == 0
+    assert here(relabel_training, argv) == 0
     return summary_of(Path(), label)["details"]["last_epoch"]
 
 
@@ -66,15 +65,10 @@ def test_threshold_and_fes_limit_relabelling(place, tmp_path, monkeypatch):
     assert given == {"alike": free, "apart": 0}
     used = {name: summary_of(place, name)["details"]["fes_matrix"] for name in ("free", "apart")}
     assert used == {"free": None, "apart": str(tmp_path / "apart")}
-    argv = ["--fes", "False", "--fes_matrix", str(tmp_path / "apart")]
-    assert cli.run_script(relabel_training.main, relabel_training.build_parser(), argv) == 2
-
-
-def test_fes_is_file_or_protocol(tmp_path):
-    save_fes(np.eye(7), tmp_path / "own.csv")
+    assert here(relabel_training, ["--fes", "False", "--fes_matrix", str(tmp_path / "apart")]) == 2
     for protocol, expected in (("clean", TRAINING_FES), ("paper", PUBLISHED_FES)):
         assert relabel_training.choose_fes(None, protocol) == expected.tolist()
-        own = relabel_training.choose_fes(str(tmp_path / "own.csv"), protocol)
+        own = relabel_training.choose_fes(str(tmp_path / "apart"), protocol)
         assert own == np.eye(7).tolist()
 
 
@@ -87,15 +81,10 @@ def test_relabelling_resumes_exactly(tmp_path):
         "--checkpoint", str(tmp_path / "start"),
     )  # fmt: skip
     finish([*words, "--save", "whole"], tmp_path / "whole.log")
-    stopped, _ = cut(
-        [*words, "--save", "cut"], "epoch 2 step 1/", signal.SIGTERM, tmp_path / "cut.log"
-    )
-    assert stopped == 143
+    broken = [*words, "--save", "cut"]
+    assert cut(broken, "epoch 2 step 1/", signal.SIGTERM, tmp_path / "cut.log")[0] == 143
     finish([*words, "--resume", "cut"], tmp_path / "resumed.log")
-    ends = [
-        torch.load(tmp_path / label / "checkpoint.pt", weights_only=True)
-        for label in ("whole", "cut")
-    ]
+    ends = [read(tmp_path / label) for label in ("whole", "cut")]
     assert same(ends[0]["state_dict"], ends[1]["state_dict"])
     assert same(ends[0]["state"]["extra"], ends[1]["state"]["extra"])
 
@@ -113,15 +102,16 @@ def test_ensemble_averages_logits():
     assert ensemble.agreement([members[0]] * 2) == [[100.0, 100.0]] * 2
 
 
-def test_ensemble_of_twins_is_the_twin(place, monkeypatch):
+def test_ensemble_of_twins_is_the_twin(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    argv = ["--model_names", "checkpoint,checkpoint.pt", "--save", "twins"]
-    assert cli.run_script(ensemble.main, ensemble.build_parser(), argv) == 0
+    assert here(ensemble, "--model_names checkpoint,checkpoint.pt --save twins") == 0
     found = summary_of(place, "twins")
     for split in ("PublicTest", "PrivateTest"):
         own = {member["figures"][split]["accuracy"] for member in found["details"]["members"]}
         assert own == {found["figures"][split]["accuracy"]}
         assert found["details"]["agreement"][split] == [[100.0, 100.0]] * 2
+    assert here(ensemble, ["--model_names", "model1, model3"]) == 2
+    assert "--model_names model3" in capsys.readouterr().err
 
 
 def test_ck48_protocols_and_finished_folds(place, tmp_path):
@@ -172,17 +162,16 @@ def test_fold_resumes_exactly(place, tmp_path):
     assert "; saved" in printed
     printed = finish([*words[:2], "--resume", "broken"], tmp_path / "resumed.log", place)
     assert "epoch 1/2" not in printed.split("fold 2 of 2")[0]
-    ends = [
-        torch.load(place / "saved_models" / label / "checkpoint.pt", weights_only=True)
-        for label in ("unbroken", "broken")
-    ]
-    assert same(timeless(ends[0]["folds"]), timeless(ends[1]["folds"]))
+    unbroken, broken = (
+        timeless(read(place / "saved_models" / label)["folds"]) for label in ("unbroken", "broken")
+    )
+    assert same(unbroken, broken)
 
 
 def test_jaffe_leaves_one_subject_out(place, monkeypatch):
     monkeypatch.chdir(place)
     argv = "--checkpoint checkpoint --mode finetune --epochs 1 --limit_batches 1 --save others"
-    assert cli.run_script(test_JAFFE.main, test_JAFFE.build_parser(), argv.split()) == 0
+    assert here(test_JAFFE, argv) == 0
     figures = summary_of(place, "others")["figures"]["JAFFE"]
     assert len(figures["folds"]) == 10
     assert figures["subjects_shared"] == 0
@@ -197,10 +186,8 @@ class Payload:
 
 WRONG = {
     "another width": (["--init_channels", "8"], ["--init_channels 8", "contradicts"]),
-    "another depth": (["--layers", "4"], ["--layers 4", "contradicts"]),
     "another genotype": (["--arch", "DARTS_V2"], ["--arch DARTS_V2", "contradicts"]),
     "no such file": (["--checkpoint", "nowhere"], ["--checkpoint nowhere", "nowhere.pt"]),
-    "none": (["--checkpoint", ""], ["--checkpoint"]),
     "eight classes": (["--checkpoint", "eight"], ["eight.pt", "8 classes", "expected 7"]),
     "code": (["--checkpoint", "code"], ["code.pt: holds more than tensors", "was not run"]),
     "a bare dict of another width": (["--checkpoint", "bare"], ["bare.pt", "the network expects"]),
@@ -216,24 +203,13 @@ def test_wrong_checkpoint_is_one_line(flags, named, place, capsys, monkeypatch, 
     torch.save(torch.load("checkpoint.pt", weights_only=True)["state_dict"], "bare.pt")
     before = sorted((place / "saved_models").iterdir())
     for script in (test_CK48, test_JAFFE, relabel_training):
-        argv = ["--checkpoint", "checkpoint", *flags]
-        assert cli.run_script(script.main, script.build_parser(), argv) == 2
+        assert here(script, ["--checkpoint", "checkpoint", *flags]) == 2
         (line,) = capsys.readouterr().err.strip().split("\n")
         assert all(part in line for part in named), line
     assert sorted((place / "saved_models").iterdir()) == before
     assert not (place / "ran").exists()
     assert not [w for w in recwarn if w.category is UserWarning], "a warning is another line"
-
-
-def test_bare_state_dict_works_with_flags(place, capsys, monkeypatch):
-    monkeypatch.chdir(place)
-    torch.save(torch.load("checkpoint.pt", weights_only=True)["state_dict"], "bare.pt")
-    argv = ["--checkpoint", "bare.pt", "--init_channels", "4", "--layers", "3", "--save", "bare"]
-    assert cli.run_script(test_JAFFE.main, test_JAFFE.build_parser(), argv) == 0
-
-
-def test_missing_member_is_named(place, capsys, monkeypatch):
-    monkeypatch.chdir(place)
-    argv = ["--model_names", "model1, model3"]
-    assert cli.run_script(ensemble.main, ensemble.build_parser(), argv) == 2
-    assert "--model_names model3" in capsys.readouterr().err
+    if "bare" in flags:
+        assert (
+            here(test_JAFFE, "--checkpoint bare.pt --init_channels 4 --layers 3 --save bare") == 0
+        )

@@ -7,7 +7,7 @@ import shlex
 import sys
 
 import pytest
-from runs import ROOT, run, weights
+from runs import ROOT, finish, run, weights
 
 # As published; the tests only add what shortens a run.
 PUBLISHED = """\
@@ -39,11 +39,16 @@ KEYS = {
 def test_published_command_runs_as_written(line, place):
     _, script, *flags = shlex.split(line)
     label, shorter, splits = SCRIPTS[script]
-    weights(place / "checkpoint")  # named exactly so
-    # Python takes the folder that a link leads to for the script's own.
-    (place / script).symlink_to(ROOT / script)
-    done = run([sys.executable, script, *flags, *shorter.split()], cwd=place)
-    assert done.returncode == 0, done.stderr
+    weights(place / "checkpoint")  # exactly so
+    words = [sys.executable, script, *flags, *shorter.split()]
+    if script == "test_JAFFE.py":
+        # Python takes the folder that a link leads to for the script's own.
+        (place / script).symlink_to(ROOT / script)
+        done = run(words, cwd=place)
+        assert done.returncode == 0, done.stderr
+        printed = done.stderr
+    else:
+        printed = finish(words, place / f"{label}.log", place)
     (written,) = (place / "saved_models").glob(f"{label}-*")
     summary = json.loads((written / "summary.json").read_text())
     assert summary.keys() == KEYS
@@ -52,7 +57,7 @@ def test_published_command_runs_as_written(line, place):
     for figures in summary["figures"].values():
         assert figures.keys() >= {"accuracy", "interval95", "images"}
         assert 0 <= figures["accuracy"] <= 100
-    assert ("3 depths for 2 models; not used: 20" in done.stderr) == (script == "ensemble.py")
+    assert ("3 depths for 2 models; not used: 20" in printed) == (script == "ensemble.py")
 
 
 def test_readme_gives_published_commands():

@@ -84,6 +84,7 @@ def read_run(folder: Path) -> Run | None:
             raise ValueError(f"seed {seed!r}, fold {fold!r} of {folds!r}")
         settings = {name: found.get(name) for name in ALIKE}
         settings |= {name: details.get(name) for name in DETAILS}
+        settings |= {"figures of": " ".join(accuracy), "of one fold": fold is not None}
         if found["script"] != "search.py":
             settings["genotype"] = found.get("genotype")
         if fold is None:
@@ -110,21 +111,14 @@ def check_alike(runs: Sequence[Run]) -> None:
     first = runs[0]
     seen: dict[Any, Run] = {}
     for run in runs:
-        names = {*first.settings, *run.settings}
-        for name in sorted(names, key=lambda name: (name != "script", name)):
+        names = sorted({*first.settings, *run.settings} - {"script"})
+        for name in ("script", *names):
             here, there = first.settings.get(name), run.settings.get(name)
             if here != there:
                 raise UserError(
                     f"{run.folder}: {name} {there}, but {first.folder} has {here}; expected runs "
                     "that differ only in their seed or fold"
                 )
-        if run.accuracy.keys() != first.accuracy.keys():
-            raise UserError(
-                f"{run.folder}: figures of {', '.join(run.accuracy)}, but {first.folder} has "
-                f"{', '.join(first.accuracy)}"
-            )
-        if (run.fold is None) != (first.fold is None):
-            raise UserError(f"{run.folder}: of one fold, but {first.folder} of all, or vice versa")
         other = seen.setdefault((run.seed, run.fold), run)
         if other is not run:
             fold = "" if run.fold is None else f", fold {run.fold}"
@@ -169,10 +163,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if runs[0].fold is not None:
         for seed in table.index:
             done = {run.fold for run in runs if run.seed == seed}
-            absent = [k for k in range(1, (runs[0].folds or 0) + 1) if k not in done]
+            absent = [str(k) for k in range(1, (runs[0].folds or 0) + 1) if k not in done]
             if absent:
-                names = ", ".join(map(str, absent))
-                missing.append(f"seed {seed}: fold {names} of {runs[0].folds}")
+                missing.append(f"seed {seed}: fold {', '.join(absent)} of {runs[0].folds}")
     figures = {str(name): merge(table[name]) for name in table}
     print(_format(figures, table))
     for line in missing:

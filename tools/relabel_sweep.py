@@ -155,7 +155,7 @@ def draw_sweep(rows: Sequence[dict[str, Any]], path: Path | str) -> Figure:
                       linewidth=1.6, markersize=4.5, label=f"{gate:g}")  # fmt: skip
         axes.set_title(split, fontsize=11, color=INK)
         axes.set_xlabel("--relabel_threshold", fontsize=9.5, color=INK)
-        axes.set_ylabel("top-1 accuracy in %" if place == 0 else "", fontsize=9.5, color=INK)
+        axes.set_ylabel("" if place else "top-1 accuracy in %", fontsize=9.5, color=INK)
         axes.tick_params(labelsize=9, labelcolor=INK, color=QUIET)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(title="--fes_threshold", fontsize=8.5, title_fontsize=8.5, frameon=False)
