@@ -1,8 +1,9 @@
-"""CK+48: read back pixel for pixel, and one-line errors."""
+"""CK+48: read back pixel for pixel, and one-line errors, which those of JAFFE resemble."""
 
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from fer2013_files import image_bytes, logged, refused, write_archive, write_fol
 from PIL import Image
 
 from data.ck48 import COUNTS, load_ck48
+from data.jaffe import load_jaffe
 from data.synthetic_cross import draw_ck48
 from data.types import CK_CLASSES
 from data.writers import write_ck48
@@ -94,25 +96,55 @@ def test_archive(small, name):
     assert load_ck48(small).digest() == load_ck48(small / name).digest() == expected.digest()
 
 
-def test_colour_and_palette_become_gray(small):
-    grays = np.arange(48 * 48, dtype=np.uint8).reshape(48, 48)
-    colour = Image.fromarray(np.stack([grays] * 3, axis=-1))
-    colour.save(small / "CK+48" / "anger" / "S100_001_00000001.png")
+@pytest.mark.parametrize("load, folder, name", [
+    (load_ck48, "anger", "S100_001_0000000{}.png"), (load_jaffe, ".", "KA.AN{0}.{0}.tiff")
+])  # fmt: skip
+def test_colour_and_palette_become_gray(small, load, folder, name):
+    root = small / "CK+48" if load is load_ck48 else small / "jaffe"
+    size = 48 if load is load_ck48 else 256
+    (root / folder).mkdir(exist_ok=True)
+    grays = np.add.outer(np.arange(size), np.arange(size)).astype(np.uint8)
     palette = Image.fromarray(255 - grays)
     palette.putpalette([255 - index // 3 for index in range(768)])
-    palette.save(small / "CK+48" / "anger" / "S100_001_00000002.png")
-    faces = load_ck48(small)
-    assert faces.names[1:3] == ["S100_001_00000001.png", "S100_001_00000002.png"]
-    assert (faces.images[1:3, 0].numpy() == grays).all()
+    colour = Image.fromarray(np.stack([grays] * 3, axis=-1))
+    for number, image in enumerate((Image.fromarray(grays), palette, colour), 1):
+        image.save(root / folder / name.format(number))
+    faces = load(root)
+    (first,) = [row for row, found in enumerate(faces.names) if found == name.format(1)]
+    gray, from_palette, from_colour = faces.images[first : first + 3]
+    assert load is load_jaffe or (gray[0].numpy() == grays).all()
+    assert torch.equal(gray, from_palette)
+    assert torch.equal(gray, from_colour)
 
 
-@pytest.mark.parametrize("name", ["nowhere", "empty", "file"])
-def test_nothing_found(tmp_path, name):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_bytes(b"")
-    text = refused(load_ck48, tmp_path / name)
-    for part in (f"{tmp_path / name}: no ", "CK+48", "Kaggle", "data/", "--data synthetic"):
-        assert part in text
+@pytest.mark.parametrize("load, name", [
+    (load_ck48, "S010_004_00000017.jpg"), (load_ck48, "S010_004.png"),
+    (load_ck48, "S10_004_00000017.png"), (load_ck48, "happy\n1.png"),
+    (load_jaffe, "face.tiff"), (load_jaffe, "KA.XX1.39.tiff"), (load_jaffe, "KA.AN.39.tiff"),
+    (load_jaffe, "K\nA.tiff"),
+])  # fmt: skip
+def test_file_name_does_not_parse(small, load, name):
+    root, example = small / "CK+48", "happy/S010_004_00000017.png"
+    if load is load_jaffe:
+        root, example = small / "jaffe", "KA.AN1.39.tiff"
+    write_folder(root, {str(Path(example).with_name(name)): image_bytes(np.zeros((256, 256)))})
+    text = refused(load, root)
+    assert repr(name) in text
+    assert f"expected one such as {Path(example).name}" in text
+
+
+@pytest.mark.parametrize("load, name, source", [
+    (load_ck48, "CK+48", "Kaggle"), (load_jaffe, "JAFFE", "Zenodo")
+])  # fmt: skip
+def test_nothing_found(tmp_path, load, name, source):
+    for path in (tmp_path / "nowhere", tmp_path / "empty", tmp_path / "file"):
+        if path.name == "empty":
+            (path / name.lower()).mkdir(parents=True)
+        if path.name == "file":
+            path.write_bytes(b"")
+        text = refused(load, path)
+        for part in (f"{path}: no ", name, source, "data/", "--data synthetic"):
+            assert part in text
 
 
 def test_missing_class(small):
@@ -128,16 +160,6 @@ def test_name_in_two_classes(small):
     name = "S002_001_00000009.png"
     shutil.copy(small / "CK+48" / "fear" / name, small / "CK+48" / "happy" / name)
     assert f"{small / 'CK+48'}: {name} in the folders fear and happy" in refused(load_ck48, small)
-
-
-@pytest.mark.parametrize(
-    "name", ["S010_004_00000017.jpg", "S010_004.png", "S10_004_00000017.png", "happy\n1.png"]
-)
-def test_file_name_does_not_parse(small, name):
-    (small / "CK+48" / "happy" / name).write_bytes(image_bytes(np.zeros((48, 48), np.uint8)))
-    text = refused(load_ck48, small)
-    assert repr(name) in text
-    assert "expected one such as S010_004_00000017.png" in text
 
 
 @pytest.mark.parametrize(
