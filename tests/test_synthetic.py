@@ -173,8 +173,6 @@ def test_ck48_sequences():
     assert steps[1] > steps[0]
 
 
-
-
 def test_csv_columns(tmp_path, small):
     tables = []
     for kaggle in (False, True):
