@@ -87,15 +87,22 @@ def test_archived_table(tmp_path, suffix, name):
 def test_other_files_are_skipped(tmp_path, form):
     files = folder_images(SMALL)
     image = next(iter(files.values()))
-    names = ("angry/.DS_Store", "angry/._Training_100.png", "angry/Thumbs.db", "angry/x.npy")
+    names = (
+        "angry/.DS_Store",
+        "angry/._Training_100.png",
+        "angry/Thumbs.db",
+        "angry/x.npy",
+        "sad/y.npy",
+    )
     stray = {f"train/{name}": b"\0" for name in names}
     stray |= {"README.md": b"about", "__MACOSX/train/angry/Training_1.png": b"\0"}
-    stray |= {"examples/happy.png": image, "train/montage.png": image}
+    stray |= dict.fromkeys(("examples/happy.png", "train/montage.png", "x.png"), image)
     found = read_set(write_form(tmp_path, form, files | stray))
     assert_same(found, SMALL)
     (line,) = found.notes.tolist()
     assert set(line.removeprefix("left out: ").split(", ")) == {
-        "1 .md files", "1 .npy files", "1 images in 'examples'", "1 images in 'train'"
+        "1 .md files", "2 .npy files", "1 images in '.'", "1 images in 'examples'",
+        "1 images in 'train'"
     }  # fmt: skip
 
 
