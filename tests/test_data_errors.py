@@ -48,7 +48,6 @@ def refusal(path):
         ("pixels", "", "0 pixel values, expected 2304"),
         (9, "256", "pixel 9 is '256', expected a whole number of 0 to 255"),
         (2304, "-1", "pixel 2304 is '-1', "),
-        (2304, "7x", "pixel 2304 is '7x', "),
         (2304, "1.5", "pixel 2304 is '1.5', "),
         (3, "nan", "pixel 3 is 'nan', "),
         (3, "4294967296", "'4294967296', "),
@@ -233,12 +232,10 @@ def test_damaged_headers_of_a_zip(tmp_path):
     assert refusal(path).startswith(f"{path}: UnicodeDecodeError")
 
 
-def test_other_files(tmp_path):
-    path = write_form(tmp_path, ".tar.gz", {"notes.txt": b"hello"})
-    assert refusal(path).startswith(f"{path}: no FER2013 there and no other set")
-    path = tmp_path / "fer2013.rar"
-    path.write_bytes(b"Rar!")
-    assert refusal(path).startswith(f"{path}: no archive (zip or tar) and no table; ")
+def test_named_file_is_no_archive(tmp_path):
+    (tmp_path / "fer2013.rar").write_bytes(b"Rar!")
+    text = refusal(tmp_path / "fer2013.rar")
+    assert text.startswith(f"{tmp_path}/fer2013.rar: no archive (zip or tar) and no table; ")
 
 
 @pytest.mark.parametrize("form", ["folder", ".zip", ".tar"])
