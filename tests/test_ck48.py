@@ -147,19 +147,16 @@ def test_nothing_found(tmp_path, load, name, source):
             assert part in text
 
 
-def test_missing_class(small):
-    folder = small / "CK+48"
-    (folder / "fear" / "S002_001_00000009.png").unlink()
+def test_missing_class_and_name_in_two(small):
+    folder, name = small / "CK+48", "S002_001_00000009.png"
+    shutil.copy(folder / "fear" / name, folder / "happy" / name)
+    assert f"{folder}: {name} in the folders fear and happy" in refused(load_ck48, small)
+    (folder / "fear" / name).unlink()
     (folder / "fear" / "Thumbs.db").write_bytes(b"")
-    assert f"{folder}: no image in a class folder fear; expected some" in refused(load_ck48, small)
+    text = refused(load_ck48, small)
+    assert f"{folder}: no image in a class folder fear; expected some" in text
     shutil.rmtree(folder / "fear")
     assert "in each of anger, disgust, fear" in refused(load_ck48, small)
-
-
-def test_name_in_two_classes(small):
-    name = "S002_001_00000009.png"
-    shutil.copy(small / "CK+48" / "fear" / name, small / "CK+48" / "happy" / name)
-    assert f"{small / 'CK+48'}: {name} in the folders fear and happy" in refused(load_ck48, small)
 
 
 @pytest.mark.parametrize(
