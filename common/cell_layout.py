@@ -86,16 +86,11 @@ def lay_out_cell(
         chains.append([*chain, target])
 
     y = _best_heights(columns, heights, chains)
-    widths = [0.0] * len(columns)
-    for home in homes:
-        widths[home] = NODE[0]
+    widths = [NODE[0] if column in homes else 0.0 for column in range(len(columns))]
     for edge, width in enumerate(label_widths):
         column = homes[targets[edge]] - 1
         widths[column] = max(widths[column], width)
     lefts = _column_lefts(widths, chains, y, homes)
-
-    def span(column: int) -> tuple[float, float]:
-        return lefts[column], lefts[column] + widths[column]
 
     def box(item: int, column: int, width: float) -> Box:
         return Box(lefts[column] + widths[column] / 2, y[item], width, heights[item])
@@ -103,8 +98,8 @@ def lay_out_cell(
     wires = []
     leaving, entering = _ports(chains, y)
     for number, chain in enumerate(chains):
-        first = homes[chain[0]]
-        runs = [(*span(first + step), y[item]) for step, item in enumerate(chain)]
+        spans = list(zip(lefts, np.add(lefts, widths).tolist(), strict=True))[homes[chain[0]] :]
+        runs = [(*span, y[item]) for span, item in zip(spans, chain, strict=False)]
         runs[0] = (runs[0][1], runs[0][1], y[chain[0]] + leaving[number])
         runs[-1] = (runs[-1][0], runs[-1][0], y[chain[-1]] + entering[number])
         wires.append(runs)
@@ -113,8 +108,8 @@ def lay_out_cell(
         height=max(np.add(y, np.divide(heights, 2))) + MARGIN,
         nodes=[box(state, home, NODE[0]) for state, home in enumerate(homes)],
         labels=[
-            box(item, homes[targets[edge]] - 1, label_widths[edge])
-            for edge, item in enumerate(labels)
+            box(item, homes[target] - 1, width)
+            for item, target, width in zip(labels, targets, label_widths, strict=False)
         ],
         wires=wires,
     )
@@ -156,10 +151,8 @@ def _untangle(
         beside = before if sweep % 2 == 0 else behind
         position = {item: place for column in order for place, item in enumerate(column)}
         for column in order[1:] if sweep % 2 == 0 else order[-2:0:-1]:
-            barycentre = {
-                item: fmean(position[other] for other in beside[item] or [item]) for item in column
-            }
-            column.sort(key=barycentre.__getitem__)
+            centres = {item: fmean(position[o] for o in beside[item] or [item]) for item in column}
+            column.sort(key=centres.__getitem__)
             position.update((item, place) for place, item in enumerate(column))
         crossings = _crossings(position, column_of, segments)
         if crossings < fewest:
@@ -191,8 +184,7 @@ def _settle(
     y = closest + offsets of the columns + additional gaps >= 0: bounded least squares.
     """
     unit = np.eye(len(heights))
-    climbs, closest = [], np.zeros(len(heights))
-    offsets, gaps = [], []
+    climbs, closest, offsets, gaps = [], np.zeros(len(heights)), [], []
     for left, right in segments:
         # Long wires should be straight (Gansner et al., "A Technique for Drawing Directed Graphs",
         # 1993).
@@ -200,9 +192,9 @@ def _settle(
         climbs.append(weight**0.5 * (unit[left] - unit[right]))
     for column in order:
         offsets.append(unit[column].sum(axis=0))
-        for place, (above, below) in enumerate(pairwise(column)):
+        for place, (above, below) in enumerate(pairwise(column), 1):
             closest[below] = closest[above] + (heights[above] + heights[below]) / 2 + GAP
-            gaps.append(unit[column[place + 1 :]].sum(axis=0))
+            gaps.append(unit[column[place:]].sum(axis=0))
             # For inputs that no edge reads.
             climbs.append(0.1 * (unit[above] - unit[below]))
     climb, free = np.array(climbs), np.array([*offsets, *gaps])

@@ -84,7 +84,6 @@ def read_run(folder: Path) -> Run | None:
             raise ValueError(f"seed {seed!r}, fold {fold!r} of {folds!r}")
         settings = {name: found.get(name) for name in ALIKE}
         settings |= {name: details.get(name) for name in DETAILS}
-        settings |= {"figures of": " ".join(accuracy), "of one fold": fold is not None}
         if found["script"] != "search.py":
             settings["genotype"] = found.get("genotype")
         if fold is None:
@@ -119,6 +118,9 @@ def check_alike(runs: Sequence[Run]) -> None:
                     f"{run.folder}: {name} {there}, but {first.folder} has {here}; expected runs "
                     "that differ only in their seed or fold"
                 )
+        if run.accuracy.keys() != first.accuracy.keys():
+            found, expected = (", ".join(each.accuracy) for each in (run, first))
+            raise UserError(f"{run.folder}: figures of {found}, but {first.folder} has {expected}")
         other = seen.setdefault((run.seed, run.fold), run)
         if other is not run:
             fold = "" if run.fold is None else f", fold {run.fold}"

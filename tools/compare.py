@@ -107,17 +107,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         # Seeds that the reference does not have become NaN.
         apart = (variant.accuracy - reference.accuracy).dropna()
         compared = variant is not reference and len(apart) > 0
+        figures = {
+            split: {**merge(variant.accuracy[split]),
+                    "difference": merge(apart[split]) if compared else None}
+            for split in TESTS
+        }  # fmt: skip
         result[variant.name] = {
             "seeds": [run.seed for run in variant.runs],
             "minutes": variant.minutes,
             "settings": describe_difference(variant, reference),
-            "figures": {
-                split: {
-                    **merge(variant.accuracy[split]),
-                    "difference": merge(apart[split]) if compared else None,
-                }
-                for split in TESTS
-            },
+            "figures": figures,
         }
     columns = ["", "runs", "epochs", "minutes", *(f"{s}{c}" for s in TESTS for c in (" %", " +"))]
     rows = [
@@ -155,13 +154,10 @@ def _texts(figure: Mapping[str, Any]) -> tuple[str, str]:
 def _row(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     row = {"arm": name, "seeds": " ".join(map(str, found["seeds"])), "minutes": found["minutes"]}
     for split, figure in found["figures"].items():
-        apart = figure["difference"] or {"mean": None, "interval95": None}
-        row |= {
-            split: figure["mean"],
-            f"{split}_interval95": figure["interval95"],
-            f"{split}_difference": apart["mean"],
-            f"{split}_difference_interval95": apart["interval95"],
-        }
+        apart = figure["difference"] or {}
+        row |= {split: figure["mean"], f"{split}_interval95": figure["interval95"]}
+        row[f"{split}_difference"] = apart.get("mean")
+        row[f"{split}_difference_interval95"] = apart.get("interval95")
     return {**row, "settings": found["settings"]}
 
 
@@ -176,14 +172,14 @@ def draw_comparison(
     variant and split, as returned by `main`.
     """
     names = list(curves)
-    height = max(4.2, 1.5 + 0.4 * len(names))
-    figure = new_figure(12.0, height)
+    figure = new_figure(12.0, max(4.2, 1.5 + 0.4 * len(names)))
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
     palette = [INK, *colormaps["tab20"].colors]  # type: ignore[attr-defined]
     for place, (name, values) in enumerate(curves.items()):
-        width, order = (2.4, 3) if place == 0 else (1.4, 2)
+        first = place == 0
         left.plot(range(1, len(values) + 1), values, color=palette[place % len(palette)],
-                  label=name, linewidth=width, marker="o", markersize=3, zorder=order)  # fmt: skip
+                  label=name, linewidth=2.4 if first else 1.4, marker="o", markersize=3,
+                  zorder=3 if first else 2)  # fmt: skip
     left.set_title("PublicTest after each epoch, mean over seeds (%)", fontsize=11, loc="left")
     left.set_xlabel("epoch")
     left.xaxis.set_major_locator(whole_epochs())
@@ -200,8 +196,7 @@ def draw_comparison(
     right.set_ylim(len(names) - 1.4, -0.6)
     right.set_title(f"points above {names[0]}, with 95 % intervals", fontsize=11, loc="left",
                     parse_math=False)  # fmt: skip
-    if len(names) > 1:
-        # Below, where it covers no interval.
+    if len(names) > 1:  # below, where it covers no interval
         right.legend(frameon=False, fontsize=8.5, loc="upper center",
                      bbox_to_anchor=(0.5, -0.08), ncols=2)  # fmt: skip
     for axes in (left, right):

@@ -81,9 +81,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     for folder in list(cells)[slice(args.cell and args.cell - 1, args.cell)]:
         if not (folder / "summary.json").is_file():
             # The checkpoint is needed only if a cell is left to run.
-            find_weights(
-                "--checkpoint", flags["checkpoint"], flags.get("model_path", "saved_models")
-            )
+            parent = flags.get("model_path", "saved_models")
+            find_weights("--checkpoint", flags["checkpoint"], parent)
             write_text(record, given + "\n")
             _run(folder, cells[folder], args.flags)
     left = [folder.name for folder in cells if not (folder / "summary.json").is_file()]
@@ -127,14 +126,12 @@ def _checked(words: list[str]) -> dict[str, Any]:
 
 def _run(folder: Path, cell: dict[str, float], flags: list[str]) -> None:
     """Run or resume one cell."""
-    script = str(relabel_training.__file__)
-    if (folder / "checkpoint.pt").is_file():
-        words = [script, "--resume", str(folder)]
-    else:
+    words = ["--resume", str(folder)]
+    if not (folder / "checkpoint.pt").is_file():
         chosen = [f"--{name}={value!r}" for name, value in cell.items()]
         # An absolute label is independent of --model_path.
-        words = [script, *flags, *chosen, "--save", str(folder.resolve())]
-    status = cli.run_command(words)
+        words = [*flags, *chosen, "--save", str(folder.resolve())]
+    status = cli.run_command([str(relabel_training.__file__), *words])
     if status != 0:
         raise UserError(f"{folder}: relabel_training.py ended with status {status}, expected 0")
 
@@ -148,9 +145,8 @@ def draw_sweep(rows: Sequence[dict[str, Any]], path: Path | str) -> Figure:
     figure = new_figure(10.5, 4.2)
     for place, split in enumerate(SPLITS[1:]):
         axes = figure.add_axes((0.07 + 0.48 * place, 0.14, 0.42, 0.7))
-        lines = table[split]
-        for number, (gate, values) in enumerate(lines.items()):
-            strength = 0.35 + 0.65 * (number + 1) / lines.shape[1]
+        for number, (gate, values) in enumerate(table[split].items(), 1):
+            strength = 0.35 + 0.65 * number / table[split].shape[1]
             axes.plot(values.index, values, "o-", color=COLOURS[split], alpha=strength,
                       linewidth=1.6, markersize=4.5, label=f"{gate:g}")  # fmt: skip
         axes.set_title(split, fontsize=11, color=INK)
