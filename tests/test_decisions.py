@@ -35,9 +35,6 @@ def draw_alphas(seed: int, spread: float = 1.0) -> torch.Tensor:
     return spread * torch.randn(14, 11, generator=torch.Generator().manual_seed(seed))
 
 
-# --- the oracle
-
-
 def plain_probs(row: Sequence[float]) -> tuple[float, list[float]]:
     """(importance, probabilities of the ten primitives without none)."""
     exponents = [math.exp(value) for value in row]
@@ -68,9 +65,6 @@ def plain_score(criteria: dict[str, list[float]], use_history: bool) -> list[flo
     return [math.prod(values) for values in zip(*columns, strict=True)]
 
 
-# --- scores
-
-
 @settings(max_examples=40, deadline=None)
 @given(alphas_of_a_cell, st.lists(st.integers(0, 99), max_size=4), st.booleans())
 def test_scores_equal_plain_criteria(rows, seeds, use_history):
@@ -97,14 +91,6 @@ def test_scores_of_alphas_at_the_start(use_history):
     assert scores.score.dtype == scores.probs.dtype == torch.float64
 
 
-def test_history_counts_only_with_use_history():
-    alphas, history = draw_alphas(0), [score_edges(draw_alphas(1)).probs]
-    without = score_edges(alphas, history).score
-    assert torch.equal(without, score_edges(alphas).score)
-    assert not torch.allclose(without, score_edges(alphas, history, use_history=True).score)
-    assert not score_edges(alphas, use_history=True).score.any()
-
-
 def test_min_max_normalise_maps_constant_to_zeros():
     assert min_max_normalise(torch.tensor([3.0, 5.0, 4.0])).tolist() == [0.0, 1.0, 0.5]
     constant = torch.full((14,), 0.3, dtype=torch.float64)
@@ -118,24 +104,6 @@ def test_ties_go_to_first_open_edge():
     assert not scores.score.any()
     assert choose_edge(scores, [OPEN] * 14) == (0, 1)
     assert choose_edge(scores, [4, 4, PRUNED, *[OPEN] * 11]) == (3, 1)
-
-
-# --- decisions
-
-
-def test_best_open_edge_gets_best_primitive():
-    alphas = torch.zeros(14, 11)
-    alphas[3, 8] = 4.0  # certain and important
-    alphas[7, 5] = 3.0
-    alphas[11, 0] = 9.0  # certain of nothing but none
-    scores = score_edges(alphas)
-    assert choose_edge(scores, [OPEN] * 14) == (3, 8)
-    states = [OPEN] * 14
-    states[3] = 8
-    assert choose_edge(scores, states) == (7, 5)
-    states[7] = PRUNED
-    assert choose_edge(scores, states) not in ((3, 8), (7, 5))
-    assert choose_edge(scores, [4] * 14) is None
     # Though none is the likeliest of all.
     alphas = torch.zeros(14, 11)
     alphas[:, 0], alphas[5, 1] = 8.0, 1.0
@@ -199,9 +167,6 @@ def test_derived_cell_fills_up_by_importance():
     for given_states, nodes in (([OPEN] * 14, everything), (states, partly)):
         expected = tuple((PRIMITIVES[k], source) for node in nodes for source, k in node)
         assert derive_cell(scores, given_states) == expected
-
-
-# --- the epochs of decisions
 
 
 def test_decision_epochs():
