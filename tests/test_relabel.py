@@ -215,22 +215,16 @@ def test_counts_equal_plain_counting(truth):
     assert found == expected
 
 
-def test_first_epoch_and_new_epochs():
-    split = training_set()
-    hook = relabelling(split)
-    assert not hook.start_epoch(0, 0, None)
-    run(hook, split)
-    run(hook, split)
-    assert hook.read().seen == 90
-    assert hook.start_epoch(EPOCH + 1, 0, None)
-    assert (hook.read().seen, hook.read().precision, hook.read().recall) == (0, None, None)
-
-
 @pytest.mark.parametrize("truth", [True, False])
-def test_resumed_epoch_has_the_same_counts(truth):
+def test_epochs_first_new_and_resumed(truth):
     split = training_set(truth)
     whole, first, resumed = (relabelling(split) for _ in range(3))
+    assert not whole.start_epoch(0, 0, None)
     run(whole, split)
+    run(whole, split)
+    assert whole.read().seen == 90
     run(first, split, steps=2)
     run(resumed, split, step=2, counts=first.totals())
     assert resumed.totals() == whole.totals()
+    assert whole.start_epoch(EPOCH + 1, 0, None)
+    assert (whole.read().seen, whole.read().precision, whole.read().recall) == (0, None, None)
