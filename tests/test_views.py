@@ -88,7 +88,7 @@ def test_other_data_sets_are_scored_over_the_views(tmp_path: Path):
     images = torch.randint(0, 256, (9, 1, 48, 48), dtype=torch.uint8)
     names = [str(k) for k in range(9)]
     faces = Faces(images, torch.arange(9) % 3, names, names, names)
-    trained = Trained(tmp_path / "x.pt", Corners(), CLASSES, 0, 0, None)
+    trained = Trained(tmp_path / "x.pt", Corners(), 0, 0, None)
     args = parse("--checkpoint x --mode evaluate --tta tencrop --batch_size 4", test_JAFFE)
     run = Run(tmp_path, CPU, autocast(CPU, "off"))
     facts = summary_facts(trained, args, 0, None)
