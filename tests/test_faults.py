@@ -63,8 +63,8 @@ def test_campaign_counts_and_its_status_tells(tmp_path, capsys, monkeypatch):
     assert "2 of 3 did not hold" in printed.err
     assert "why" in printed.out
     counts = json.loads(out.read_text())["counts"]
-    assert {kind: (row["held"], row["not held"]) for kind, row in counts.items()} == {
-        "train: held": (1, 0), "train: not held": (0, 1), "train: failed": (0, 1)
+    assert {kind: (row["held"], row["tried"]) for kind, row in counts.items()} == {
+        "train: held": (1, 1), "train: not held": (0, 1), "train: failed": (0, 1)
     }  # fmt: skip
     assert counts["train: failed"]["reasons"] == ["ZeroDivisionError: division by zero"]
 
