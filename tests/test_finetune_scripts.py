@@ -188,9 +188,9 @@ WRONG = {
     "another width": (["--init_channels", "8"], ["--init_channels 8", "contradicts"]),
     "another genotype": (["--arch", "DARTS_V2"], ["--arch DARTS_V2", "contradicts"]),
     "no such file": (["--checkpoint", "nowhere"], ["--checkpoint nowhere", "nowhere.pt"]),
-    "eight classes": (["--checkpoint", "eight"], ["eight.pt", "8 classes", "expected 7"]),
+    "eight classes": (["--checkpoint", "eight"], ["eight.pt", "of the classes 0, 1, 2", "expected angry"]),
     "code": (["--checkpoint", "code"], ["code.pt: holds more than tensors", "was not run"]),
-    "a bare dict of another width": (["--checkpoint", "bare"], ["bare.pt", "the network expects"]),
+    "a bare dict of another width": (["--checkpoint", "bare"], ["bare.pt", "expected 108", "give --init_channels 4"]),
 }
 
 
@@ -202,7 +202,9 @@ def test_wrong_checkpoint_is_one_line(flags, named, place, capsys, monkeypatch, 
     torch.save({"state_dict": Payload()}, "code.pt", pickle_protocol=4)
     torch.save(torch.load("checkpoint.pt", weights_only=True)["state_dict"], "bare.pt")
     before = sorted((place / "saved_models").iterdir())
-    for script in (test_CK48, test_JAFFE, relabel_training):
+    # relabel_training.py asks the data for the classes, and so reads it first.
+    scripts = (test_CK48, test_JAFFE, relabel_training)[: 2 if "eight" in flags else 3]
+    for script in scripts:
         assert here(script, ["--checkpoint", "checkpoint", *flags]) == 2
         (line,) = capsys.readouterr().err.strip().split("\n")
         assert all(part in line for part in named), line
