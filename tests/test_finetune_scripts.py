@@ -188,9 +188,15 @@ WRONG = {
     "another width": (["--init_channels", "8"], ["--init_channels 8", "contradicts"]),
     "another genotype": (["--arch", "DARTS_V2"], ["--arch DARTS_V2", "contradicts"]),
     "no such file": (["--checkpoint", "nowhere"], ["--checkpoint nowhere", "nowhere.pt"]),
-    "eight classes": (["--checkpoint", "eight"], ["eight.pt", "of the classes 0, 1, 2", "expected angry"]),
+    "eight classes": (
+        ["--checkpoint", "eight"],
+        ["eight.pt", "of the classes 0, 1, 2", "expected angry"],
+    ),
     "code": (["--checkpoint", "code"], ["code.pt: holds more than tensors", "was not run"]),
-    "a bare dict of another width": (["--checkpoint", "bare"], ["bare.pt", "expected 108", "give --init_channels 4"]),
+    "a bare dict of another width": (
+        ["--checkpoint", "bare"],
+        ["bare.pt", "expected 108", "give --init_channels 4"],
+    ),
 }
 
 
