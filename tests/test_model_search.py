@@ -203,3 +203,43 @@ def test_description_state_dict_and_states_restore_network():
     other.load_state_dict(network.state_dict())
     other.set_states(**network.states)
     assert torch.equal(other.eval()(batch()[0]), network.eval()(batch()[0]))
+
+
+def test_parameter_names():
+    network = Network(4, 7, LAYERS)
+    names = set(network.state_dict())
+    for index, edge in ((0, 0), (1, 13), (3, 5)):
+        prefix = f"cells.{index}._ops.{edge}._ops"
+        pools = {
+            name.removeprefix(prefix)
+            for name in names
+            if name.startswith((f"{prefix}.1.", f"{prefix}.2."))
+        }
+        buffers = ("running_mean", "running_var", "num_batches_tracked")
+        assert pools == {f".{pool}.1.{buffer}" for pool in (1, 2) for buffer in buffers}
+        assert f"{prefix}.4.op.7.running_mean" in names  # sep_conv_3x3: its second norm
+        assert f"{prefix}.8.primary_conv.0.weight" in names
+        assert f"{prefix}.10.op.1.weight" in names
+    assert "cells.1._ops.0._ops.3.conv_1.weight" in names  # the skip of a reduction
+    assert not any(n.startswith("cells.0._ops.0._ops.3.") for n in names)  # an identity
+    assert {"cells.1.preprocess0.op.1.weight", "cells.2.preprocess0.conv_2.weight"} <= names
+    assert {"stem.0.weight", "stem.1.bias", "classifier.weight", "classifier.bias"} <= names
+
+
+def test_pruned_edges_add_nothing():
+    network = supernet("half decided")
+    images, _ = batch()
+    before = network(images)
+    for index, cell in enumerate(network.cells):
+        reduction = index in REDUCTIONS
+        for edge, state in enumerate(HALF_REDUCE if reduction else HALF_NORMAL):
+            if state == PRUNED:
+                for parameter in cell._ops[edge].parameters():
+                    parameter.data.fill_(float("nan"))
+    for alphas, states in (
+        (network.alphas_normal, HALF_NORMAL), (network.alphas_reduce, HALF_REDUCE),
+    ):  # fmt: skip
+        for alpha, state in zip(alphas, states, strict=True):
+            if state != OPEN:
+                alpha.data.fill_(float("nan"))
+    assert torch.equal(network(images), before)
