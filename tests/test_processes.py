@@ -133,7 +133,7 @@ def test_error_of_all_processes_is_printed_once(tmp_path):
 def lose_data() -> None:
     """Let the second process fail to read the data."""
 
-    def fail(_path: str) -> None:
+    def fail(_path: str, _seed: int) -> None:
         raise UserError("no data here")
 
     if os.environ["RANK"] == "1":
