@@ -449,7 +449,7 @@ class Scores:
         return 100.0 * (self.predictions == self.labels).double().mean().item()
 
 
-@torch.inference_mode()
+@torch.no_grad()  # in inference mode processes of torch 2.4 cannot exchange tensors
 def evaluate(
     predict: Predict, split: Split, batch_size: int, run: Run, title: str = "evaluation"
 ) -> Scores:
