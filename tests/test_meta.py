@@ -115,6 +115,6 @@ def test_reading_a_value_in_a_step_raises(read, run):
         read(logits)
         return labels
 
-    with pytest.raises((RuntimeError, NotImplementedError), match="(?i)meta"):
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"(?i)meta"):
         train(run, Small().to(META), relabel=relabel)
     train(run, Small().to(META), relabel=lambda logits, labels: labels)
