@@ -646,6 +646,11 @@ def fit(
                 del progress.extra["counts"]
 
 
+def image_limit(args: Namespace, batch_size: int) -> int | None:
+    """The images of --limit_batches batches; None without a limit."""
+    return args.limit_batches and args.limit_batches * batch_size
+
+
 def build_augmentation(args: Namespace, jitter: float = 0.0) -> Augmentation:
     """The augmentation of training images by --cutout, --cutout_length, --affine and --erasing."""
     return Augmentation(

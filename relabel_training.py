@@ -24,7 +24,7 @@ import torch
 from common import arguments
 from common.cli import resolve_device, run_script, start_run
 from common.training import evaluation_splits, report_training, save_training
-from common.weights import fit_classes, load_start, load_teacher, resume_network
+from common.weights import fit_classes, load_start, load_teacher, require_classes, resume_network
 from data.fes import PUBLISHED_FES, TRAINING_FES, load_fes
 from data.relabel import Relabelling
 from data.sets import load_set
@@ -75,8 +75,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--fes_matrix {args.fes_matrix}: not with --fes False, which uses none")
     start = load_start(args) if args.resume is None else None
     fes = choose_fes(args.fes_matrix, args.protocol) if args.resume is None else None
+    teacher, taught_classes = load_teacher(args, device)
     data = load_set(args.data, args.seed).map(lambda tensor: tensor.to(device))
-    teacher = load_teacher(args, device, data.classes)
+    if teacher is not None:
+        require_classes(",".join(args.teacher), taught_classes, data.classes)
     if args.fes and data.classes != CLASSES:
         raise UserError(
             f"--fes True: needs FER2013's classes, {args.data} has {', '.join(data.classes)}; "

@@ -52,6 +52,7 @@ from engine import (
     build_optimizer,
     cosine,
     evaluate,
+    image_limit,
     load_optimizer,
     progress_bar,
     recorded_epoch,
@@ -298,7 +299,7 @@ def validate(
     model: Network, valid: Split, batch_size: int, args: argparse.Namespace, run: Run, name: str
 ) -> dict[str, float]:
     """Loss and accuracy of the supernet on `valid`, at most --limit_batches batches of it."""
-    part = subsample(valid, args.limit_batches and args.limit_batches * batch_size)
+    part = subsample(valid, image_limit(args, batch_size))
     model.eval()
     scores = evaluate(model, part, batch_size, run, title=name)
     return {f"{name}_loss": scores.loss, f"{name}_accuracy": scores.accuracy}

@@ -23,7 +23,7 @@ from typing import Any
 from common import arguments
 from common.cli import resolve_device, run_script, start_run
 from common.training import evaluation_splits, report_training, save_training
-from common.weights import load_teacher, resume_network
+from common.weights import load_teacher, require_classes, resume_network
 from data.sets import load_set
 from engine import DropPath, TrainState, fit
 from genotypes import resolve_genotype
@@ -60,8 +60,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     open_log()
     device = resolve_device(args)
     genotype = resolve_genotype(args.arch, args.model_path) if args.resume is None else None
+    teacher, taught_classes = load_teacher(args, device)
     data = load_set(args.data, args.seed).map(lambda tensor: tensor.to(device))
-    teacher = load_teacher(args, device, data.classes)
+    if teacher is not None:
+        require_classes(",".join(args.teacher), taught_classes, data.classes)
 
     run = start_run(args, device, "train", "training")
     if genotype is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -51,11 +50,6 @@ def stop_when(
     process.send_signal(number)
     process.wait(timeout=60)
     return process
-
-
-def kill_when(words: list[str], line: str, log: Path) -> None:
-    """`stop_when` with SIGKILL."""
-    assert stop_when(words, line, signal.SIGKILL, log).returncode == -signal.SIGKILL
 
 
 def same(first: Any, second: Any) -> bool:

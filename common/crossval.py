@@ -21,7 +21,7 @@ from data.augment import subsample_rows
 from data.folds import Fold, overlap
 from data.types import Faces
 from data.views import tta_predict
-from engine import Run, TrainState, evaluate, fit, network_predictor
+from engine import Run, TrainState, evaluate, fit, image_limit, network_predictor
 from utils import LOGGER_NAME, UserError, derive_seed, reading, save_checkpoint
 
 _log = logging.getLogger(LOGGER_NAME)
@@ -51,7 +51,7 @@ def choose_fold(folds: Sequence[Fold], args: argparse.Namespace) -> dict[int, Fo
             expected = f"1 to {len(folds)}" if folds else "none with --mode evaluate"
             raise UserError(f"--fold {args.fold}: expected {expected}")
         numbered = {args.fold: numbered[args.fold]}
-    limit = args.limit_batches and args.limit_batches * args.batch_size
+    limit = image_limit(args, args.batch_size)
     return {k: (train, subsample_rows(test, limit)) for k, (train, test) in numbered.items()}
 
 
@@ -219,7 +219,7 @@ def evaluate_faces(
     """
     started = time.monotonic()
     shared = (faces.labels < len(classes)).nonzero().flatten()
-    shared = subsample_rows(shared, args.limit_batches and args.limit_batches * args.batch_size)
+    shared = subsample_rows(shared, image_limit(args, args.batch_size))
     predict = tta_predict(network_predictor(trained.model.to(run.device)), args.tta)
     scores = evaluate(
         lambda images: predict(images)[:, : len(classes)],

@@ -11,7 +11,7 @@ from common.plots import draw_curves
 from common.report import format_table, report_split, write_summary
 from data.augment import subsample
 from data.types import Split
-from engine import Run, TrainState, best_epoch, evaluate_splits, first_epoch_reaching
+from engine import Run, TrainState, best_epoch, evaluate_splits, first_epoch_reaching, image_limit
 from utils import (
     LOGGER_NAME,
     from_rank_zero,
@@ -32,7 +32,7 @@ MILESTONES = {85.0: "85_weights.pt", 90.0: "90_weights.pt"}
 
 def evaluation_splits(splits: Mapping[str, Split], args: argparse.Namespace) -> dict[str, Split]:
     """PublicTest and PrivateTest, at most --limit_batches batches of each."""
-    limit = args.limit_batches and args.limit_batches * args.batch_size
+    limit = image_limit(args, args.batch_size)
     return {name: subsample(splits[name], limit) for name in EVALUATED}
 
 

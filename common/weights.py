@@ -206,7 +206,7 @@ def network_flags(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
-def require_classes(path: Path, found: Sequence[str], expected: Sequence[str]) -> None:
+def require_classes(path: Path | str, found: Sequence[str], expected: Sequence[str]) -> None:
     """Raise UserError unless the network of `path` has the expected classes, in their order."""
     if tuple(found) != tuple(expected):
         raise UserError(
@@ -243,36 +243,35 @@ def load_members(
     flag: str,
     names: Sequence[str],
     device: torch.device,
-    classes: Sequence[str] | None = None,
     **flags: Any,
 ) -> tuple[Predict, tuple[str, ...]]:
     """The checkpoints that `flag` names as one function, the mean of their logits; their classes.
 
     From float32 (B, 1, H, W) on `device` to (B, K), networks in evaluation mode, no gradients.
-    `flags` are those of `load_trained`. Raises UserError when a network has other `classes`, by
-    default those of the first.
+    `flags` are those of `load_trained`. Raises UserError when a network has other classes than the
+    first.
     """
     model_path = flags.get("model_path", "saved_models")
     trained = [load_trained(find_weights(flag, name, model_path), **flags) for name in names]
-    expected = trained[0].classes if classes is None else tuple(classes)
+    classes = trained[0].classes
     for each in trained:
-        require_classes(each.path, each.classes, expected)
+        require_classes(each.path, each.classes, classes)
     members = [network_predictor(each.model.to(device)) for each in trained]
 
     @torch.no_grad()
     def mean_logits(images: Tensor) -> Tensor:
         return torch.stack([member(images).float() for member in members]).mean(dim=0)
 
-    return mean_logits, expected
+    return mean_logits, classes
 
 
 def load_teacher(
-    args: argparse.Namespace, device: torch.device, classes: Sequence[str]
-) -> Predict | None:
-    """The networks that --teacher names, as `load_members`; None without any."""
+    args: argparse.Namespace, device: torch.device
+) -> tuple[Predict | None, tuple[str, ...]]:
+    """The networks that --teacher names and their classes, as `load_members`; None without any."""
     if not args.teacher:
-        return None
-    return load_members("--teacher", args.teacher, device, classes, model_path=args.model_path)[0]
+        return None, ()
+    return load_members("--teacher", args.teacher, device, model_path=args.model_path)
 
 
 # --- networks from checkpoints

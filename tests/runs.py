@@ -16,7 +16,6 @@ from benchmarks.runs import (  # noqa: F401 (for the tests)
     Child,
     command,
     difference,
-    kill_when,
     run,
     same,
     stop_when,
