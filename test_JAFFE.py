@@ -15,6 +15,7 @@ import argparse
 import sys
 from typing import Any
 
+from auto_fernet.command import box
 from common import arguments
 from common.cli import resolve_device, run_script, start_run
 from common.crossval import (
@@ -34,7 +35,7 @@ from utils import open_log
 def build_parser() -> argparse.ArgumentParser:
     parser = arguments.new_parser(__doc__)
     # fmt: off
-    parser.add_argument("--crop", type=arguments.box, default=BOX,
+    parser.add_argument("--crop", type=box, default=BOX,
         metavar="LEFT,TOP,RIGHT,BOTTOM|none",
         help="box of the 256x256 frame that is used, by default with the framing of FER2013; "
         "images in class folders are used whole")

@@ -54,11 +54,12 @@ import genotypes
 import search
 import test_CK48
 import train_FER2013
+from auto_fernet.pictures import PictureError, centre_face, open_picture
 from benchmarks.runs import Child, difference
 from common import arguments, cli, weights
 from common.crossval import FoldsFile, choose_fold
 from common.report import format_table
-from data import ck48, fes, images, jaffe, pictures
+from data import ck48, fes, images, jaffe
 from data.cache import cache_path, read_cached
 from data.folds import subject_folds
 from data.sets import load_set
@@ -583,7 +584,10 @@ def _collect(path: Path) -> None:
 
 
 def _read_face(path: Path) -> None:
-    found = pictures.load_picture(path)
+    try:
+        found = centre_face(open_picture(path))
+    except PictureError as error:  # as tools.predict tells it
+        raise UserError(str(error)) from error
     assert (found.shape, found.dtype) == ((48, 48), np.uint8), (found.shape, found.dtype)
 
 

@@ -128,18 +128,6 @@ def sizes(text: str) -> list[int]:
     return found
 
 
-def box(text: str) -> tuple[int, int, int, int] | None:
-    """argparse type: four integers separated by commas, or none."""
-    if text.lower() == "none":
-        return None
-    try:
-        left, top, right, bottom = map(int, text.split(","))
-    except ValueError:
-        expected = "LEFT,TOP,RIGHT,BOTTOM in whole pixels or none expected"
-        raise argparse.ArgumentTypeError(f"{text} found, {expected}") from None
-    return left, top, right, bottom
-
-
 def gpu_number(text: str) -> int:
     """argparse type: the number of one CUDA device."""
     if "," in text:

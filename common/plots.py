@@ -7,7 +7,6 @@ written.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -54,8 +53,6 @@ BOXES = {
     "node": ("#bcdaf0", "#3f78a8"),
     "output": ("#f6e3a1", "#a98a25"),
 }
-FACES_COLUMNS, MAX_FACES = 3, 60
-FACE_CELL, FACE, FACE_HEAD, FACE_NAMES = (3.9, 1.75), 1.3, 0.5, 0.62  # inches
 
 
 def colours_of(primitive: str) -> tuple[str, str]:
@@ -267,56 +264,6 @@ def draw_alphas(
     figure.text(0.07, 0.025, STATES_NOTE, fontsize=8.5, color=QUIET)
     return save_figure(figure, path)
 
-
-def draw_faces(
-    images: np.ndarray,
-    probabilities: np.ndarray,
-    names: Sequence[str],
-    classes: Sequence[str],
-    path: Path | str,
-) -> Figure:
-    """Draw the first MAX_FACES of `images`, uint8 (N, 48, 48), each beside its probabilities.
-
-    `probabilities`: float (N, K), each row the softmax over the K `classes`. The most likely class
-    is highlighted.
-    """
-    shown = min(len(images), MAX_FACES)
-    columns = min(shown, FACES_COLUMNS)
-    rows = math.ceil(shown / columns)
-    width, height = columns * FACE_CELL[0] + 0.2, rows * FACE_CELL[1] + FACE_HEAD
-    figure = new_figure(width, height)
-    title = f"{shown} faces as the network sees them" if shown > 1 else "as the network sees it"
-    if shown < len(images):
-        title = f"the first {shown} of {len(images)} faces as the network sees them"
-    figure.text(0.15 / width, 1 - 0.3 / height, title, fontsize=11, color=INK)
-    for k in range(shown):
-        left = 0.15 + (k % columns) * FACE_CELL[0]
-        bottom = height - FACE_HEAD - (k // columns + 1) * FACE_CELL[1] + 0.15
-        face = figure.add_axes((left / width, bottom / height, FACE / width, FACE / height))
-        face.imshow(images[k], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        face.set_axis_off()
-        face.set_title(_shortened(names[k]), fontsize=7.5, color=QUIET, pad=3, loc="left",
-                       parse_math=False)  # fmt: skip
-        start = left + FACE + FACE_NAMES + 0.12
-        length = FACE_CELL[0] - (start - left) - 0.55
-        bars = figure.add_axes((start / width, bottom / height, length / width, FACE / height))
-        best = int(probabilities[k].argmax())
-        patches = bars.barh(classes, probabilities[k], color="#9db8d3", height=BAR)
-        patches[best].set_color(SPLITS["PublicTest"])
-        percents = [f"{100 * share:.0f} %" for share in probabilities[k]]
-        texts = bars.bar_label(patches, percents, padding=3, fontsize=7, color=INK)
-        texts[best].set_fontweight("bold")
-        bars.set_title(classes[best], fontsize=9, color=SPLITS["PublicTest"], fontweight="bold",
-                       pad=2, loc="left")  # fmt: skip
-        bars.set(xlim=(0, 1), ylim=(len(classes) - 0.5, -0.5), xticks=[])
-        bars.tick_params(length=0, labelsize=7.5, labelcolor=INK)
-        bars.spines[["top", "right", "bottom"]].set_visible(False)
-        bars.spines.left.set_color(QUIET)
-    return save_figure(figure, path)
-
-
-def _shortened(name: str, most: int = 22) -> str:
-    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
 
 
 def heat_map(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data.images import FRAME, Box, check_size, frame
+from auto_fernet.pictures import FRAME, Box, check_size, frame
 from data.layouts import class_of
 from data.sources import Entry, Item, Sets, Sought, class_folders, find_source, open_source
 from data.synthetic_cross import draw_jaffe
@@ -41,9 +41,8 @@ def load_jaffe(path: str | Path, crop: Box | None = BOX) -> Faces:
     for the whole frame. Images below SMALLEST, and others than frames in class folders, are cropped
     already and taken whole. A sequence, the takes of one person's expression, is `KA.AN`. What was
     decided, and counts other than COUNTS, are logged. Raises UserError when no set is found, it is
-    malformed, the box is outside the frame, or is other than BOX and no image is a frame.
+    malformed, or the box is other than BOX and no image is a frame.
     """
-    check_box(crop)
     if str(path) == "synthetic":
         drawn = draw_jaffe()
         pictures = (Image.fromarray(pixels[0]) for pixels in drawn.images.numpy())
@@ -84,18 +83,6 @@ def load_jaffe(path: str | Path, crop: Box | None = BOX) -> Faces:
             source.say(f"images of {others[0]}x{others[0]} are cropped as whole frames")
         source.say_left_out(items)
     return source.log_faces(gather(rows), CLASSES, COUNTS, "JAFFE")
-
-
-def check_box(crop: Box | None) -> None:
-    """Raise UserError when the box of --crop is not within the frame."""
-    if crop is None:
-        return
-    left, top, right, bottom = crop
-    if not (0 <= left < right <= FRAME and 0 <= top < bottom <= FRAME):
-        raise UserError(
-            f"--crop {','.join(map(str, crop))}: expected left < right and top < bottom "
-            f"within 0 to {FRAME}"
-        )
 
 
 def _sets(entries: list[Entry]) -> Sets:

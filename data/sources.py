@@ -22,8 +22,9 @@ import numpy as np
 from PIL.Image import Image
 from tqdm import tqdm
 
+from auto_fernet.pictures import Box
 from data.bounded import Unpacked, decompressed, quoted
-from data.images import SUFFIXES, Box, decode_image
+from data.images import SUFFIXES, decode_image
 from data.layouts import are_evident, describe_choice, place_of, rank, split_of
 from data.types import SIDE, Faces, count_differences
 from utils import LOGGER_NAME, UserError, hide_progress, reading

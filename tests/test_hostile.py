@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data.pictures import load_picture
 from hypothesis import strategies as st
 from PIL import Image
 from runs import weights
@@ -39,7 +40,6 @@ from benchmarks.campaign import (
 from common.weights import load_trained, rebuild_network
 from data.fes import load_votes
 from data.images import decode_image
-from data.pictures import load_picture
 from data.sets import load_set
 from utils import UserError, load_checkpoint, save_checkpoint
 

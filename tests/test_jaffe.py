@@ -10,6 +10,7 @@ import torch
 from fer2013_files import image_bytes, logged, refused, write_archive, write_folder
 from PIL import Image
 
+import test_JAFFE
 from data.folds import leave_one_subject_out
 from data.jaffe import BOX, COUNTS, load_jaffe
 from data.synthetic_cross import draw_jaffe
@@ -179,8 +180,14 @@ def test_misfits(files, found, tmp_path):
 
 
 @pytest.mark.parametrize("crop", [(-1, 0, 9, 9), (0, 0, 257, 9), (9, 0, 9, 9), (0, 9, 9, 8)])
-def test_impossible_crop(whole, tmp_path, crop):
-    assert ",".join(map(str, crop)) in refused(load_jaffe, whole, crop=crop)
+def test_impossible_crop(crop, capsys):
+    words = ",".join(map(str, crop))
+    with pytest.raises(SystemExit):
+        test_JAFFE.build_parser().parse_args([f"--crop={words}"])
+    assert f"{words} found, LEFT,TOP,RIGHT,BOTTOM" in capsys.readouterr().err
+
+
+def test_crop_of_cropped_images_is_refused(tmp_path):
     write(tmp_path / "sad" / "one.png", plain(form="PNG"))
     expected = f"--crop 1,2,3,4: {tmp_path} holds cropped"
     assert expected in refused(load_jaffe, tmp_path, crop=(1, 2, 3, 4))

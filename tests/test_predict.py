@@ -1,4 +1,4 @@
-"""Pictures of a user's own: every kind that pillow reads, and what is said of them."""
+"""Pictures of a user's own: every kind that pillow reads, and tools.predict on them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,30 @@ import torch
 from PIL import Image
 from runs import run, weights
 
+from auto_fernet.drawing import draw_sheet
+from auto_fernet.pictures import (
+    SIDE,
+    PictureError,
+    Source,
+    centre_face,
+    cut_face,
+    find_pictures,
+    open_picture,
+)
 from common import cli
-from common.plots import draw_faces
+from data import types
 from data.jaffe import BOX, load_jaffe
-from data.pictures import find_pictures, load_picture
 from data.synthetic import draw_fer2013
 from data.synthetic_cross import draw_jaffe
 from data.types import CLASSES
 from data.writers import write_jaffe
 from model import build_network
 from tools import predict
-from utils import UserError, load_checkpoint
+from utils import load_checkpoint
+
+
+def load_picture(source: Source, crop=None) -> np.ndarray:
+    return centre_face(open_picture(source), crop)
 
 
 @pytest.fixture(scope="module")
@@ -140,15 +153,47 @@ NO_PICTURES = {
 def test_what_is_no_picture_is_refused_in_one_line(name, tmp_path):
     content, said = NO_PICTURES[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=said) as raised:
+    with pytest.raises(PictureError, match=said) as raised:
         load_picture(tmp_path / name)
     assert name in str(raised.value)
     assert "\n" not in str(raised.value)
-    with pytest.raises(UserError, match=r"nowhere\.png"):
-        load_picture(find_pictures(str(tmp_path / "nowhere.png"))[0])
-    (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match="no pictures in this folder"):
-        find_pictures(str(tmp_path / "none"))
+    with pytest.raises(PictureError, match=r"nowhere\.png"):
+        find_pictures([str(tmp_path / "nowhere.png")])
+
+
+def test_arrays_and_images_of_pillow(face):
+    assert SIDE == types.SIDE
+    colour = np.stack([face, face, face], axis=2)
+    for source in (face, colour, Image.fromarray(face), Image.fromarray(colour)):
+        assert np.abs(load_picture(source).astype(int) - face).max() <= 1
+    with pytest.raises(PictureError, match=r"array: .* expected uint8"):
+        open_picture(face.astype(np.float64)[None])
+
+
+def test_face_beyond_the_picture_repeats_its_edge(face):
+    picture = Image.fromarray(face)
+    assert (cut_face(picture, (0, 0, 48, 48)) == face).all()
+    cut = cut_face(picture, (-24, 0, 48, 48))
+    assert (cut[:, 24:] == face[:, :24]).all()
+    assert (cut[:, :24] == face[:, :1]).all()
+    with pytest.raises(PictureError, match="outside the picture of 48x48"):
+        cut_face(picture, (48, 0, 9, 9))
+
+
+def test_folders_are_searched_below_and_what_is_left_out_is_named(place, face):
+    folder = place / "faces"
+    (folder / "sub").mkdir()
+    for name in ("sub/four.png", ".hidden.png"):
+        save(face, folder / name)
+    for name in ("a.heic", "b.mp4", ".DS_Store"):
+        (folder / name).write_bytes(b"")
+    found, left_out = find_pictures([str(folder / "two.webp"), str(folder)])
+    names = ["two.webp", ".hidden.png", "broken.jpg", "one.png", "sub/four.png", "three.gif"]
+    assert [name for name, _ in found] == [*names, "two.webp"]
+    assert [path for _, path in found][4] == folder / "sub" / "four.png"
+    assert [line.split(":")[0] for line in left_out] == [
+        str(folder / name) for name in ("a.heic", "b.mp4", "notes.txt")
+    ]
 
 
 # --- the command
@@ -160,8 +205,9 @@ def test_predictions_of_a_folder(place, face):
              "--device", "cpu"]  # fmt: skip
     done = run(words)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("left out: ") == 1
+    assert done.stderr.count("left out: ") == 2
     assert "broken.jpg: " in done.stderr
+    assert "notes.txt: not a format" in done.stderr
     rows = list(csv.DictReader((place / "out" / "predictions.csv").open()))
     assert [row["picture"] for row in rows] == ["one.png", "three.gif", "two.webp"]
     # The oracle: every network on every view of every face, one by one.
@@ -200,8 +246,10 @@ def test_file_names_are_printed_on_one_line(face, place, capsys):
 @pytest.mark.parametrize("pictures, more, named", [
     ("faces/none.png", [], ["none.png", "no such file"]),
     ("faces/one.png", ["--checkpoint", "c"], ["--checkpoint c"]),
-    ("faces/one.png", ["--crop", "9,9,3,3"], ["--crop 9,9,3,3"]),
-    ("bad", [], ["none of 2 pictures"]),
+    ("faces/one.png", ["--crop", "9,9,30,30", "--detect"], ["--crop: not where faces are found"]),
+    ("faces/one.png", ["--video", "x.mp4"], ["either pictures or --video"]),
+    ("faces/one.png", ["--detector", "y.onnx"], ["y.onnx: no such file"]),
+    ("bad", [], ["no face in 2 pictures"]),
 ])  # fmt: skip
 def test_errors_are_one_line_and_write_nothing(pictures, more, named, place, capsys):
     (place / "bad").mkdir()
@@ -213,15 +261,48 @@ def test_errors_are_one_line_and_write_nothing(pictures, more, named, place, cap
     assert not (place / "out").exists()
 
 
-def test_contact_sheet(tmp_path, face):
-    images, p = np.repeat(face[None], 63, axis=0), np.full((63, 7), 1 / 7)
-    names = [f"{k}$_a_very_long_name_of_a_picture.png" for k in range(63)]
-    figure = draw_faces(images, p, names, CLASSES, tmp_path / "sheet.png")
-    assert len(figure.axes) == 2 * 60
-    assert "first 60 of 63" in figure.texts[0].get_text()
-    one = draw_faces(images[:1], np.eye(7)[None, 3], ["x.png"], CLASSES, tmp_path / "one.png")
-    face_axes, bars = one.axes
-    assert face_axes.get_images()[0].get_array().data.tolist() == face.tolist()
-    assert [bar.get_width() for bar in bars.patches] == [0, 0, 0, 1, 0, 0, 0]
-    assert bars.get_title(loc="left") == "happy"
-    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+def test_crop_outside_the_frame_is_refused(place, capsys):
+    with pytest.raises(SystemExit):
+        predicted(place, "faces/one.png", "--crop", "9,9,3,3")
+    assert "9,9,3,3 found, LEFT,TOP,RIGHT,BOTTOM" in capsys.readouterr().err
+
+
+def test_large_picture_without_detection_is_warned_of_once(place, face, capsys):
+    for name in ("x.png", "y.png"):
+        save(Image.fromarray(face).resize((97, 120)), place / "faces" / name)
+    assert predicted(place, "faces") == 0
+    assert capsys.readouterr().err.count("one face must fill a picture") == 1
+    assert predicted(place, "faces", "--crop", "0,0,200,200") == 0
+    assert "must fill" not in capsys.readouterr().err
+
+
+def test_own_drawings_are_not_read(place, capsys):
+    for _ in range(2):
+        assert predicted(place, "faces", "--out", str(place / "faces")) == 0
+    assert "faces.png: drawn by auto-fernet" in capsys.readouterr().err
+    assert len(list(csv.DictReader((place / "faces" / "predictions.csv").open()))) == 3
+
+
+def test_names_that_the_terminal_cannot_show(place, face):
+    save(face, place / "faces" / "ж.png")
+    words = ["-m", "tools.predict", str(place / "faces"), "--checkpoint", "a", "--model_path",
+             str(place), "--out", str(place / "out"), "--device", "cpu"]  # fmt: skip
+    done = run(["env", "PYTHONIOENCODING=cp1252", sys.executable, *words])
+    assert done.returncode == 0, done.stderr
+    assert r"\u0436.png" in done.stdout
+
+
+def test_contact_sheet(face):
+    p = np.full(7, 1 / 7)
+    faces = [(face, p, f"{k}_a_very_long_name_of_a_picture_of_a_face.png") for k in range(60)]
+    sheet = draw_sheet(faces, CLASSES, 63)
+    one = draw_sheet([(face, np.eye(7)[3], "x.png")], CLASSES, 1)
+    assert one.width < sheet.width
+    assert one.height < sheet.height
+    # The face, enlarged, and one full bar stand in the picture.
+    pixels = np.asarray(one)
+    rows = np.flatnonzero((pixels == (33, 102, 172)).all(axis=2).sum(axis=1) > 90)
+    assert 5 < len(rows) < 16
+    large = np.asarray(Image.fromarray(face).resize((112, 112), Image.Resampling.NEAREST))
+    at = np.argwhere((pixels[:, :, 0] != 255).any(axis=1)).min()
+    assert any((pixels[y : y + 112, 16:128, 1] == large).all() for y in range(at, at + 120))

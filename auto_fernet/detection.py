@@ -1,0 +1,100 @@
+"""Faces in pictures: OpenCV's detectors, and the square around a face that the networks see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from auto_fernet.pictures import PictureError, Rect, explained
+
+# The square that FER2013 shows of a face, from the detector's rectangle: its side by that of the
+# rectangle, and the shift of its centre down by that side. benchmarks/faces.py fits them.
+HAAR_CROP = (0.96, 0.02)
+YUNET_CROP = (1.0, 0.0)
+LONGEST = 1024  # pixels of the longer side in which faces are sought
+SHORTEST = 256  # pixels to which the shorter side of a small picture is enlarged
+SMALLEST = 1 / 16  # side of the smallest face sought, by the shorter side of the picture
+
+
+class FaceDetector:
+    """Finds faces by OpenCV: the frontal-face cascade, or a YuNet network in an ONNX file.
+
+    `model`: the YuNet file (Wu et al., 2023), None for the cascade (Viola and Jones, 2001), which
+    comes with OpenCV. Raises PictureError where OpenCV or the file is missing.
+    """
+
+    def __init__(self, model: str | Path | None = None) -> None:
+        cv2 = import_opencv()
+        self._yunet: Any = None
+        if model is None:
+            cascade = Path(cv2.data.haarcascades) / "haarcascade_frontalface_default.xml"
+            self._cascade = cv2.CascadeClassifier(str(cascade))
+            self._crop = HAAR_CROP
+            return
+        with explained(model, "a YuNet network in ONNX format, for cv2.FaceDetectorYN"):
+            Path(model).stat()
+            self._yunet = cv2.FaceDetectorYN.create(str(model), "", (320, 320), 0.7)
+            self._yunet.detect(np.zeros((320, 320, 3), np.uint8))
+            self._crop = YUNET_CROP
+
+    def __call__(self, picture: Image.Image) -> list[Rect]:
+        """The rectangles of the faces in a picture of mode L or RGB, the largest first."""
+        scale = min(LONGEST / max(picture.size), max(1.0, SHORTEST / min(picture.size)))
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        seen = picture.resize(size, Image.Resampling.BILINEAR)
+        if self._yunet is None:
+            smallest = max(24, round(SMALLEST * min(size)))
+            found = self._cascade.detectMultiScale(
+                np.asarray(seen.convert("L")), 1.1, 5, minSize=(smallest, smallest)
+            )
+        else:
+            self._yunet.setInputSize(size)
+            found = self._yunet.detect(np.asarray(seen.convert("RGB"))[:, :, ::-1].copy())[1]
+            found = [] if found is None else found[:, :4]
+        rects = [_inside([side / scale for side in each], picture) for each in found]
+        return sorted((r for r in rects if r[2] and r[3]), key=lambda r: -r[2] * r[3])
+
+    def square(self, rect: Rect) -> Rect:
+        """The square that a network sees of the face in `rect`; it may leave the picture."""
+        return square_around(rect, *self._crop)
+
+
+def square_around(rect: Rect, scale: float, shift: float) -> Rect:
+    """The square of `scale` times the longer side of `rect`, `shift` of that side below it."""
+    left, top, width, height = rect
+    longer = max(width, height)
+    side = max(1, round(longer * scale))
+    return (
+        round(left + width / 2 - side / 2),
+        round(top + height / 2 + longer * shift - side / 2),
+        side,
+        side,
+    )
+
+
+def _inside(rect: list[float], picture: Image.Image) -> Rect:
+    """A rectangle in whole pixels, its part inside the picture."""
+    left, top, width, height = rect
+    x0, x1 = (min(max(round(x), 0), picture.width) for x in (left, left + width))
+    y0, y1 = (min(max(round(y), 0), picture.height) for y in (top, top + height))
+    return x0, y0, x1 - x0, y1 - y0
+
+
+def import_opencv() -> Any:
+    """The module cv2. Raises PictureError that says what to install where it is missing."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise PictureError(
+            f"OpenCV is needed to find faces ({error}): "
+            "pip install 'opencv-python-headless>=4.9,<5'"
+        ) from error
+    if not hasattr(cv2, "CascadeClassifier"):
+        raise PictureError(
+            f"OpenCV {cv2.__version__} has no CascadeClassifier: "
+            "pip install 'opencv-python-headless>=4.9,<5'"
+        )
+    return cv2

@@ -1,0 +1,201 @@
+"""Pictures: finding them, decoding them, and cutting the 48x48 gray faces that the networks see."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+Rect = tuple[int, int, int, int]  # left, top, width, height, in pixels of the picture
+Source = str | Path | Image.Image | np.ndarray
+
+SIDE = 48  # of a face, as in FER2013
+FRAME = 256  # side of the square in which the boxes of --crop are given
+MAX_BYTES = 1 << 28
+MAX_PIXELS = 1 << 27  # more than the largest of telephones, and less than a gigabyte when decoded
+REFUSED = {"EPS"}  # a program, which pillow would have another program run
+TRANSPARENT = ("LA", "PA", "RGBA")
+WRITTEN = "auto-fernet"  # the mark of pictures that this code has drawn
+
+
+class PictureError(ValueError):
+    """What is wrong with a picture, a file or an argument, in one line."""
+
+
+@contextmanager
+def explained(name: object, expected: str) -> Iterator[None]:
+    """Turn any exception that reading `name` raises into one PictureError that names it."""
+    try:
+        yield
+    except (PictureError, MemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+        if isinstance(error, FileNotFoundError):
+            reason = "no such file"
+        elif isinstance(error, OSError) and error.strerror:
+            reason = f"cannot be read ({error.strerror})"
+        elif not isinstance(error, ValueError | OSError):
+            reason = f"{type(error).__name__}: {reason}"
+        raise PictureError(f"{name}: {reason}; expected {expected}") from error
+
+
+# --- finding
+
+
+def find_pictures(names: Sequence[str]) -> tuple[list[tuple[str, Path]], list[str]]:
+    """The pictures that `names` mean, each with the name to print, and why files are left out.
+
+    A file is taken as it is. Of a folder, all files below it whose suffix is one of a format that
+    pillow reads, sorted; the others are left out, but for names that begin with a dot, of which
+    nothing is said. Raises PictureError for a name that does not exist.
+    """
+    Image.init()
+    suffixes = {end for end, kind in Image.EXTENSION.items() if kind not in REFUSED}
+    found, left_out = [], []
+    for name in names:
+        path = Path(name)
+        with explained(path, "a picture or a folder of pictures"):
+            path.stat()
+            if not path.is_dir():
+                found.append((path.name, path))
+                continue
+            below = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file())
+        for short in below:
+            if short.suffix.lower() in suffixes:
+                found.append((str(short), path / short))
+            elif not any(part.startswith(".") for part in short.parts):
+                left_out.append(f"{path / short}: not a format of pictures that pillow reads")
+    return found, left_out
+
+
+# --- decoding
+
+
+def open_picture(source: Source) -> Image.Image:
+    """A picture of a file, of pillow or an array, upright: mode L or RGB.
+
+    Arrays are uint8 (H, W) or (H, W, 3), red first. EXIF orientation is applied, the first frame
+    is taken, transparent parts are white, and deeper grays are scaled to 8 bits. Raises
+    PictureError for a file that is no picture, has more than MAX_PIXELS, before it is decoded, or
+    was drawn by this code.
+    """
+    if isinstance(source, np.ndarray):
+        with explained("array", "uint8 (H, W) or (H, W, 3)"):
+            return flatten(Image.fromarray(source))
+    if isinstance(source, Image.Image):
+        with explained("picture", "an image of pillow"):
+            return flatten(normalise(source))
+    Image.init()
+    formats = tuple(sorted(Image.OPEN.keys() - REFUSED))
+    expected = f"a picture of at most {MAX_PIXELS} pixels"
+    with explained(source, expected), quiet(), Path(source).open("rb") as stream:
+        image = open_image(stream, formats, MAX_BYTES)
+        check_size(image, 0 < image.width * image.height <= MAX_PIXELS)
+        if {image.info.get("Software"), image.info.get("comment")} & {WRITTEN, WRITTEN.encode()}:
+            raise PictureError(f"{source}: drawn by {WRITTEN}, not read as a picture")
+        return flatten(normalise(image))
+
+
+def open_image(stream: BinaryIO, formats: tuple[str, ...], max_bytes: int) -> Image.Image:
+    """Open an image of at most `max_bytes` in one of pillow's `formats`, without decoding it.
+
+    Raises ValueError where it is none.
+    """
+    content = stream.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"more than {max_bytes} bytes")
+    try:
+        return Image.open(io.BytesIO(content), formats=formats)
+    except UnidentifiedImageError:  # its text is the address of the stream
+        raise ValueError("unreadable image") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without pillow's warnings: of large sizes, which are checked, and of damage it can skip."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def check_size(image: Image.Image, fits: bool, reason: str = "") -> None:
+    """Raise ValueError, naming the size of the image, unless it `fits`."""
+    if not fits:
+        raise ValueError(f"image of {image.width}x{image.height}{reason}")
+
+
+def normalise(image: Image.Image) -> Image.Image:
+    """The first frame, upright as its EXIF data say, deeper grays scaled to 8 bits.
+
+    Pillow's own conversion would clip 16-bit grays and floats in [0, 1].
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        highest = 1 if image.mode == "F" else 65535
+        pixels = np.asarray(image)
+        if not (pixels.min() >= 0 and pixels.max() <= highest):  # also true of NaN
+            raise ValueError(f"grays outside 0 to {highest}")
+        image = Image.fromarray(np.rint(pixels * (255 / highest)).astype(np.uint8))
+    return ImageOps.exif_transpose(image) if image.getexif() else image
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """A picture of any 8-bit mode as mode L or RGB, on white where it is transparent."""
+    if image.mode in TRANSPARENT or "transparency" in image.info:
+        drawn = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
+    if image.mode == "LAB":
+        return image.getchannel("L")
+    return image if image.mode == "L" else image.convert("RGB")
+
+
+# --- faces
+
+
+def frame(image: Image.Image, crop: Box | None) -> np.ndarray:
+    """The part `crop` of an image, in 256ths of its width, or all of it: gray uint8 (48, 48)."""
+    # Pillow widens the bilinear kernel when it shrinks, so nothing aliases; the box kernel would
+    # average as well, but turns blocky where cropped images are below 48 pixels.
+    # Gray first: the numbers of a palette image cannot be averaged.
+    gray = image.convert("L")
+    if crop is not None:
+        # Cut first: resize with a box would mix in pixels from outside it.
+        left, top, right, bottom = (round(edge * image.width / FRAME) for edge in crop)
+        gray = gray.crop((left, top, right, bottom))
+    return np.array(gray.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+def centre_face(picture: Image.Image, crop: Box | None = None) -> np.ndarray:
+    """The largest centred square of a picture, or `crop` of it, as a face: gray uint8 (48, 48).
+
+    `crop` is in 256ths of the square's side.
+    """
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return frame(picture.crop((left, top, left + side, top + side)), crop)
+
+
+def cut_face(picture: Image.Image, rect: Rect) -> np.ndarray:
+    """The part `rect` of a picture as a face, gray uint8 (48, 48).
+
+    Beyond the picture its outermost pixels are repeated, as black bars would change the answer.
+    """
+    left, top, width, height = rect
+    right, bottom = left + width, top + height
+    gray = np.asarray(picture.convert("L"))
+    inside = gray[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    if 0 in inside.shape:
+        size = f"{picture.width}x{picture.height}"
+        raise PictureError(f"box {list(rect)}: outside the picture of {size} pixels")
+    beyond = (
+        (max(-top, 0), max(bottom - picture.height, 0)),
+        (max(-left, 0), max(right - picture.width, 0)),
+    )
+    return frame(Image.fromarray(np.pad(inside, beyond, mode="edge")), None)

@@ -1,0 +1,113 @@
+"""`Predictor`: an exported network, run by onnxruntime, and the faces of a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from auto_fernet.detection import FaceDetector
+from auto_fernet.pictures import SIDE, PictureError, Rect, Source, cut_face, explained, open_picture
+
+NETWORKS = Path(__file__).parent / "networks"
+DEFAULT = "auto_fernet_s"
+
+
+class Predictor:
+    """Recognises the expressions of the faces in pictures.
+
+    `network`: the name of a network of this package, or an ONNX file that tools.export wrote.
+    `detector`: a YuNet file for OpenCV; None for OpenCV's cascade. `threads`: of onnxruntime, None
+    for its own choice. `classes` are the names of the expressions. Raises PictureError for a
+    network or file that does not exist or is no such network.
+    """
+
+    def __init__(
+        self,
+        network: str | Path = DEFAULT,
+        detector: str | Path | None = None,
+        threads: int | None = None,
+    ) -> None:
+        # Imported here: pictures and faces can be used without a network.
+        import onnxruntime
+
+        path = find_network(network)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        with explained(path, "a network that tools.export wrote"):
+            self._session = onnxruntime.InferenceSession(
+                path.read_bytes(), options, providers=onnxruntime.get_available_providers()
+            )
+            found = self._session.get_modelmeta().custom_metadata_map
+            self.classes: tuple[str, ...] = tuple(json.loads(found["classes"]))
+        self._model = detector
+        self._detector: FaceDetector | None = None
+
+    @property
+    def detector(self) -> FaceDetector:
+        """The detector, which needs OpenCV, made when it is first used."""
+        if self._detector is None:
+            self._detector = FaceDetector(self._model)
+        return self._detector
+
+    def probabilities(self, faces: np.ndarray) -> np.ndarray:
+        """The probability of each class: uint8 (N, 48, 48), each filled by a face, to (N, K)."""
+        if faces.dtype != np.uint8 or faces.shape[1:] != (SIDE, SIDE):
+            raise PictureError(
+                f"faces: {faces.dtype} {faces.shape}; expected uint8 (N, {SIDE}, {SIDE})"
+            )
+        images = faces[:, None].astype(np.float32) / 255
+        (logits,) = self._session.run(None, {"faces": images})
+        return softmax(logits)
+
+    def detect_emotions(
+        self, picture: Source, face_rectangles: Sequence[Rect] | None = None
+    ) -> list[dict[str, Any]]:
+        """The faces of a picture: `box` [x, y, width, height] and `emotions`, name to probability.
+
+        `picture`: a path, an image of pillow, or an array uint8 (H, W) or (H, W, 3), red first.
+        The largest face comes first. `face_rectangles`: rectangles to use, as they are, instead of
+        OpenCV's, each framed as in FER2013.
+        """
+        opened = open_picture(picture)
+        if face_rectangles is None:
+            rects = self.detector(opened)
+            squares = [self.detector.square(rect) for rect in rects]
+        else:
+            rects = squares = [tuple(map(int, rect)) for rect in face_rectangles]  # type: ignore[misc]
+        if not rects:
+            return []
+        found = self.probabilities(np.stack([cut_face(opened, square) for square in squares]))
+        return [
+            {"box": list(rect), "emotions": dict(zip(self.classes, p.tolist(), strict=True))}
+            for rect, p in zip(rects, found, strict=True)
+        ]
+
+    def top_emotion(self, picture: Source) -> tuple[str, float] | tuple[None, None]:
+        """The most probable expression of the largest face, and its probability; or None, None."""
+        faces = self.detect_emotions(picture)
+        if not faces:
+            return None, None
+        emotions: dict[str, float] = faces[0]["emotions"]
+        best = max(emotions, key=emotions.__getitem__)
+        return best, emotions[best]
+
+
+def find_network(name: str | Path) -> Path:
+    """The file of a network of this package, or the file `name`. Raises PictureError for none."""
+    for path in (Path(name), NETWORKS / f"{name}.onnx"):
+        if path.is_file():
+            return path
+    inside = ", ".join(sorted(path.stem for path in NETWORKS.glob("*.onnx")))
+    raise PictureError(f"network {name}: no such file; expected an ONNX file, or one of {inside}")
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of logits (N, K), float64."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)

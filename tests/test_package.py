@@ -1,0 +1,341 @@
+"""The package auto_fernet: faces found, answers of exported networks, videos, no PyTorch."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import ROOT
+
+from auto_fernet import PictureError, Predictor, open_picture
+from auto_fernet import command as auto_fernet_command
+from auto_fernet.detection import FaceDetector, square_around
+from auto_fernet.pictures import cut_face
+from auto_fernet.predictor import NETWORKS, softmax
+from auto_fernet.video import Tracker, overlap
+from common.weights import CHECKPOINTS, digest, load_network, read_manifest
+from data.synthetic_cross import draw_jaffe
+from data.types import CLASSES
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+needs_opencv = pytest.mark.skipif(find_spec("cv2") is None, reason="OpenCV is not installed")
+
+
+@pytest.fixture(scope="module")
+def heads() -> list[Image.Image]:
+    """Synthetic heads and shoulders, 256x256."""
+    return [Image.fromarray(x[0]) for x in draw_jaffe(takes=1).images.numpy()[::20]]
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor(threads=1)
+
+
+@pytest.fixture
+def photo(heads, tmp_path) -> Path:
+    """A picture of 700x500 with two heads, the smaller on the left."""
+    canvas = Image.new("RGB", (700, 500), (90, 120, 100))
+    canvas.paste(heads[0].resize((200, 200)), (40, 150))
+    canvas.paste(heads[1].resize((320, 320)), (330, 90))
+    canvas.save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+# --- networks
+
+
+@pytest.mark.parametrize("path", sorted(NETWORKS.glob("*.onnx")), ids=lambda p: p.stem)
+def test_networks_equal_the_checkpoints(path):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = session.get_modelmeta().custom_metadata_map
+    assert tuple(json.loads(found["classes"])) == CLASSES
+    assert found["checkpoint_sha256"] == digest(CHECKPOINTS / f"{path.stem}.pt")
+    assert path.stem in read_manifest(CHECKPOINTS)
+    faces = np.random.default_rng(0).integers(0, 256, (100, 48, 48), np.uint8)
+    with torch.no_grad():
+        images = torch.from_numpy(faces).unsqueeze(1).float() / 255
+        logits = load_network(path.stem)(images)[0].double()
+    found = Predictor(path.stem, threads=1).probabilities(faces)
+    assert np.abs(found - logits.softmax(dim=1).numpy()).max() < 1e-5
+
+
+def test_softmax():
+    found = softmax(np.array([[1000.0, 1000.0], [0.0, np.log(3)]], np.float32))
+    assert found == pytest.approx(np.array([[0.5, 0.5], [0.25, 0.75]]))
+
+
+@pytest.mark.parametrize("name, content, said", [
+    ("none", None, "network .*none.*: no such file; expected .*auto_fernet_s"),
+    ("bad.onnx", b"no network", "bad.onnx: .* expected a network that tools.export wrote"),
+])  # fmt: skip
+def test_wrong_network_is_one_line(name, content, said, tmp_path):
+    if content:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(PictureError, match=said) as raised:
+        Predictor(tmp_path / name)
+    assert "\n" not in str(raised.value)
+
+
+def test_wrong_faces_are_one_line(predictor):
+    with pytest.raises(PictureError, match=r"float64 \(1, 48, 48\); expected uint8"):
+        predictor.probabilities(np.zeros((1, 48, 48)))
+
+
+# --- faces
+
+
+@needs_opencv
+def test_every_synthetic_head_is_found_and_framed(heads):
+    detector = FaceDetector()
+    for head in heads:
+        (rect,) = detector(head)
+        x, y, width, height = detector.square(rect)
+        # The fixed box of data/jaffe.py: 148 pixels around (130, 150).
+        assert abs(x + width / 2 - 130) < 25
+        assert abs(y + height / 2 - 150) < 25
+        assert 90 < width == height < 180
+
+
+@needs_opencv
+def test_detect_emotions_from_every_source(predictor, photo):
+    found = predictor.detect_emotions(photo)
+    assert [face["box"][0] > 300 for face in found] == [True, False]  # the largest first
+    picture = open_picture(photo)
+    for source in (str(photo), picture, np.asarray(picture)):
+        assert predictor.detect_emotions(source) == found
+    # The oracle: the square around each box, cut and asked for by hand.
+    for face in found:
+        square = predictor.detector.square(tuple(face["box"]))
+        p = predictor.probabilities(cut_face(picture, square)[None])[0]
+        assert list(face["emotions"]) == list(CLASSES)
+        assert list(face["emotions"].values()) == pytest.approx(p.tolist())
+        assert predictor.detect_emotions(picture, [square])[0]["emotions"] == pytest.approx(
+            face["emotions"]
+        )
+    best, share = predictor.top_emotion(photo)
+    assert share == max(found[0]["emotions"].values()) == found[0]["emotions"][best]
+    nothing = Image.new("L", (200, 200), 90)
+    assert predictor.detect_emotions(nothing) == []
+    assert predictor.top_emotion(nothing) == (None, None)
+
+
+@needs_opencv
+def test_small_and_large_pictures_are_searched(heads):
+    detector = FaceDetector()
+    for side in (64, 2000):
+        (rect,) = detector(heads[0].resize((side, side)))
+        assert 0.3 < rect[2] / side < 0.9
+
+
+def test_square_around():
+    assert square_around((10, 20, 30, 40), 1.0, 0.0) == (5, 20, 40, 40)
+    assert square_around((10, 20, 40, 40), 0.5, 0.25) == (20, 40, 20, 20)
+
+
+def test_missing_opencv_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(PictureError, match=r"pip install 'opencv-python-headless>=4\.9,<5'"):
+        FaceDetector()
+
+
+@needs_opencv
+def test_yunet_file(tmp_path):
+    """A network with YuNet's outputs, whose score is how bright 8x8, 16x16 or 32x32 pixels are."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    nodes, weights, outputs = [], [], []
+    for step in (8, 16, 32):
+        for kind, count in (("cls", 1), ("obj", 1), ("bbox", 4), ("kps", 10)):
+            name = f"{kind}_{step}"
+            kernel = np.zeros((count, 3, step, step), np.float32)
+            if count == 1 and step == 32:
+                kernel[:] = 1 / (3 * 255 * step * step)
+            weights += [
+                onnx.numpy_helper.from_array(kernel, f"w{name}"),
+                onnx.numpy_helper.from_array(np.array([1, count, -1]), f"r{name}"),
+            ]
+            nodes += [
+                onnx.helper.make_node("Conv", ["input", f"w{name}"], [f"c{name}"],
+                                      strides=[step, step], kernel_shape=[step, step]),
+                onnx.helper.make_node("Reshape", [f"c{name}", f"r{name}"], [f"f{name}"]),
+                onnx.helper.make_node("Transpose", [f"f{name}"], [name], perm=[0, 2, 1]),
+            ]  # fmt: skip
+            outputs.append(onnx.helper.make_tensor_value_info(name, 1, [1, None, count]))
+    image = onnx.helper.make_tensor_value_info("input", 1, [1, 3, None, None])
+    graph = onnx.helper.make_graph(nodes, "toy", [image], outputs, weights)
+    opset = [onnx.helper.make_opsetid("", 11)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "y.onnx")
+    picture = np.zeros((256, 256), np.uint8)
+    picture[64:96, 128:160] = 255
+    assert FaceDetector(tmp_path / "y.onnx")(Image.fromarray(picture)) == [(112, 48, 32, 32)]
+    (tmp_path / "bad.onnx").write_bytes(b"no network")
+    with pytest.raises(PictureError, match=r"bad.onnx: .* expected a YuNet network"):
+        FaceDetector(tmp_path / "bad.onnx")
+
+
+# --- the command
+
+
+def command(*words: object) -> int:
+    return auto_fernet_command.main([str(word) for word in words])
+
+
+@needs_opencv
+def test_command_finds_every_face(photo, tmp_path, capsys):
+    Image.new("L", (200, 200), 90).save(tmp_path / "nobody.png")
+    assert command(tmp_path, "--detect", "--out", tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "nobody.png  no face found" in printed
+    assert "photo.png face 1" in printed
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
+    assert {row["picture"] for row in rows} == {"photo.png"}
+    assert [row["face"] for row in rows] == ["0", "1"]
+    expected = Predictor().detect_emotions(photo)
+    for row, face in zip(rows, expected, strict=True):
+        assert [int(row[name]) for name in ("x", "y", "width", "height")] == face["box"]
+        assert float(row[row["expression"]]) == max(float(row[name]) for name in CLASSES)
+        found = {name: float(row[name]) for name in CLASSES}
+        assert found == pytest.approx(face["emotions"], abs=1e-6)
+    path = tmp_path / "out" / "drawn" / "photo.png.jpg"
+    with Image.open(path) as drawn:
+        x, y, _, height = expected[0]["box"]
+        blue = np.abs(np.asarray(drawn).astype(int)[y + 2 : y + height - 2, x] - (33, 102, 172))
+        assert np.median(blue) < 30
+        assert drawn.size == (700, 500)
+    with pytest.raises(PictureError, match="drawn by auto-fernet"):
+        open_picture(path)
+
+
+def test_command_errors_are_one_line(tmp_path, capsys):
+    for words, said in (
+        ([], "either pictures or --video"),
+        ([tmp_path / "none.png"], "none.png: no such file"),
+        ([tmp_path, "--network", "x"], "network x: no such file"),
+        ([tmp_path], "no face in 0 pictures"),
+    ):
+        assert command(*words, "--out", tmp_path / "out") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+    assert not (tmp_path / "out").exists()
+
+
+# --- videos
+
+
+def test_overlap():
+    assert overlap((0, 0, 10, 10), (0, 0, 10, 10)) == 1
+    assert overlap((0, 0, 10, 10), (5, 0, 10, 10)) == pytest.approx(1 / 3)
+    assert overlap((0, 0, 10, 10), (20, 0, 10, 10)) == 0
+
+
+def test_tracker_follows_forgets_and_numbers_faces():
+    tracker = Tracker(patience=2)
+    left, right = (0, 0, 10, 10), (50, 0, 10, 10)
+    assert [t.number for t in tracker.update([left, right])] == [0, 1]
+    assert [t.number for t in tracker.update([(51, 0, 10, 10), (1, 0, 10, 10)])] == [1, 0]
+    assert [t.number for t in tracker.update([right])] == [1]
+    assert [t.number for t in tracker.update([left, right])] == [0, 1]  # missed once
+    for _ in range(3):
+        tracker.update([right])
+    assert [t.number for t in tracker.update([left])] == [2]  # gone for longer than patience
+    assert tracker.count == 3
+
+
+def test_track_averages():
+    track = Tracker(0).update([(0, 0, 9, 9)])[0]
+    for p in ([1.0, 0.0], [0.0, 1.0], [0.0, 1.0]):
+        track.add(np.array(p), keep=0.5)
+    assert track.probabilities.tolist() == [0.25, 0.75]
+
+
+@needs_opencv
+def test_video_of_moving_faces(heads, tmp_path, capsys):
+    import cv2
+
+    code, path = cv2.VideoWriter_fourcc(*"mp4v"), tmp_path / "two.mp4"
+    writer = cv2.VideoWriter(str(path), code, 20, (480, 360))
+    small = [np.asarray(head.resize((200, 200))) for head in heads[:2]]
+    for t in range(12):
+        frame = np.full((360, 480, 3), 110, np.uint8)
+        frame[20 + t : 220 + t, 5 * t : 200 + 5 * t] = small[0][:, :, None]
+        frame[140:340, 270 - 3 * t : 470 - 3 * t] = small[1][:, :, None]
+        writer.write(frame)
+    writer.release()
+    assert command("--video", path, "--out", tmp_path / "out") == 0
+    assert "12 frames" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "out" / "two.csv").open()))
+    assert {row["face"] for row in rows} == {"0", "1"}
+    assert len(rows) >= 22  # two faces a frame, but for one that may be missed
+    by_face = {number: [row for row in rows if row["face"] == number] for number in "01"}
+    for number, each in by_face.items():
+        # Each number stays with its face, which moves to one side only.
+        steps = np.diff([int(row["x"]) for row in each])
+        right = int(each[0]["x"]) < 150
+        assert (steps.mean() > 3) == right, number
+        assert (steps.mean() < -1) == (not right), number
+        assert all(sum(float(row[name]) for name in CLASSES) == pytest.approx(1, abs=1e-4)
+                   for row in each)  # fmt: skip
+    assert float(rows[-1]["seconds"]) == pytest.approx(11 / 20)
+    copy = cv2.VideoCapture(str(tmp_path / "out" / "two.mp4"))
+    assert (copy.get(cv2.CAP_PROP_FRAME_COUNT), copy.get(cv2.CAP_PROP_FPS)) == (12, 20)
+    blue = [int(x) for x in copy.read()[1][int(rows[0]["y"]) + 60, int(rows[0]["x"])]]
+    assert blue[0] > blue[2] + 60
+    assert command("--video", tmp_path / "out" / "two.mp4", "--out", tmp_path / "out") == 2
+    assert "is the video itself" in capsys.readouterr().err
+
+
+@needs_opencv
+def test_what_is_no_video_is_one_line(tmp_path, capfd):
+    (tmp_path / "x.mp4").write_bytes(b"no video")
+    for name, said in (("x.mp4", "no frame can be read"), ("y.mp4", "no such file")):
+        assert command("--video", tmp_path / name, "--out", tmp_path / "out") == 2
+        assert said in capfd.readouterr().err.splitlines()[-1]
+
+
+# --- the installed package
+
+
+def test_package_stands_alone(tmp_path, heads):
+    """In a folder that holds nothing but the package, and without torch."""
+    (tmp_path / "auto_fernet").symlink_to(ROOT / "auto_fernet")
+    heads[0].save(tmp_path / "head.png")
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'matplotlib', 'pandas')))\n"
+        "from auto_fernet import Predictor\n"
+        "print(Predictor().detect_emotions('head.png', [(56, 76, 148, 148)]))\n"
+    )
+    words, environment = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": ""}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[{'box': [56, 76, 148, 148], 'emotions': {'angry': ")
+
+
+def test_wheel_holds_the_package_alone(tmp_path):
+    pytest.importorskip("setuptools", minversion="68", reason="setuptools 68 is not installed")
+    words = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+             "--disable-pip-version-check", "--wheel-dir", str(tmp_path / "out"), "."]  # fmt: skip
+    # A copy: setuptools writes build/ and auto_fernet.egg-info/ beside the sources.
+    copied = tmp_path / "copy"
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in files.splitlines():
+        if (name.startswith("auto_fernet/") or "/" not in name) and (ROOT / name).is_file():
+            (copied / name).parent.mkdir(parents=True, exist_ok=True)
+            (copied / name).write_bytes((ROOT / name).read_bytes())
+    done = subprocess.run(words, cwd=copied, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tmp_path / "out").glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"auto_fernet"}
+    assert "auto_fernet/networks/auto_fernet_s.onnx" in names
+    assert "auto_fernet/command.py" in names
