@@ -428,10 +428,14 @@ def compiled(model: nn.Module, batch_size: int) -> Forward:
 
 @dataclass(frozen=True)
 class Scores:
-    """An evaluated split: logits float32 (N, K) and labels int64 (N,) on the CPU."""
+    """An evaluated split: logits float32 (N, K) and labels int64 (N,) on the CPU.
+
+    `copies`, bool (N,): which images are in Training too, where that is known.
+    """
 
     logits: Tensor
     labels: Tensor
+    copies: Tensor | None = None
 
     @property
     def loss(self) -> float:
@@ -447,6 +451,13 @@ class Scores:
     def accuracy(self) -> float:
         """Top-1 accuracy in percent."""
         return 100.0 * (self.predictions == self.labels).double().mean().item()
+
+    def without_copies(self) -> Scores | None:
+        """The scores of the other images; None where no image is a copy, or all are."""
+        if self.copies is None or not self.copies.any() or self.copies.all():
+            return None
+        own = ~self.copies
+        return Scores(self.logits[own], self.labels[own])
 
 
 @torch.no_grad()  # in inference mode processes of torch 2.4 cannot exchange tensors
@@ -469,7 +480,8 @@ def evaluate(
             with run.precision:
                 logits.append(predict(images).float())
         run.check_stop()
-    return Scores(gather_rows(torch.cat(logits)[: own.count].cpu()), split.labels.cpu())
+    copies = None if split.copies is None else split.copies.cpu()
+    return Scores(gather_rows(torch.cat(logits)[: own.count].cpu()), split.labels.cpu(), copies)
 
 
 def network_predictor(model: Network) -> Predict:

@@ -19,7 +19,13 @@ import torch
 
 from common import arguments
 from common.cli import resolve_device, run_script, start_run
-from common.report import format_table, headline, report_split, write_summary
+from common.report import (
+    format_table,
+    report_split,
+    row_without_copies,
+    split_headline,
+    write_summary,
+)
 from common.training import EVALUATED, evaluation_splits
 from common.weights import find_weights, load_trained, network_flags, require_classes
 from data.sets import load_set
@@ -55,7 +61,7 @@ def depths(text: str) -> list[int]:
 def mean_scores(members: list[Scores]) -> Scores:
     """The mean of the members' logits on the same images."""
     logits = torch.stack([member.logits.double() for member in members]).mean(dim=0)
-    return Scores(logits.float(), members[0].labels)
+    return Scores(logits.float(), members[0].labels, members[0].copies)
 
 
 def agreement(members: list[Scores]) -> list[list[float]]:
@@ -128,10 +134,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
                 {
                     "checkpoint": str(path),
                     "parameters": parameters[k],
-                    "figures": {
-                        name: headline(members[name][k].accuracy, len(members[name][k].labels))
-                        for name in EVALUATED
-                    },
+                    "figures": {name: split_headline(members[name][k]) for name in EVALUATED},
                 }
                 for k, path in enumerate(paths)
             ],
@@ -151,6 +154,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     ]
     own = [ensemble[name].accuracy for name in EVALUATED]
     rows.append([f"ensemble of {len(paths)}", f"{sum(parameters):,}", *own, *[""] * len(paths)])
+    for name, *figures in row_without_copies("the ensemble", ensemble):
+        rows.append([name, "", *figures, *[""] * len(paths)])
     columns = ["top-1 accuracy in %", "parameters", *EVALUATED]
     columns += [f"like {k + 1}" for k in range(len(paths))]
     _log.info(

@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_sgd_arguments(parser, learning_rate=0.02272721, drop_path_prob=None)
     arguments.add_training_arguments(parser, epochs=100)
     arguments.add_teacher_arguments(parser)
+    arguments.add_copies_argument(parser)
     arguments.add_tta_argument(parser)
     return parser
 
@@ -76,7 +77,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     start = load_start(args) if args.resume is None else None
     fes = choose_fes(args.fes_matrix, args.protocol) if args.resume is None else None
     teacher, taught_classes = load_teacher(args, device)
-    data = load_set(args.data, args.seed).map(lambda tensor: tensor.to(device))
+    data = load_set(args.data, args.seed, without_copies=args.drop_copies)
+    data = data.map(lambda tensor: tensor.to(device))
     if teacher is not None:
         require_classes(",".join(args.teacher), taught_classes, data.classes)
     if args.fes and data.classes != CLASSES:

@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_sgd_arguments(parser, learning_rate=0.025, drop_path_prob=0.2)
     arguments.add_training_arguments(parser, epochs=600)
     arguments.add_teacher_arguments(parser)
+    arguments.add_copies_argument(parser)
     arguments.add_tta_argument(parser)
     return parser
 
@@ -61,7 +62,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     device = resolve_device(args)
     genotype = resolve_genotype(args.arch, args.model_path) if args.resume is None else None
     teacher, taught_classes = load_teacher(args, device)
-    data = load_set(args.data, args.seed).map(lambda tensor: tensor.to(device))
+    data = load_set(args.data, args.seed, without_copies=args.drop_copies)
+    data = data.map(lambda tensor: tensor.to(device))
     if teacher is not None:
         require_classes(",".join(args.teacher), taught_classes, data.classes)
 

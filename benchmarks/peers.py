@@ -29,7 +29,6 @@ from common.cli import run_script
 from common.report import format_table
 from common.weights import find_weights, load_trained, require_classes
 from data.augment import to_float
-from data.copies import copies
 from data.sets import load_set
 from data.types import CLASSES
 from engine import Predict, network_predictor
@@ -66,11 +65,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         row: dict[str, Any] = {"network": name, "parameters": parameters}
         for split in ("PublicTest", "PrivateTest"):
             images, labels = data.splits[split].images, data.splits[split].labels
+            copies = data.splits[split].copies
             predict_split = _batched(predict, args.batch_size)
             right = predict_split(images).argmax(dim=1) == labels
-            own = ~copies(data.splits[split], data.splits["Training"])
             row[split] = 100 * float(right.float().mean())
-            row[f"{split} without copies"] = 100 * float(right[own].float().mean())
+            own = right if copies is None else right[~copies]
+            row[f"{split} without copies"] = 100 * float(own.float().mean())
         faces = to_float(data.splits["PublicTest"].images[:BATCH])
         row["ms a face"] = _milliseconds(predict, faces[:1])
         row["in batches"] = _milliseconds(predict, faces)

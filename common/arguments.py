@@ -285,6 +285,15 @@ def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
     # fmt: on
 
 
+def add_copies_argument(parser: argparse.ArgumentParser) -> None:
+    """What is done with the test images that FER2013's Training holds."""
+    parser.add_argument(
+        "--drop_copies",
+        action="store_true",
+        help="train without the images that are in a test split too, pixel for pixel",
+    )
+
+
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """The trained network that a script starts from."""
     parser.add_argument_group("the trained network").add_argument(

@@ -27,6 +27,22 @@ def headline(accuracy: float, count: int) -> dict[str, Any]:
     return {"accuracy": accuracy, "interval95": half, "images": count}
 
 
+def split_headline(scores: Scores) -> dict[str, Any]:
+    """The `headline` of a split; where Training holds copies of it, also that of the others."""
+    found, own = headline(scores.accuracy, len(scores.labels)), scores.without_copies()
+    return found if own is None else {**found, "without_copies": split_headline(own)}
+
+
+def row_without_copies(name: str, scores: Mapping[str, Scores]) -> list[list[Any]]:
+    """A row of a table of splits, of the images that are not in Training; none without copies."""
+    own = [each.without_copies() for each in scores.values()]
+    if not any(own):
+        return []
+    return [
+        [f"{name}, without copies of Training", *("" if s is None else s.accuracy for s in own)]
+    ]
+
+
 def report_split(name: str, scores: Scores, classes: Sequence[str], folder: Path) -> dict[str, Any]:
     """Write `name`_report.txt, `name`_confusion.csv and .png into `folder`.
 
@@ -45,15 +61,19 @@ def report_split(name: str, scores: Scores, classes: Sequence[str], folder: Path
         matrix, index=pd.Index(classes, name="true\\predicted"), columns=list(classes)
     )
     text = classification_report(labels, predictions, digits=4, **options)
+    own = scores.without_copies()
+    without = (
+        f", {own.accuracy:.2f} % of the {len(own.labels)} that are not in Training" if own else ""
+    )
     write_text(
         folder / f"{name}_report.txt",
-        f"{name}: top-1 {scores.accuracy:.2f} % of {len(labels)} images\n\n{text}\n"
+        f"{name}: top-1 {scores.accuracy:.2f} % of {len(labels)} images{without}\n\n{text}\n"
         f"confusion matrix (rows true, columns predicted)\n{table.to_string()}\n",
     )
     write_text(folder / f"{name}_confusion.csv", table.to_csv())
     draw_confusion(matrix, classes, folder / f"{name}_confusion.png", name)
     return {
-        **headline(scores.accuracy, len(labels)),
+        **split_headline(scores),
         "loss": scores.loss,
         "classes": {
             each: {key: figures[each][key] for key in ("precision", "recall", "f1-score")}

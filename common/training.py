@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.plots import draw_curves
-from common.report import format_table, report_split, write_summary
+from common.report import format_table, report_split, row_without_copies, write_summary
 from data.augment import subsample
 from data.types import Split
 from engine import Run, TrainState, best_epoch, evaluate_splits, first_epoch_reaching, image_limit
@@ -135,6 +135,8 @@ def report_training(
     if args.tta != "none":
         row = [f"{chosen_row}, --tta {args.tta}", *(s.accuracy for s in scores.values())]
         rows.insert(1, row)
+        chosen_row = str(row[0])
+    rows += row_without_copies(chosen_row, scores)
     table = format_table(["top-1 accuracy in %", *scores], rows)
     _log.info("\n%s\n\nreports and pictures in %s", table, run.folder)
     return summary

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from data.cache import read_cached
+from data.copies import drop_copies, mark_copies
 from data.readers import SOUGHT, Arrays, sets_in
 from data.sources import Entry, Sets, find_source
 from data.synthetic import draw_fer2013
@@ -27,13 +28,14 @@ _OTHER_FOLDERS = r"(.*/)?(ck(\+|plus)?(48)?|jaffe[^/]*)"
 _OTHER_FILES = r"S\d{3}_\d{3}_\d{8}\.\w+|[A-Z]{2}[._-](AN|DI|FE|HA|SA|SU|NE)\d[._-]\d+\s*\.\w+"
 
 
-def load_set(path: str | Path, seed: int = 0) -> DataSet:
+def load_set(path: str | Path, seed: int = 0, *, without_copies: bool = False) -> DataSet:
     """Load a set with the splits Training, PublicTest and PrivateTest from the value of `--data`.
 
     `path` is the set itself in any of its forms, a folder that contains it, or "synthetic". A split
-    that the set does not have is a tenth of each class of Training, drawn by `seed`. What was
-    decided, and counts other than FER2013's, are logged. Raises UserError when no set is found or
-    it is malformed.
+    that the set does not have is a tenth of each class of Training, drawn by `seed`. Test images
+    that are in Training too are marked; `without_copies` leaves them out of Training. What was
+    decided, these copies, and counts other than FER2013's are logged. Raises UserError when no set
+    is found or it is malformed.
     """
     if str(path) == "synthetic":
         return DataSet(CLASSES, draw_fer2013())
@@ -60,6 +62,17 @@ def load_set(path: str | Path, seed: int = 0) -> DataSet:
         ]
         if differences:
             log(f"{source}: counts differ from FER2013's: {', '.join(differences)}")
+    splits = mark_copies(splits)
+    counts = {
+        name: int(split.copies.sum()) for name, split in splits.items() if split.copies is not None
+    }
+    if any(counts.values()):
+        found = " and ".join(f"{count} of {name}" for name, count in counts.items())
+        log(f"{source}: {found} are pixel for pixel in Training too")
+        if without_copies:
+            before = len(splits["Training"].images)
+            splits = drop_copies(splits)
+            log(f"Training without them: {len(splits['Training'].images)} of {before} images")
     return DataSet(classes, splits)
 
 

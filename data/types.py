@@ -25,17 +25,19 @@ SIDE = 48  # pixels
 class Split:
     """One split: images uint8 (N, 1, 48, 48), labels int64 (N,) in the order of the classes.
 
-    `true_labels`, int64 (N,), exists for the synthetic set only, whose wrong labels are known.
+    `true_labels`, int64 (N,), exists for the synthetic set only, whose wrong labels are known;
+    `copies`, bool (N,), for the test splits of other sets: which images are in Training too.
     """
 
     images: Tensor
     labels: Tensor
     true_labels: Tensor | None = None
+    copies: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Split:
         """The split with `change` applied to every tensor, e.g. a move to a device."""
-        true_labels = None if self.true_labels is None else change(self.true_labels)
-        return Split(change(self.images), change(self.labels), true_labels)
+        more = (None if each is None else change(each) for each in (self.true_labels, self.copies))
+        return Split(change(self.images), change(self.labels), *more)
 
 
 @dataclass(frozen=True)
