@@ -65,6 +65,7 @@ from utils import (
     LOGGER_NAME,
     AverageMeter,
     Interrupted,
+    UserError,
     average_gradients,
     broadcast_model,
     load_state,
@@ -87,6 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--init_channels", type=arguments.channels, default=16, metavar="C",
         help="channels of the first cell")
     add("--layers", type=arguments.cells, default=8, metavar="L", help="cells")
+    add("--partial_channels", type=arguments.positive_int, default=1, metavar="K",
+        help="let 1/K of the channels through the primitives, the others around them (PC-DARTS, "
+        "K = 4); divides --init_channels")
     add = parser.add_argument_group("the search").add_argument
     add("--epochs", type=arguments.positive_int, metavar="N",
         help="epochs; with fewer than decide every edge the most important open edges fill the "
@@ -319,6 +323,11 @@ def save_search(state: SearchState, args: argparse.Namespace, run: Run) -> None:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     open_log()
     device = resolve_device(args)
+    if args.init_channels % args.partial_channels:
+        raise UserError(
+            f"--partial_channels {args.partial_channels}: expected a divisor of --init_channels "
+            f"{args.init_channels}"
+        )
     data = load_set(args.data, args.seed)
     halves = search_halves(
         data.splits,
@@ -331,7 +340,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
     run = start_run(args, device, "search", "search")
     if run.resumed is None:
-        model = Network(args.init_channels, len(data.classes), args.layers)
+        model = Network(
+            args.init_channels, len(data.classes), args.layers, args.partial_channels
+        )
     else:
         with reading(run.folder / "checkpoint.pt", "a checkpoint of a search"):
             description, weights = run.resumed["model"], run.resumed["state_dict"]

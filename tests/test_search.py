@@ -17,6 +17,7 @@ from data.types import Split
 from engine import Run, autocast
 from model_search import OPEN, Network
 from search import SearchState, search_one_epoch
+from utils import UserError
 
 SIZE = 8  # of the images: small, and still halved twice
 
@@ -96,6 +97,12 @@ def test_search_follows_its_schedules(monkeypatch):
     assert opened[3] < opened[2] <= 24
     assert [d["epoch"] for d in progress.decisions] == [2, 2, 3, 3, 4, 4]
     assert len(progress.past["normal"]) == min(4, args.history_size)
+
+
+def test_channels_that_partial_channels_do_not_divide_are_refused():
+    flags = "--data nowhere --init_channels 6 --partial_channels 4"
+    with pytest.raises(UserError, match="--partial_channels 4: .* --init_channels 6"):
+        search.main(parse(flags, search))
 
 
 def test_search_without_open_edges_trains_weights_only():
