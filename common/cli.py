@@ -143,7 +143,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
             # Defaults, so that flags that are given override them.
             parser.set_defaults(**RECIPES[args.recipe])
             args = parser.parse_args(argv)
-            _check_training(args)
+            if "size_epochs" in args:
+                _check_training(args)
         if "script" in args:
             args.started = describe_start(args.script, sys.argv[1:] if argv is None else argv)
         return args
