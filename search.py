@@ -22,6 +22,8 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import common.threads  # noqa: F401 (torch reads it when it is loaded)
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

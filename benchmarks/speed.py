@@ -117,7 +117,7 @@ class Case(NamedTuple):
 
 def build_supernet(args: argparse.Namespace, decisions: int) -> Supernet:
     """A supernet of which `decisions` edges of each cell are decided by criterion 1."""
-    model = Supernet(args.init_channels, len(CLASSES), args.layers)
+    model = Supernet(args.init_channels, len(CLASSES), args.layers, args.partial_channels)
     for _ in range(decisions):
         decide(model, score_cells(model, {cell: [] for cell in CELLS}, use_history=False))
     return model
@@ -128,6 +128,7 @@ def search_step(setup: Setup, decisions: int) -> Step:
     if setup.variant == "fixed network":
         return decided_step(setup)
     args = setup.args("search")
+    args.partial_channels = 4 if setup.variant == "partial channels" else 1
     model = build_supernet(args, decisions).to(setup.device)
     train, valid = setup.batch(args.batch_size), setup.batch(args.batch_size)
     if setup.variant == "plain":
@@ -267,11 +268,12 @@ def plain_relabel(
 # --- measuring
 
 _PAIR: dict[str, str | None] = {"plain": None, "ours": "plain"}
+_SEARCH = {**_PAIR, "partial channels": "ours"}
 CASES = {
-    "search step, all edges open": Case(partial(search_step, decisions=0), _PAIR),
-    "search step, half of the edges decided": Case(partial(search_step, decisions=NODES), _PAIR),
+    "search step, all edges open": Case(partial(search_step, decisions=0), _SEARCH),
+    "search step, half of the edges decided": Case(partial(search_step, decisions=NODES), _SEARCH),
     "search step, all edges decided": Case(
-        partial(search_step, decisions=DECISIONS), {**_PAIR, "fixed network": "ours"}
+        partial(search_step, decisions=DECISIONS), {**_SEARCH, "fixed network": "ours"}
     ),
     "training step": Case(training_step, {**_PAIR, "compiled": "plain"}),
     "evaluation": Case(evaluation_step, _PAIR),
