@@ -85,6 +85,7 @@ class Setup(NamedTuple):
     def args(self, script: str) -> argparse.Namespace:
         """The command line of `script`, "search" or "train", at these sizes."""
         parser = {"search": search, "train": train_FER2013}[script].build_parser()
+        parser.set_defaults(**arguments.RECIPES.get(self.variant, {}))
         return parser.parse_args(SHORT if self.short else SIZES[script])
 
     def run(self) -> Run:
@@ -128,7 +129,8 @@ def search_step(setup: Setup, decisions: int) -> Step:
     if setup.variant == "fixed network":
         return decided_step(setup)
     args = setup.args("search")
-    args.partial_channels = 4 if setup.variant == "partial channels" else 1
+    if setup.variant == "partial channels":
+        args.partial_channels = 4
     model = build_supernet(args, decisions).to(setup.device)
     train, valid = setup.batch(args.batch_size), setup.batch(args.batch_size)
     if setup.variant == "plain":
@@ -275,6 +277,7 @@ CASES = {
     "search step, all edges decided": Case(
         partial(search_step, decisions=DECISIONS), {**_SEARCH, "fixed network": "ours"}
     ),
+    "search step, recipe": Case(partial(search_step, decisions=0), {"laptop": None}),
     "training step": Case(training_step, {**_PAIR, "compiled": "plain"}),
     "evaluation": Case(evaluation_step, _PAIR),
     "augmentation": Case(data_step, _PAIR),
