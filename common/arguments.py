@@ -22,7 +22,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "affine": 0.1,
         "ema": 0.999,
     },
-    # A search of an hour on two cores (docs/speed.md).
+    # Meant to end within an hour on two cores (docs/speed.md).
     "laptop": {
         "layers": 5,
         "partial_channels": 4,
@@ -30,7 +30,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "batch_size": 128,
         "batch_increase": 0,
         "limit_batches": 60,
-        "learning_rate": 0.1,
+        "learning_rate": 0.03,
         "arch_learning_rate": 6e-3,
         "arch_warmup_epochs": 8,
         "warmup_dec_epoch": 12,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-_SPINS = "1000"  # some 50 microseconds
+_SPINS = "1000"  # an estimated 50 microseconds
 _SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
 if "torch" not in sys.modules and not any(name in os.environ for name in _SETTINGS):
