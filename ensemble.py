@@ -15,6 +15,8 @@ import sys
 import time
 from typing import Any
 
+import common.threads  # noqa: F401 (torch reads it when it is loaded)
+
 import torch
 
 from common import arguments

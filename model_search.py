@@ -3,6 +3,12 @@
 An edge is open (mixed), decided (one primitive, weight one) or pruned (absent); the alphas are in
 `alphas_normal` and `alphas_reduce`, the states in `normal_selected_idxs` and
 `reduce_selected_idxs`.
+
+With `partial_channels` K (PC-DARTS, Xu et al., ICLR 2020) the primitives of an edge see the first
+1/K of the channels of its source; the others pass by, through a 2x2 max pool where the stride is 2.
+Both parts are concatenated and the channels shuffled, so that the next edges see others. A decided
+edge goes on like this, with its one primitive; a pruned edge adds neither part. PC-DARTS's edge
+normalisation is left out: SGAS decides edges by the alphas themselves.
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genotypes import PRIMITIVES
-from operations import ConvBlock, build_primitive, concat_nodes, preprocessing
+from operations import ConvBlock, build_primitive, concat_nodes, join_shuffled, preprocessing
 
 NODES = 4
 # The edges of a cell as (node, source): sources 0 and 1 are the cell's inputs, node j is source
@@ -27,10 +33,20 @@ POOLS = tuple(i for i, name in enumerate(PRIMITIVES) if name.endswith("_pool_3x3
 
 
 class Source:
-    """A state of a cell, and what its edges share, computed when an edge first needs it."""
+    """A state of a cell, and what its edges share, computed when an edge first needs it.
 
-    def __init__(self, x: Tensor, pools: Mapping[int, nn.Module]) -> None:
-        self.x = x
+    `x` is what the primitives see, the first `width` channels of the state; `rest` the others, in
+    the size of the edges' output, or None where there are none.
+    """
+
+    def __init__(
+        self, state: Tensor, pools: Mapping[int, nn.Module], width: int, stride: int
+    ) -> None:
+        self.x, self.rest = state, None
+        if width < state.shape[1]:
+            part, rest = state.split([width, state.shape[1] - width], dim=1)
+            self.x = part.contiguous(memory_format=torch.channels_last)
+            self.rest = rest if stride == 1 else F.max_pool2d(rest, 2)
         self._pools = pools
         self._pooled: dict[int, Tensor] = {}
 
@@ -62,7 +78,7 @@ class MixedOp(nn.Module):
     def forward(self, source: Source, scales: Tensor, state: int) -> Tensor:
         """`state` is OPEN, for the sum weighted by `scales`, or the decided primitive.
 
-        `scales` (11, C) hold the weight of each primitive, repeated for each channel.
+        `scales` (11, width) hold the weight of each primitive, repeated for each channel.
         """
         if state != OPEN:
             return self._other(state, source)
@@ -117,19 +133,21 @@ class Cell(nn.Module):
         channels: int,
         reduction: bool,
         reduction_before: bool,
+        partial_channels: int,
     ) -> None:
         super().__init__()
         self.reduction = reduction
-        self.channels = channels
+        self.width = channels // partial_channels  # of the primitives
         self.preprocess0, self.preprocess1 = preprocessing(
             channels_before_last, channels_last, channels, reduction_before, affine=False
         )
         strides = [2 if reduction and source < 2 else 1 for source in range(NODES + 1)]
+        self._strides = strides
         # A plain list, so that the pools are registered only in the edges, under the published
         # names.
-        self._pools = [_build_pools(channels, stride) for stride in strides]
+        self._pools = [_build_pools(self.width, stride) for stride in strides]
         self._ops = nn.ModuleList(
-            MixedOp(channels, strides[source], self._pools[source]) for _, source in EDGES
+            MixedOp(self.width, strides[source], self._pools[source]) for _, source in EDGES
         )
 
     def forward(
@@ -141,17 +159,27 @@ class Cell(nn.Module):
         """
         states = [self.preprocess0.after_relu(before_last), self.preprocess1.after_relu(last)]
         # All at once: one operation per edge and primitive would take longer to start than to run.
-        scales = weights.unsqueeze(2).expand(-1, -1, self.channels).contiguous().unbind()
+        scales = weights.unsqueeze(2).expand(-1, -1, self.width).contiguous().unbind()
         terms: list[list[Tensor]] = [[] for _ in range(NODES)]
+        rests: list[list[Tensor]] = [[] for _ in range(NODES)]
         for number, pools in enumerate(self._pools):
-            source = Source(states[number], pools)
+            source = Source(states[number], pools, self.width, self._strides[number])
             for edge, (node, origin) in enumerate(EDGES):
                 if origin == number and selected[edge] != PRUNED:
                     terms[node].append(self._ops[edge](source, scales[edge], selected[edge]))
+                    if source.rest is not None:
+                        rests[node].append(source.rest)
             if number > 0:  # node j has all its edges after source j + 1, and is source j + 2
-                first, *others = terms[number - 1]
-                states.append(sum(others, first))
+                state = _sum(terms[number - 1])
+                if rests[number - 1]:  # shuffling commutes with the sum over edges: once a node
+                    state = join_shuffled(state, _sum(rests[number - 1]))
+                states.append(state)
         return concat_nodes(states[2:])
+
+
+def _sum(terms: Sequence[Tensor]) -> Tensor:
+    first, *others = terms
+    return sum(others, first)
 
 
 def _build_pools(channels: int, stride: int) -> dict[int, nn.Module]:
@@ -169,14 +197,22 @@ class Network(nn.Module):
     """The supernet of `layers` cells, the first of width `C`, over `num_classes`.
 
     forward: (N, 1, H, W) float in [0, 1] to logits (N, num_classes); H and W multiples of 4.
+    1/`partial_channels` of the channels, which must divide C, go through the primitives.
     `alphas_normal`, `alphas_reduce`: 14 vectors of 11 each, 1e-3 * N(0, 1) at first.
     `normal_selected_idxs`, `reduce_selected_idxs`: 14 integers each, -1 open, 0 pruned, k decided
     for primitive k; set by `set_states`. `description` holds the arguments.
     """
 
-    def __init__(self, C: int, num_classes: int, layers: int) -> None:
+    def __init__(self, C: int, num_classes: int, layers: int, partial_channels: int = 1) -> None:
         super().__init__()
-        self.description = {"C": C, "num_classes": num_classes, "layers": layers}
+        if C % partial_channels:
+            raise ValueError(f"partial_channels {partial_channels} do not divide C {C}")
+        self.description = {
+            "C": C,
+            "num_classes": num_classes,
+            "layers": layers,
+            "partial_channels": partial_channels,
+        }
         self.stem = nn.Sequential(
             nn.Conv2d(1, 3 * C, 3, padding=1, bias=False), nn.BatchNorm2d(3 * C)
         )
@@ -187,8 +223,9 @@ class Network(nn.Module):
         for index in range(layers):
             reduction = index in (layers // 3, 2 * layers // 3)
             channels = 2 * channels if reduction else channels
+            inputs = (channels_before_last, channels_last)
             self.cells.append(
-                Cell(channels_before_last, channels_last, channels, reduction, reduction_before)
+                Cell(*inputs, channels, reduction, reduction_before, partial_channels)
             )
             reduction_before = reduction
             channels_before_last, channels_last = channels_last, NODES * channels

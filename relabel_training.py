@@ -19,6 +19,8 @@ import sys
 from functools import partial
 from typing import Any
 
+import common.threads  # noqa: F401 (torch reads it when it is loaded)
+
 import torch
 
 from common import arguments

@@ -22,6 +22,8 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import common.threads  # noqa: F401 (torch reads it when it is loaded)
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,7 +43,7 @@ from common import arguments
 from common.cli import resolve_device, run_script, start_run
 from common.search_report import describe_edges, report_search
 from common.weights import rebuild_supernet
-from data.augment import count_batches, subsample, training_batches
+from data.augment import count_batches, resize, subsample, training_batches
 from data.halves import alphas_batches, search_halves
 from data.sets import load_set
 from data.types import Split
@@ -65,6 +67,7 @@ from utils import (
     LOGGER_NAME,
     AverageMeter,
     Interrupted,
+    UserError,
     average_gradients,
     broadcast_model,
     load_state,
@@ -87,7 +90,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--init_channels", type=arguments.channels, default=16, metavar="C",
         help="channels of the first cell")
     add("--layers", type=arguments.cells, default=8, metavar="L", help="cells")
+    add("--partial_channels", type=arguments.positive_int, default=1, metavar="K",
+        help="let 1/K of the channels through the primitives, the others around them (PC-DARTS, "
+        "K = 4); divides --init_channels")
     add = parser.add_argument_group("the search").add_argument
+    add("--recipe", choices=["paper", "laptop"], default="paper",
+        help=f"other defaults; {arguments.describe_recipe('laptop')}")
+    add("--size", type=arguments.image_size, metavar="S",
+        help="resize the 44x44 crops, and in evaluation the whole images, to S pixels per side; "
+        "a multiple of 4 (default: no resizing)")
     add("--epochs", type=arguments.positive_int, metavar="N",
         help="epochs; with fewer than decide every edge the most important open edges fill the "
         "genotype (default: warmup_dec_epoch + 7 * decision_freq + 6, 50 as published)")
@@ -103,6 +114,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="learning rate of Adam on the alphas")
     add("--arch_weight_decay", type=arguments.non_negative, default=1e-3, metavar="W",
         help="weight decay of the alphas")
+    add("--arch_warmup_epochs", type=arguments.count, default=0, metavar="N",
+        help="first epochs, in which only the weights are trained, as in PC-DARTS")
     add("--warmup_dec_epoch", type=arguments.count, default=9, metavar="N",
         help="epochs before the one with the first decision")
     add("--decision_freq", type=arguments.positive_int, default=5, metavar="N",
@@ -184,15 +197,18 @@ def search_one_epoch(
 ) -> AverageMeter:
     """Step the alphas, then the weights, on each pair (batch for the weights, for the alphas).
 
-    The second is None where no edge is open. Each process takes its shard of both, and all step
-    along the mean gradients. Returns the meter of the epoch; ends early when `run.stop` says so.
+    The second is None where the alphas are not trained. Each process takes its shard of both, and
+    all step along the mean gradients. Images are resized to --size. Returns the meter of the epoch;
+    ends early when `run.stop` says so.
     """
     model, progress = state.model, state.progress
     model.train()
     weights = model.weight_parameters()
     meter = AverageMeter(weights[0].device, progress.sums)
     for train, valid in progress_bar(batches, progress, steps):
+        train = (resize(train[0], args.size), train[1])
         if valid is not None:
+            valid = (resize(valid[0], args.size), valid[1])
             state.architect.step(train, valid, state.optimizer)
         own = shard(len(train[1]))
         images, labels = take_shard(train)
@@ -254,7 +270,7 @@ def search(
         )
         any_open = any(OPEN in model.states[cell] for cell in CELLS)
         others: Iterable = alphas_batches(valid, **drawn, step=progress.step)
-        if not any_open:
+        if epoch < args.arch_warmup_epochs or not any_open:
             others = repeat(None)
         states_before = model.states
         with recorded_epoch(run, progress, epochs, save) as record:
@@ -298,10 +314,10 @@ def search(
 def validate(
     model: Network, valid: Split, batch_size: int, args: argparse.Namespace, run: Run, name: str
 ) -> dict[str, float]:
-    """Loss and accuracy of the supernet on `valid`, at most --limit_batches batches of it."""
+    """Loss and accuracy of the supernet on `valid`, resized to --size, at most --limit_batches."""
     part = subsample(valid, image_limit(args, batch_size))
     model.eval()
-    scores = evaluate(model, part, batch_size, run, title=name)
+    scores = evaluate(lambda x: model(resize(x, args.size)), part, batch_size, run, title=name)
     return {f"{name}_loss": scores.loss, f"{name}_accuracy": scores.accuracy}
 
 
@@ -319,6 +335,11 @@ def save_search(state: SearchState, args: argparse.Namespace, run: Run) -> None:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     open_log()
     device = resolve_device(args)
+    if args.init_channels % args.partial_channels:
+        raise UserError(
+            f"--partial_channels {args.partial_channels}: expected a divisor of --init_channels "
+            f"{args.init_channels}"
+        )
     data = load_set(args.data, args.seed)
     halves = search_halves(
         data.splits,
@@ -331,7 +352,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
     run = start_run(args, device, "search", "search")
     if run.resumed is None:
-        model = Network(args.init_channels, len(data.classes), args.layers)
+        model = Network(args.init_channels, len(data.classes), args.layers, args.partial_channels)
     else:
         with reading(run.folder / "checkpoint.pt", "a checkpoint of a search"):
             description, weights = run.resumed["model"], run.resumed["state_dict"]

@@ -15,6 +15,8 @@ import argparse
 import sys
 from typing import Any
 
+import common.threads  # noqa: F401 (torch reads it when it is loaded)
+
 from common import arguments
 from common.cli import resolve_device, run_script, start_run
 from common.crossval import (

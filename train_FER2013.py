@@ -20,6 +20,8 @@ from argparse import BooleanOptionalAction
 from functools import partial
 from typing import Any
 
+import common.threads  # noqa: F401 (torch reads it when it is loaded)
+
 from common import arguments
 from common.cli import resolve_device, run_script, start_run
 from common.training import evaluation_splits, report_training, save_training

@@ -85,6 +85,7 @@ class Setup(NamedTuple):
     def args(self, script: str) -> argparse.Namespace:
         """The command line of `script`, "search" or "train", at these sizes."""
         parser = {"search": search, "train": train_FER2013}[script].build_parser()
+        parser.set_defaults(**arguments.RECIPES.get(self.variant, {}))
         return parser.parse_args(SHORT if self.short else SIZES[script])
 
     def run(self) -> Run:
@@ -117,7 +118,7 @@ class Case(NamedTuple):
 
 def build_supernet(args: argparse.Namespace, decisions: int) -> Supernet:
     """A supernet of which `decisions` edges of each cell are decided by criterion 1."""
-    model = Supernet(args.init_channels, len(CLASSES), args.layers)
+    model = Supernet(args.init_channels, len(CLASSES), args.layers, args.partial_channels)
     for _ in range(decisions):
         decide(model, score_cells(model, {cell: [] for cell in CELLS}, use_history=False))
     return model
@@ -128,6 +129,8 @@ def search_step(setup: Setup, decisions: int) -> Step:
     if setup.variant == "fixed network":
         return decided_step(setup)
     args = setup.args("search")
+    if setup.variant == "partial channels":
+        args.partial_channels = 4
     model = build_supernet(args, decisions).to(setup.device)
     train, valid = setup.batch(args.batch_size), setup.batch(args.batch_size)
     if setup.variant == "plain":
@@ -267,12 +270,14 @@ def plain_relabel(
 # --- measuring
 
 _PAIR: dict[str, str | None] = {"plain": None, "ours": "plain"}
+_SEARCH = {**_PAIR, "partial channels": "ours"}
 CASES = {
-    "search step, all edges open": Case(partial(search_step, decisions=0), _PAIR),
-    "search step, half of the edges decided": Case(partial(search_step, decisions=NODES), _PAIR),
+    "search step, all edges open": Case(partial(search_step, decisions=0), _SEARCH),
+    "search step, half of the edges decided": Case(partial(search_step, decisions=NODES), _SEARCH),
     "search step, all edges decided": Case(
-        partial(search_step, decisions=DECISIONS), {**_PAIR, "fixed network": "ours"}
+        partial(search_step, decisions=DECISIONS), {**_SEARCH, "fixed network": "ours"}
     ),
+    "search step, recipe": Case(partial(search_step, decisions=0), {"laptop": None}),
     "training step": Case(training_step, {**_PAIR, "compiled": "plain"}),
     "evaluation": Case(evaluation_step, _PAIR),
     "augmentation": Case(data_step, _PAIR),

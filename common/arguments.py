@@ -22,7 +22,28 @@ RECIPES: dict[str, dict[str, Any]] = {
         "affine": 0.1,
         "ema": 0.999,
     },
+    # Meant to end within an hour on two cores (docs/speed.md).
+    "laptop": {
+        "layers": 5,
+        "partial_channels": 4,
+        "size": 24,
+        "batch_size": 128,
+        "batch_increase": 0,
+        "limit_batches": 60,
+        "learning_rate": 0.03,
+        "arch_learning_rate": 6e-3,
+        "arch_warmup_epochs": 8,
+        "warmup_dec_epoch": 12,
+        "decision_freq": 1,
+        "epochs": 20,
+    },
 }
+
+
+def describe_recipe(name: str) -> str:
+    """The flags of a recipe, as on a command line."""
+    flags = " ".join(f"--{flag} {value}" for flag, value in RECIPES[name].items())
+    return f"{name} is {flags.replace(' True', '')}"
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -122,10 +143,15 @@ def counts(text: str) -> list[int]:
 
 def sizes(text: str) -> list[int]:
     """argparse type: sides of training images in pixels, multiples of 4, separated by commas."""
-    found = counts(text)
-    if any(size % 4 for size in found):
+    return [image_size(word) for word in names(text)]
+
+
+def image_size(text: str) -> int:
+    """argparse type: the side of training images in pixels, a multiple of 4."""
+    value = positive_int(text)
+    if value % 4:
         raise argparse.ArgumentTypeError(f"{text} found, multiples of 4 expected")
-    return found
+    return value
 
 
 def gpu_number(text: str) -> int:
@@ -248,9 +274,8 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, epochs: int) -> N
         help="compile the network by torch.compile, which takes minutes at the start")
 
     add = parser.add_argument_group("the recipe").add_argument
-    strong = " ".join(f"--{name} {value}" for name, value in RECIPES["strong"].items())
-    add("--recipe", choices=RECIPES, default="paper",
-        help=f"other defaults; strong is {strong.replace(' True', '')}")
+    add("--recipe", choices=["paper", "strong"], default="paper",
+        help=f"other defaults; {describe_recipe('strong')}")
     add("--label_smoothing", type=fraction, default=0.0, metavar="E",
         help="share of each label that is spread over all classes")
     add("--affine", type=fraction, default=0.0, metavar="A",

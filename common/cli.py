@@ -16,6 +16,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from common.threads import describe_threads
+
 import torch
 
 from common.arguments import RECIPES
@@ -77,6 +79,7 @@ def start_run(args: argparse.Namespace, device: torch.device, label: str, kind: 
         resumed = load_checkpoint(folder / "checkpoint.pt", [kind])
     log = open_log(folder)
     log.info("%s", describe_machine(device))
+    log.info("%s", describe_threads(torch.get_num_threads()))
     log.info("run folder %s", folder)
     if getattr(args, "longer_from", None):
         log.info(
@@ -143,7 +146,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
             # Defaults, so that flags that are given override them.
             parser.set_defaults(**RECIPES[args.recipe])
             args = parser.parse_args(argv)
-            _check_training(args)
+            if "size_epochs" in args:
+                _check_training(args)
         if "script" in args:
             args.started = describe_start(args.script, sys.argv[1:] if argv is None else argv)
         return args

@@ -49,6 +49,13 @@ def factorised_reduction(x: Tensor, convs: Sequence[Tensor]) -> Tensor:
     return standardise(torch.cat([pointwise(even, convs[0]), pointwise(odd, convs[1])], dim=1))
 
 
+def shuffle_channels(x: Tensor, groups: int) -> Tensor:
+    """As in ShuffleNet: the channels of all groups in turn."""
+    order = [group * (x.shape[1] // groups) + i for i in range(x.shape[1] // groups)
+             for group in range(groups)]  # fmt: skip
+    return x[:, order]
+
+
 def relu_conv_bn(x: Tensor, conv: Tensor, stride: int = 1) -> Tensor:
     if conv.shape[2] == 1:
         return standardise(pointwise(relu(x), conv, stride))

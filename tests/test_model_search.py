@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from plain_primitives import factorised_reduction, plain_primitive, relu_conv_bn, standardise
+from plain_primitives import (
+    factorised_reduction,
+    plain_primitive,
+    relu_conv_bn,
+    shuffle_channels,
+    standardise,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,10 +31,10 @@ STATES = {
 }
 
 
-def supernet(states: str = "open", spread: float = 1.0) -> Network:
+def supernet(states: str = "open", spread: float = 1.0, partial: int = 1) -> Network:
     """In float64, with alphas far enough apart for every one to matter."""
     torch.manual_seed(0)
-    network = Network(4, 7, LAYERS).double()
+    network = Network(4 * partial, 7, LAYERS, partial).double()
     for alpha in network.arch_parameters():
         alpha.data.normal_(std=spread)
     network.set_states(*STATES[states])
@@ -41,8 +47,13 @@ def batch() -> tuple[Tensor, Tensor]:
     return images, torch.tensor([0, 1, 2, 3, 4, 6])
 
 
-def plain_forward(values: dict[str, Tensor], states: dict[str, list[int]], x: Tensor) -> Tensor:
-    """Logits of the supernet with parameters `values`, by name, and edge states per cell type."""
+def plain_forward(
+    values: dict[str, Tensor], states: dict[str, list[int]], x: Tensor, partial: int = 1
+) -> Tensor:
+    """Logits of the supernet with parameters `values`, by name, and edge states per cell type.
+
+    Partial channels as in the code of PC-DARTS: each edge concatenates and shuffles for itself.
+    """
 
     def convs(prefix: str) -> list[Tensor]:
         return [tensor for name, tensor in values.items() if name.startswith(prefix + ".")]
@@ -67,13 +78,20 @@ def plain_forward(values: dict[str, Tensor], states: dict[str, list[int]], x: Te
                 stride = 2 if kind == "reduce" and source < 2 else 1
                 state = states[kind][edge]
                 exponents = torch.exp(values[f"alphas_{kind}.{edge}"])
+                width = nodes[source].shape[1] // partial
+                seen, rest = nodes[source][:, :width], nodes[source][:, width:]
+                mixed = 0.0
                 for k, name in enumerate(PRIMITIVES):
                     if state == PRUNED or state not in (OPEN, k):
                         continue
                     prefix = f"{cell}._ops.{edge}._ops.{k}"
-                    out = plain_primitive(name, convs(prefix), nodes[source], stride)
+                    out = plain_primitive(name, convs(prefix), seen, stride)
                     out = standardise(out) if name.endswith("_pool_3x3") else out
-                    total = total + (out if state == k else exponents[k] / exponents.sum() * out)
+                    mixed = mixed + (out if state == k else exponents[k] / exponents.sum() * out)
+                if state != PRUNED and partial > 1:
+                    rest = rest if stride == 1 else F.max_pool2d(rest, 2)
+                    mixed = shuffle_channels(torch.cat([mixed, rest], dim=1), partial)
+                total = total + mixed
                 edge += 1
             nodes.append(total)
         before, last = last, torch.cat(nodes[2:], dim=1)
@@ -86,15 +104,16 @@ def close(found: Tensor, expected: Tensor, name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("partial", [1, 2, 4])
 @pytest.mark.parametrize("states", STATES)
-def test_values_and_gradients_equal_plain_sum(states):
-    network = supernet(states)
+def test_values_and_gradients_equal_plain_sum(states, partial):
+    network = supernet(states, partial=partial)
     images, labels = batch()
     logits = network(images)
     F.cross_entropy(logits, labels).backward()
 
     values = {name: p.detach().clone().requires_grad_() for name, p in network.named_parameters()}
-    plain = plain_forward(values, network.states, images)
+    plain = plain_forward(values, network.states, images, partial)
     F.cross_entropy(plain, labels).backward()
 
     close(logits, plain, "logits")
@@ -196,8 +215,9 @@ def test_only_open_alphas_are_trained():
     assert network.states == {"normal": ALL_OPEN, "reduce": ALL_OPEN}
 
 
-def test_description_state_dict_and_states_restore_network():
-    network = supernet("half decided")
+@pytest.mark.parametrize("partial", [1, 2])
+def test_description_state_dict_and_states_restore_network(partial):
+    network = supernet("half decided", partial=partial)
     network(batch()[0])
     other = Network(**network.description).double()
     other.load_state_dict(network.state_dict())

@@ -116,6 +116,25 @@ def test_resume_of_a_second_order_search_on_the_papers_halves(data, tmp_path):
     assert difference(tmp_path / "search", tmp_path / "whole") is None
 
 
+def test_resume_with_partial_channels(data, tmp_path):
+    words = command(SEARCH, data, tmp_path, *"--init_channels 4 --partial_channels 4".split())
+    finish([*words, "--save", "whole"], tmp_path / "whole.log")
+    kill([*words, "--save", "search"], "epoch 3 step 1/", tmp_path / "cut.log")
+    assert read(tmp_path / "search")["model"]["partial_channels"] == 4
+    finish([*words[:2], "--resume", str(tmp_path / "search")], tmp_path / "resumed.log")
+    assert difference(tmp_path / "search", tmp_path / "whole") is None
+
+
+def test_searches_of_before_partial_channels_resume(data, whole, tmp_path):
+    shutil.copytree(whole / "search", tmp_path / "search")
+    checkpoint = read(tmp_path / "search")
+    del checkpoint["model"]["partial_channels"], checkpoint["args"]["partial_channels"]
+    torch.save(checkpoint, tmp_path / "search" / "checkpoint.pt")
+    again = command(SEARCH, data, tmp_path, "--resume", "search", "--epochs", "4")
+    assert here(search, again[2:]) == 0
+    assert read(tmp_path / "search")["model"]["partial_channels"] == 1
+
+
 def test_resume_with_every_part_of_the_recipe(data, tmp_path):
     for seed, name in enumerate(("a", "b")):
         weights(tmp_path / f"{name}.pt", seed)

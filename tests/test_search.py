@@ -11,12 +11,14 @@ from test_engine import parse
 from torch.nn import functional as F
 
 import search
-from architect import complexity
+from architect import complexity, is_decision_epoch
+from common import arguments, cli
 from data.augment import Augmentation
 from data.types import Split
 from engine import Run, autocast
-from model_search import OPEN, Network
+from model_search import NODES, OPEN, Network
 from search import SearchState, search_one_epoch
+from utils import UserError
 
 SIZE = 8  # of the images: small, and still halved twice
 
@@ -96,6 +98,42 @@ def test_search_follows_its_schedules(monkeypatch):
     assert opened[3] < opened[2] <= 24
     assert [d["epoch"] for d in progress.decisions] == [2, 2, 3, 3, 4, 4]
     assert len(progress.past["normal"]) == min(4, args.history_size)
+
+
+def test_channels_that_partial_channels_do_not_divide_are_refused():
+    flags = "--data nowhere --init_channels 6 --partial_channels 4"
+    with pytest.raises(UserError, match=r"--partial_channels 4: .* --init_channels 6"):
+        search.main(parse(flags, search))
+
+
+def test_first_epochs_train_weights_only_on_resized_images(monkeypatch):
+    monkeypatch.setattr(search, "build_augmentation", lambda *_: Augmentation(crop=16))
+    images = torch.randint(0, 256, (8, 1, 16, 16), dtype=torch.uint8)
+    half = Split(images, torch.arange(8) % 7)
+    args, run = settings("--batch_size 4 --limit_batches 1 --size 8 --arch_warmup_epochs 2")
+    state = SearchState(Network(4, 7, 3), args, run.precision)
+    sizes, alphas = set(), [state.model.alphas["normal"]]
+    state.model.register_forward_hook(lambda _module, images, _out: sizes.add(images[0].shape[2:]))
+
+    def save() -> None:
+        if state.progress.history:
+            alphas.append(state.model.alphas["normal"])
+
+    search.search(state, half, half, args, run, epochs=3, save=save)
+    assert sizes == {(8, 8)}
+    assert [a.equal(alphas[0]) for a in alphas] == [True, True, True, False]
+
+
+def test_laptop_recipe_decides_every_edge_and_yields_to_flags():
+    args = cli.parse(search.build_parser(), "--recipe laptop --layers 4".split())
+    recipe = {**arguments.RECIPES["laptop"], "layers": 4}
+    assert {name: getattr(args, name) for name in recipe} == recipe
+    epochs = range(args.epochs)
+    decided = [is_decision_epoch(e, args.warmup_dec_epoch, args.decision_freq) for e in epochs]
+    assert sum(decided) == 2 * NODES
+    assert args.arch_warmup_epochs < args.warmup_dec_epoch
+    assert args.init_channels % args.partial_channels == 0
+    assert cli.parse(search.build_parser(), []).layers == 8
 
 
 def test_search_without_open_edges_trains_weights_only():
