@@ -126,16 +126,8 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], Any]) -> None:
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        # torch.save raises an error of its own over the one that stopped it.
-        cause: BaseException = error
-        while isinstance(cause, RuntimeError) and cause.__context__ is not None:
-            cause = cause.__context__
-        if isinstance(cause, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        if not isinstance(cause, OSError):
-            raise
-        raise WriteError(f"{path}: cannot be written ({cause.strerror or cause})") from cause
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         if temporary:
             with suppress(OSError):
@@ -173,7 +165,10 @@ def save_checkpoint(path: Path | str, kind: str, content: Mapping[str, Any]) -> 
         "torch": str(torch.__version__),
         **content,
     }
-    atomic_write(path, lambda file: torch.save(checkpoint, file))
+    # Into memory first: what torch raises for a file that cannot be written depends on its version.
+    stream = io.BytesIO()
+    torch.save(checkpoint, stream)
+    atomic_write(path, lambda file: file.write(stream.getbuffer()))
 
 
 def load_checkpoint(path: Path | str, kinds: Sequence[str]) -> dict[str, Any]:
@@ -189,8 +184,10 @@ def load_checkpoint(path: Path | str, kinds: Sequence[str]) -> dict[str, Any]:
     try:
         with reading(path, expected), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of kinds of tensors that are refused later
-            _check_archive(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(_read_archive(path), map_location="cpu", weights_only=True)
+            # Views of a few bytes would make us build a huge network.
+            if (needed := _bytes_of_tensors(content)) > (size := path.stat().st_size):
+                raise ValueError(f"its tensors take {needed} bytes, the file {size}")
     except UserError as error:
         if not isinstance(error.__cause__, pickle.UnpicklingError):
             raise
@@ -227,28 +224,48 @@ def _state_dict_in(content: Any) -> dict[str, Tensor] | None:
     return state
 
 
-def _check_archive(path: Path) -> None:
-    """Raise an exception unless `path` is an undamaged file of torch.save.
+def _read_archive(path: Path) -> BinaryIO:
+    """The content of an undamaged file of torch.save, as a file that holds nothing else.
 
-    torch verifies no check sums, so that a flipped bit would be a wrong weight, and it inflates, so
-    that a small file could need much memory.
+    torch verifies no check sums, so that a flipped bit would be a wrong weight; it inflates; and of
+    an archive with two directories it may read the one that zipfile does not. So it gets a new
+    archive of what zipfile read, which is no larger than the file.
     """
     with path.open("rb") as file:
-        if file.read(len(_LEGACY_START)) == _LEGACY_START:
-            return
-        file.seek(0)
-        if file.read(2) != b"PK":
+        start = file.read(len(_LEGACY_START))
+        if start == _LEGACY_START:
+            return io.BytesIO(start + file.read())
+        if start[:2] != b"PK":
             raise ValueError("not a file of torch.save")
-        with zipfile.ZipFile(file) as archive:
+        copy = io.BytesIO()
+        with zipfile.ZipFile(file) as archive, zipfile.ZipFile(copy, "w") as checked:
             members = archive.infolist()
             if any(info.compress_type != zipfile.ZIP_STORED for info in members):
                 raise ValueError("compressed, which torch.save never does")
-            # Otherwise zipfile and torch may read different directories of the same file.
             if min(info.header_offset for info in members) != 0:
                 raise ValueError("the archive does not start at the first byte")
+            if sum(info.file_size for info in members) > os.fstat(file.fileno()).st_size:
+                raise ValueError("its members are larger than the file")
             damaged = archive.testzip()
             if damaged is not None:
                 raise ValueError(f"the check sum of {damaged} is wrong")
+            for info in members:
+                checked.writestr(info.filename, archive.read(info))
+        copy.seek(0)
+        return copy
+
+
+def _bytes_of_tensors(content: Any) -> int:
+    """Bytes of the tensors in nested containers, each counted as often as it is named."""
+    total, left, seen = 0, [content], set()
+    while left:
+        value = left.pop()
+        if torch.is_tensor(value):
+            total += value.numel() * value.element_size()
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            left += value.values() if isinstance(value, dict) else value
+    return total
 
 
 def load_state(module: nn.Module, state: Any, source: Path | str) -> None:
@@ -260,8 +277,8 @@ def load_state(module: nn.Module, state: Any, source: Path | str) -> None:
 def check_state(module: nn.Module, state: Any, source: Path | str) -> None:
     """Raise UserError, naming `source`, unless the state dict `state` fits `module`.
 
-    Names and shapes must be the module's, and every value finite and really stored: strides of 0
-    would make a large tensor of a few bytes. `module` may be on the meta device.
+    Names and shapes must be the module's, and every value finite. `module` may be on the meta
+    device.
     """
     with reading(source, "the weights of such a network"):
         own = module.state_dict()
@@ -270,10 +287,7 @@ def check_state(module: nn.Module, state: Any, source: Path | str) -> None:
             wanted = _shape_of(own.get(name)) or "nothing"
             if found != wanted:
                 raise UserError(f"{source}: {name} is {found}, the network expects {wanted}")
-            value = state[name]
-            if value.untyped_storage().nbytes() < value.numel() * value.element_size():
-                raise ValueError(f"{name} is larger than its storage")
-            if not bool(value.isfinite().all()):
+            if not bool(state[name].isfinite().all()):
                 raise UserError(f"{source}: {name} is not finite, expected a usable network")
 
 
@@ -575,9 +589,9 @@ def process_group() -> Iterator[Callable[[], bool]]:
 def _exchange() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise PeerLost(f"another process of this run has ended ({_first_line(error)})") from error
 
 

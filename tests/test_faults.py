@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import shlex
@@ -20,7 +19,14 @@ from benchmarks.runs import difference, run
 from common import arguments, cli
 from data.cache import cache_path
 from data.sets import load_set
-from utils import UserError, WriteError, atomic_write, is_out_of_memory, open_log
+from utils import (
+    UserError,
+    WriteError,
+    atomic_write,
+    is_out_of_memory,
+    open_log,
+    save_checkpoint,
+)
 
 # Of each kind of fault one; the campaign causes the others, which end alike.
 HERE = ("file size limit", "folder read-only at once", "folder removed", "two in a folder",
@@ -137,14 +143,14 @@ def test_output_to_a_full_disk_is_one_line(bench):
     assert "the output cannot be written (No space left on device); free some room" in done.stderr
 
 
-def test_ctrl_c_while_torch_writes_keeps_the_old_file(tmp_path):
-    class Interrupted(io.BytesIO):
-        def write(self, _data):
-            raise KeyboardInterrupt
+def test_ctrl_c_while_a_checkpoint_is_written_keeps_the_old_file(tmp_path, monkeypatch):
+    def interrupted(_descriptor: int) -> None:
+        raise KeyboardInterrupt
 
     (tmp_path / "x").write_text("old")
+    monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        atomic_write(tmp_path / "x", lambda _: torch.save({"w": torch.ones(9999)}, Interrupted()))
+        save_checkpoint(tmp_path / "x", "weights", {"w": torch.ones(9999)})
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert (tmp_path / "x").read_text() == "old"
 
