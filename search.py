@@ -233,7 +233,7 @@ def search(
     model, progress = state.model, state.progress
     augmentation = build_augmentation(args, JITTER)
     broadcast_model(model)
-    if progress.epoch == progress.step == 0:
+    if progress.step == 0:
         save()
     while progress.epoch < epochs:
         epoch = progress.epoch
@@ -308,12 +308,12 @@ def validate(
 def save_search(state: SearchState, args: argparse.Namespace, run: Run) -> None:
     """Write what the run folder holds after an epoch: metrics.csv, alphas.csv, checkpoint.pt."""
     progress = state.progress
+    # First: a resumed run saves at its start what a killed one has not written.
+    content = {**state.state_dict(), "args": vars(args), "inputs": run.inputs}
+    save_checkpoint(run.folder / "checkpoint.pt", "search", content)
     if progress.step == 0 and progress.history:
         write_rows(progress.history, run.folder / "metrics.csv")
         write_rows(progress.rows, run.folder / "alphas.csv")
-    # Last, so that a resumed run writes again what a killed one has not written.
-    content = {**state.state_dict(), "args": vars(args)}
-    save_checkpoint(run.folder / "checkpoint.pt", "search", content)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -329,7 +329,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     train, valid = (half.map(lambda t: t.to(device)) for half in halves)
     epochs = args.epochs or count_epochs(args.warmup_dec_epoch, args.decision_freq)
 
-    run = start_run(args, device, "search", "search")
+    run = start_run(args, device, "search", "search", {"data": data.digest()})
     if run.resumed is None:
         model = Network(args.init_channels, len(data.classes), args.layers)
     else:

@@ -24,7 +24,7 @@ from common.crossval import (
     evaluate_faces,
     summary_facts,
 )
-from common.weights import load_start, require_classes
+from common.weights import digest, load_start, require_classes
 from data.ck48 import CK_CLASSES, load_ck48
 from data.folds import published_ck48_folds, subject_folds
 from data.types import CLASSES
@@ -65,7 +65,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         folds = subject_folds(faces.subjects, faces.labels, args.folds, args.seed)
     chosen = choose_fold(folds, args)
 
-    run = start_run(args, device, "ck48", "folds")
+    inputs = {"data": faces.digest(), "checkpoint": digest(trained.path)}
+    run = start_run(args, device, "ck48", "folds", inputs)
     facts = summary_facts(trained, args, len(folds), args.protocol if finetune else None)
     with run.interruptible(args.time_limit, resumable=finetune):
         if finetune:

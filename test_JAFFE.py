@@ -24,7 +24,7 @@ from common.crossval import (
     evaluate_faces,
     summary_facts,
 )
-from common.weights import load_start, require_classes
+from common.weights import digest, load_start, require_classes
 from data.folds import leave_one_subject_out
 from data.jaffe import BOX, load_jaffe
 from data.types import CLASSES
@@ -60,7 +60,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     folds = leave_one_subject_out(faces.subjects) if finetune else []
     chosen = choose_fold(folds, args)
 
-    run = start_run(args, device, "jaffe", "folds")
+    inputs = {"data": faces.digest(), "checkpoint": digest(trained.path)}
+    run = start_run(args, device, "jaffe", "folds", inputs)
     facts = summary_facts(trained, args, len(folds), protocol=None)  # by subject under both
     with run.interruptible(args.time_limit, resumable=finetune):
         if finetune:

@@ -23,7 +23,7 @@ from typing import Any
 from common import arguments
 from common.cli import resolve_device, run_script, start_run
 from common.training import evaluation_splits, report_training, save_training
-from common.weights import load_teacher, require_classes, resume_network
+from common.weights import load_teacher, require_classes, resume_network, training_inputs
 from data.sets import load_set
 from engine import DropPath, TrainState, fit
 from genotypes import resolve_genotype
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if teacher is not None:
         require_classes(",".join(args.teacher), taught_classes, data.classes)
 
-    run = start_run(args, device, "train", "training")
+    run = start_run(args, device, "train", "training", training_inputs(data, args))
     if genotype is not None:
         model = Network(
             args.init_channels, len(data.classes), args.layers, args.auxiliary, genotype

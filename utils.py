@@ -332,13 +332,7 @@ def _create_run_folder(parent: Path, label: str | None, default: str) -> Path:
         if label is not None:
             folder = parent / label
             folder.mkdir(parents=True, exist_ok=True)
-            names = [path.name for path in folder.iterdir()]
-            if any(name != "log.txt" and not name.endswith(TEMPORARY) for name in names):
-                resumable = (folder / "checkpoint.pt").is_file()
-                raise UserError(
-                    f"--save {label}: {folder} is not empty; choose another label"
-                    + (f", or go on with --resume {folder}" if resumable else "")
-                )
+            require_unused(folder, label)
             return folder
         stamp = time.strftime("%Y%m%d-%H%M%S")
         for suffix in ["", *(f"-{k}" for k in range(2, 100))]:
@@ -350,6 +344,17 @@ def _create_run_folder(parent: Path, label: str | None, default: str) -> Path:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{parent}: cannot create a run folder ({reason})") from None
+
+
+def require_unused(folder: Path, label: str | None) -> None:
+    """Raise UserError when `folder` holds anything but a log and unfinished files."""
+    names = [path.name for path in folder.iterdir()]
+    if any(name != "log.txt" and not name.endswith(TEMPORARY) for name in names):
+        resumable = (folder / "checkpoint.pt").is_file()
+        raise UserError(
+            f"--save {label}: {folder} is not empty; choose another label"
+            + (f", or go on with --resume {folder}" if resumable else "")
+        )
 
 
 def open_log(folder: Path | None = None) -> logging.Logger:

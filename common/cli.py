@@ -28,6 +28,7 @@ from utils import (
     create_run_folder,
     describe_machine,
     describe_processes,
+    from_rank_zero,
     is_distributed,
     is_out_of_memory,
     load_checkpoint,
@@ -35,6 +36,7 @@ from utils import (
     process_group,
     rank,
     reading,
+    require_unused,
     seed_everything,
     stop_on_signals,
     world_size,
@@ -62,20 +64,30 @@ Main = Callable[[argparse.Namespace], dict[str, Any]]
 # --- the run of a script
 
 
-def start_run(args: argparse.Namespace, device: torch.device, label: str, kind: str = "") -> Run:
+def start_run(
+    args: argparse.Namespace,
+    device: torch.device,
+    label: str,
+    kind: str = "",
+    inputs: Mapping[str, str] | None = None,
+) -> Run:
     """The run of a script: seeds, run folder and log; at --resume those of before.
 
     `label` begins the name of a new folder without --save; `kind` is that of the checkpoint which
-    --resume reads.
+    --resume reads. `inputs` are digests of what the flags name: data, teachers, a checkpoint.
+    Raises UserError where a resumed run began with others.
     """
     seed_everything(args.seed)
     resumed = None
     if getattr(args, "resume", None) is None:
         folder = create_run_folder(args.model_path, args.save, label)
+        log = open_log(folder)
+        # Again, as another process may have run in it before this one locked it.
+        from_rank_zero(lambda: require_unused(folder, args.save))
     else:
         folder = Path(args.resume)
+        log = open_log(folder)
         resumed = load_checkpoint(folder / "checkpoint.pt", [kind])
-    log = open_log(folder)
     log.info("%s", describe_machine(device))
     log.info("run folder %s", folder)
     if getattr(args, "longer_from", None):
@@ -85,7 +97,21 @@ def start_run(args: argparse.Namespace, device: torch.device, label: str, kind: 
             args.longer_from,
             args.epochs,
         )
-    return Run(folder, device, autocast(device, args.amp), resumed=resumed)
+    began = dict(inputs or {})
+    if resumed is not None:
+        path = folder / "checkpoint.pt"
+        with reading(path, "a checkpoint of the same script and version"):
+            # Runs of older versions recorded none.
+            began |= resumed.get("inputs", {})
+        for flag, found in (inputs or {}).items():
+            if began[flag] != found:
+                given = getattr(args, flag)
+                shown = ",".join(given) if isinstance(given, list) else given
+                raise UserError(
+                    f"--{flag} {shown}: no longer what {folder} began with, "
+                    "expected the same"
+                )
+    return Run(folder, device, autocast(device, args.amp), resumed=resumed, inputs=began)
 
 
 def resolve_device(args: argparse.Namespace) -> torch.device:

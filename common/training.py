@@ -17,6 +17,7 @@ from utils import (
     from_rank_zero,
     load_checkpoint,
     load_state,
+    reading,
     save_checkpoint,
     write_rows,
 )
@@ -50,7 +51,7 @@ def weights_content(train: TrainState) -> dict[str, Any]:
 
 
 def save_training(train: TrainState, args: argparse.Namespace, run: Run) -> None:
-    """Write what the run folder holds after an epoch: weights, metrics.csv and checkpoint.pt.
+    """Write what the run folder holds after an epoch: checkpoint.pt, weights and metrics.csv.
 
     `weights.pt` is of the last epoch, `best_val_weights.pt` of the best on PublicTest, the
     milestones of the first epoch that reached them. With the paper protocol `best_test_weights.pt`
@@ -58,6 +59,10 @@ def save_training(train: TrainState, args: argparse.Namespace, run: Run) -> None
     """
     progress, history = train.progress, train.progress.history
     weights = weights_content(train)
+    # First, as what lies beside it must be of its history: a resumed run, which may get other
+    # bits, saves at its start what a killed one has not written.
+    content = {**weights, **train.state_dict(), "args": vars(args), "inputs": run.inputs}
+    save_checkpoint(run.folder / "checkpoint.pt", "training", content)
     if progress.step == 0 and history:
         chosen_by = {CHOSEN: "PublicTest_accuracy"}
         if args.protocol == "paper":
@@ -74,9 +79,6 @@ def save_training(train: TrainState, args: argparse.Namespace, run: Run) -> None
         write_rows(history, run.folder / "metrics.csv")
         if "changes" in progress.extra:
             write_rows(progress.extra["changes"], run.folder / "changes.csv")
-    # Last, so that a resumed run writes again what a killed one has not written.
-    content = {**weights, **train.state_dict(), "args": vars(args)}
-    save_checkpoint(run.folder / "checkpoint.pt", "training", content)
 
 
 def report_training(
@@ -97,7 +99,10 @@ def report_training(
     model, history = train.model, train.progress.history
     # Read by the process that wrote it; others may not see the folder.
     chosen = from_rank_zero(lambda: load_checkpoint(run.folder / CHOSEN, ["weights"]))
-    load_state(model, chosen["state_dict"], run.folder / CHOSEN)
+    with reading(run.folder / CHOSEN, "the weights that this run saved"):
+        if chosen["metrics"] != history[best_epoch(history, "PublicTest_accuracy") - 1]:
+            raise ValueError("of another run, or of an epoch that was run again")
+        load_state(model, chosen["state_dict"], run.folder / CHOSEN)
     scores = evaluate_splits(model, evaluations, args.batch_size, run, args.tta)
     draw_curves(history, run.folder / "curves.png")
     chosen_epoch, oracle = chosen["metrics"]["epoch"], best_epoch(history, TEST_ACCURACY)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import model_search
 from common.training import CHOSEN
-from data.types import CLASSES
+from data.types import CLASSES, DataSet
 from engine import DropPath, Predict, Run, network_predictor
 from genotypes import GENOTYPE_FILE, Genotype, format_genotype, resolve_genotype
 from model import Network, build_network
@@ -272,6 +272,19 @@ def load_teacher(
     if not args.teacher:
         return None, ()
     return load_members("--teacher", args.teacher, device, model_path=args.model_path)
+
+
+def training_inputs(
+    data: DataSet, args: argparse.Namespace, start: Trained | None = None
+) -> dict[str, str]:
+    """Digests, by flag, of the files that a training reads: the data, --teacher, its `start`."""
+    inputs = {"data": data.digest()}
+    if args.teacher:
+        paths = [find_weights("--teacher", name, args.model_path) for name in args.teacher]
+        inputs["teacher"] = " ".join(map(digest, paths))
+    if start is not None:
+        inputs["checkpoint"] = digest(start.path)
+    return inputs
 
 
 # --- networks from checkpoints
