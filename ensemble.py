@@ -15,6 +15,9 @@ import sys
 import time
 from typing import Any
 
+import common  # noqa: F401 (first, as torch takes seconds)
+
+# isort: split
 import torch
 
 from common import arguments

@@ -19,6 +19,9 @@ import sys
 from functools import partial
 from typing import Any
 
+import common  # noqa: F401 (first, as torch takes seconds)
+
+# isort: split
 import torch
 
 from common import arguments

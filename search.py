@@ -22,6 +22,9 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import common  # noqa: F401 (first, as torch takes seconds)
+
+# isort: split
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

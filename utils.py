@@ -14,9 +14,9 @@ import os
 import pickle
 import platform
 import random
+import secrets
 import signal
 import sys
-import tempfile
 import time
 import warnings
 import zipfile
@@ -112,26 +112,19 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], Any]) -> None:
     if rank() > 0:
         return
     path = Path(path)
-    temporary = None
+    # Named first, so that it is removed even if its creation is interrupted.
+    temporary = path.with_name(f"{path.name}{secrets.token_hex(4)}{TEMPORARY}")
     try:
-        descriptor, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=path.name, suffix=TEMPORARY
-        )
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp creates private files.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except OSError as error:
         raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
-        if temporary:
-            with suppress(OSError):
-                os.unlink(temporary)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -379,7 +372,23 @@ def open_log(folder: Path | None = None) -> logging.Logger:
         file = _LogFile(folder / "log.txt")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(file)
+        if not file.locked:
+            logger.warning("%s: files cannot be locked here; let one process run in it", folder)
     return logger
+
+
+def lock(file: Any, *, wait: bool) -> bool:
+    """Lock an open file until it is closed; False where files cannot be locked.
+
+    Raises BlockingIOError when another process has locked it and this one should not `wait`.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        raise
+    except (OSError, AttributeError):  # a file system without locks; not a Unix
+        return False
 
 
 class _LogFile(logging.FileHandler):
@@ -394,19 +403,15 @@ class _LogFile(logging.FileHandler):
             super().__init__(path, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
-        if fcntl is None or self.stream is None:
-            return
         try:
-            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.locked = lock(self.stream, wait=False)
         except BlockingIOError:
             self.close()
             raise UserError(
                 f"{path.parent}: another process runs in it; wait for its end, or start another "
                 "run without --resume, under another --save"
             ) from None
-        except OSError:
-            return  # a file system without locks
-        for left in path.parent.glob(f"*{TEMPORARY}"):
+        for left in path.parent.glob(f"*{TEMPORARY}") if self.locked else ():
             with suppress(OSError):
                 left.unlink()
 
@@ -433,11 +438,12 @@ def describe_machine(device: torch.device) -> str:
 
 # --- interruption
 
-_REASONS = (None, "time limit", "SIGTERM", "SIGINT")  # of several the last is reported
+# Of several the last is reported.
+_REASONS = (None, "time limit", "SIGHUP", "SIGTERM", "SIGINT")
 
 
 class GracefulStop:
-    """Why a run should end early: `reason` is None, "time limit", "SIGTERM" or "SIGINT".
+    """Why a run should end early: `reason` is one of _REASONS.
 
     The loops ask after each step. All processes ask together and get the same answer.
     `resumable`: whether the run leaves something that --resume continues.
@@ -473,28 +479,32 @@ class Interrupted(Exception):
 def stop_on_signals(
     minutes: float | None = None, *, resumable: bool = True
 ) -> Iterator[GracefulStop]:
-    """A `GracefulStop` that notices SIGINT and SIGTERM; a second signal ends the process at once.
+    """A `GracefulStop` that notices SIGINT, SIGTERM, SIGHUP; a second ends the process at once.
 
     Not so under torchrun, which passes one Ctrl-C on as several signals and kills what does not end
-    in time.
+    in time; nor after a SIGHUP, which shell and terminal both send. nohup ignores SIGHUP.
     """
     stop = GracefulStop(minutes, resumable=resumable)
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    hang_up = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hang_up and signal.getsignal(hang_up) != signal.SIG_IGN:
+        before[hang_up] = signal.getsignal(hang_up)
 
     def notice(number: int, _frame: object) -> None:
         stop.notice(number)
-        if not is_distributed():
-            for each in numbers:
-                signal.signal(each, before[each])
+        if not is_distributed() and number != hang_up:
+            restore()
 
-    for number in numbers:
+    def restore() -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
         signal.signal(number, notice)
     try:
         yield stop
     finally:
-        for number in numbers:
-            signal.signal(number, before[number])
+        restore()
 
 
 # --- processes (torchrun)
@@ -663,12 +673,17 @@ def all_reduce_max(number: int) -> int:
 
 def gather_rows(rows: Tensor) -> Tensor:
     """The CPU tensors `rows` of all processes, concatenated; they may differ in length."""
+    return torch.cat(gather(rows)) if is_distributed() else rows
+
+
+def gather(value: Value) -> list[Value]:
+    """`value` of every process; all get all."""
     if not is_distributed():
-        return rows
+        return [value]
     found: list[Any] = [None] * world_size()
     with _exchange():
-        dist.all_gather_object(found, rows)
-    return torch.cat(found)
+        dist.all_gather_object(found, value)
+    return found
 
 
 def from_rank_zero(make: Callable[[], Value]) -> Value:

@@ -177,7 +177,7 @@ def break_process(kind: str) -> None:
     if kind == "disk full":
         _replace_after(8, os, "fsync", OSError(errno.ENOSPC, "No space left on device"))
     elif kind == "folder read-only in time":
-        _replace_after(8, tempfile, "mkstemp", OSError(errno.EROFS, "Read-only file system"))
+        _replace_after(8, os, "replace", OSError(errno.EROFS, "Read-only file system"))
     elif kind == "file size limit":
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # a checkpoint is larger
     elif kind == "clock":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import errno
+import json
 import os
 import platform
 import shlex
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from utils import (
     describe_machine,
     describe_processes,
     from_rank_zero,
+    gather,
     is_distributed,
     is_out_of_memory,
     load_checkpoint,
@@ -48,6 +50,8 @@ _FREE_ON_RESUME = {"amp", "compile", "data", "device", "gpu", "model_path", "rep
 _FOLDS = ("test_CK48.py", "test_JAFFE.py")
 # Flags of one start of a run.
 _OF_ONE_START = {"resume", "save", "time_limit", "longer_from"}
+# What may differ between the machines of a run.
+_OF_ONE_MACHINE = {"data", "device", "gpu", "model_path", "started"}
 _WRITE_ADVICE = {
     errno.ENOSPC: "free some room on the disk",
     errno.EDQUOT: "free some room in your quota",
@@ -56,7 +60,7 @@ _WRITE_ADVICE = {
     errno.EACCES: "make the folder writable or name another by --model_path",
 }
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143, "time limit": 0}
+_EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "time limit": 0}
 
 Main = Callable[[argparse.Namespace], dict[str, Any]]
 
@@ -108,8 +112,7 @@ def start_run(
                 given = getattr(args, flag)
                 shown = ",".join(given) if isinstance(given, list) else given
                 raise UserError(
-                    f"--{flag} {shown}: no longer what {folder} began with, "
-                    "expected the same"
+                    f"--{flag} {shown}: no longer what {folder} began with, expected the same"
                 )
     return Run(folder, device, autocast(device, args.amp), resumed=resumed, inputs=began)
 
@@ -326,16 +329,42 @@ def run_script(
 
     Under torchrun the status is the same for each process, and one of them prints the last line.
     """
+    _open_streams()
     keep_freed_memory()
     try:
         with process_group() as speaks:
             status, line = _run(main, parser, argv)
             if line is not None and speaks():
-                sys.stderr.write(f"{parser.prog}: {line}\n")
+                _say(f"{parser.prog}: {line}")
             return status
     except PeerLost as error:
-        sys.stderr.write(f"{parser.prog}: error: {error}\n")
+        _say(f"{parser.prog}: error: {error}")
         return 2
+
+
+def _open_streams() -> None:
+    """Let the output go nowhere where it was closed, and any character be written."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # otherwise a checkpoint could get the number of stderr
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w"))
+        elif number and hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _say(line: str) -> None:
+    """The last line; torchrun repeats it at the end of its own report."""
+    with suppress(OSError):
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+    with suppress(KeyError, OSError):
+        text = json.dumps(
+            {"message": {"message": line, "extraInfo": {"timestamp": int(time.time())}}}
+        )
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(text)
 
 
 def _run(
@@ -347,6 +376,7 @@ def _run(
             args = parse(parser, argv)
         if world_size() > 1 and "save" not in args:
             raise UserError("torchrun: this program is of one process; start it with python")
+        _require_same_flags(args)
         main(args)
         sys.stdout.flush()
     except UserError as error:
@@ -380,6 +410,18 @@ def _run(
             f"{_WRITE_ADVICE[error.errno]}: files that were written before are kept"
         )
     return 0, None
+
+
+def _require_same_flags(args: argparse.Namespace) -> None:
+    """Raise UserError, in every process, where torchrun started them with different flags."""
+    own = {name: value for name, value in vars(args).items() if name not in _OF_ONE_MACHINE}
+    found = gather(own)
+    differ = sorted(name for name in own if any(each.get(name) != own[name] for each in found))
+    if found != [own] * len(found):
+        raise UserError(
+            f"torchrun: its processes were started with different {', '.join(differ)}; expected "
+            "the same flags everywhere"
+        )
 
 
 @contextmanager

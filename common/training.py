@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from common.plots import draw_curves
@@ -97,12 +98,10 @@ def report_training(
     chosen weights in `train.model`.
     """
     model, history = train.model, train.progress.history
+    best = history[best_epoch(history, "PublicTest_accuracy") - 1]
     # Read by the process that wrote it; others may not see the folder.
-    chosen = from_rank_zero(lambda: load_checkpoint(run.folder / CHOSEN, ["weights"]))
-    with reading(run.folder / CHOSEN, "the weights that this run saved"):
-        if chosen["metrics"] != history[best_epoch(history, "PublicTest_accuracy") - 1]:
-            raise ValueError("of another run, or of an epoch that was run again")
-        load_state(model, chosen["state_dict"], run.folder / CHOSEN)
+    chosen = from_rank_zero(lambda: _load_chosen(run.folder / CHOSEN, best))
+    load_state(model, chosen["state_dict"], run.folder / CHOSEN)
     scores = evaluate_splits(model, evaluations, args.batch_size, run, args.tta)
     draw_curves(history, run.folder / "curves.png")
     chosen_epoch, oracle = chosen["metrics"]["epoch"], best_epoch(history, TEST_ACCURACY)
@@ -143,3 +142,12 @@ def report_training(
     table = format_table(["top-1 accuracy in %", *scores], rows)
     _log.info("\n%s\n\nreports and pictures in %s", table, run.folder)
     return summary
+
+
+def _load_chosen(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights at `path`; UserError unless they are of the epoch of `record`."""
+    found = load_checkpoint(path, ["weights"])
+    with reading(path, "the weights that this run saved"):
+        if found["metrics"] != record:
+            raise ValueError("of another run, or of an epoch that was run again")
+    return found

@@ -83,7 +83,7 @@ class Faces:
 def _digest(names: Sequence[str], tensors: Sequence[Tensor]) -> str:
     found = hashlib.sha256("\n".join(names).encode(errors="surrogateescape"))
     for tensor in tensors:
-        found.update(tensor.cpu().contiguous().numpy())
+        found.update(tensor.cpu().numpy().tobytes())
     return found.hexdigest()
 
 

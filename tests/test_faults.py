@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import os
@@ -159,6 +160,7 @@ def test_run_folder_admits_one_process(tmp_path):
     first = open_log(tmp_path)
     held = [handler for handler in first.handlers if hasattr(handler, "baseFilename")]
     first.removeHandler(held[0])
+    assert not any("cannot be locked" in line for line in (tmp_path / "log.txt").open())
     with pytest.raises(UserError, match="another process runs in it"):
         open_log(tmp_path)
     held[0].close()
@@ -167,3 +169,46 @@ def test_run_folder_admits_one_process(tmp_path):
     assert "\\udcff" in (tmp_path / "log.txt").read_text()
     with pytest.raises(WriteError, match="cannot be written"):
         open_log(tmp_path / "none")
+
+
+def test_missing_locks_are_told(tmp_path, monkeypatch, capsys):
+    def flock(_file, _operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("utils.fcntl.flock", flock)
+    open_log(tmp_path)
+    assert f"{tmp_path}: files cannot be locked here" in capsys.readouterr().err
+    monkeypatch.setattr("utils.fcntl", None)
+    open_log(tmp_path)
+    assert f"{tmp_path}: files cannot be locked here" in capsys.readouterr().err
+    open_log()
+
+
+def flags(tmp_path: Path, **changes) -> argparse.Namespace:
+    return argparse.Namespace(
+        seed=0, amp="off", model_path=str(tmp_path), save="run", **changes
+    )  # fmt: skip
+
+
+def test_folder_is_looked_at_again_when_it_is_locked(tmp_path, monkeypatch):
+    def ended(folder):
+        """Another process began and ended in the folder before this one locked it."""
+        (folder / "weights.pt").touch()
+        return open_log(folder)
+
+    monkeypatch.setattr(cli, "open_log", ended)
+    with pytest.raises(UserError, match=r"--save run: .* is not empty"):
+        cli.start_run(flags(tmp_path), torch.device("cpu"), "train")
+    open_log()
+
+
+def test_checkpoint_is_read_when_its_folder_is_locked(tmp_path, monkeypatch):
+    def ended(folder):
+        save_checkpoint(folder / "checkpoint.pt", "training", {"epoch": 2})
+        return open_log(folder)
+
+    save_checkpoint(tmp_path / "checkpoint.pt", "training", {"epoch": 1})
+    monkeypatch.setattr(cli, "open_log", ended)
+    args = flags(tmp_path, resume=str(tmp_path))
+    assert cli.start_run(args, torch.device("cpu"), "", "training").resumed["epoch"] == 2
+    open_log()

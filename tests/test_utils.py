@@ -124,8 +124,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
 
 @needs_full
 def test_a_disk_that_fills_inside_torch_save_is_one_line(tmp_path, monkeypatch):
-    opened = lambda **_: (os.open("/dev/full", os.O_WRONLY), None)  # noqa: E731
-    monkeypatch.setattr(utils.tempfile, "mkstemp", opened)
+    monkeypatch.setattr(Path, "open", lambda *_: open("/dev/full", "wb"))  # noqa: SIM115
     with pytest.raises(WriteError, match=r"c\.pt: cannot be written"):
         save_checkpoint(tmp_path / "c.pt", "weights", {"x": torch.zeros(100_000)})
 
