@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import model_search
+from common.arguments import LIMITS
 from common.training import CHOSEN
 from data.types import CLASSES, DataSet
 from engine import DropPath, Predict, Run, network_predictor
@@ -27,9 +28,6 @@ DROP_PATH_PROB = 0.2  # of training, as published
 # What a bare state dict is taken for without flags: the paper's network.
 _PUBLISHED: dict[str, Any] = {"init_channels": 36, "layers": 12, "arch": "Auto_FERNet"}
 _FIELDS = {"init_channels": "C", "layers": "layers", "arch": "genotype"}
-# Larger than any network of the field, and built in a second; the flags have the same limits.
-_LIMITS = {"C": 1024, "layers": 50, "num_classes": 1024}
-
 
 Built = TypeVar("Built", bound=nn.Module)
 
@@ -135,8 +133,8 @@ def load_trained(
             classes = class_names(found.get("classes"), description["num_classes"])
         model = rebuild_network(description, found["state_dict"], path)
         if not (
-            0 <= progress["epoch"] < 2**31
-            and 0 <= progress["epochs"] < 2**31
+            # Larger than any sum of flags, as fine-tuning adds to the epochs before it.
+            all(0 <= progress[name] < 2**62 for name in ("epoch", "epochs"))
             and (progress["drop_path_prob"] is None or 0 <= progress["drop_path_prob"] < 1)
         ):
             raise ValueError(f"trained for {progress}")
@@ -307,7 +305,7 @@ def _rebuild(
     build: Callable[[dict[str, Any]], Built], description: Any, state: Any, source: Path | str
 ) -> Built:
     with reading(source, "a checkpoint of such a network"):
-        for name, most in _LIMITS.items():
+        for name, most in LIMITS.items():
             if type(description[name]) is not int or not 1 <= description[name] <= most:
                 raise ValueError(f"{name} {description[name]}, expected 1 to {most}")
         # Without memory first: a small file must not make us build a huge network.
@@ -336,9 +334,7 @@ def resume_network(
             )
         # A training from scratch that was made longer ramps over all of it.
         epochs = found["epochs"] if found["start_epoch"] else max(found["epochs"], args.epochs)
-        drop_path = DropPath(found["start_epoch"], epochs, found["drop_path_prob"])
-        drop_path.at(0)
-        return model, drop_path
+        return model, DropPath(found["start_epoch"], epochs, found["drop_path_prob"])
 
 
 # --- the manifest of checkpoints/
