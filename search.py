@@ -63,7 +63,7 @@ from engine import (
     require_finite,
 )
 from genotypes import PRIMITIVES, format_genotype
-from model_search import CELLS, EDGES, OPEN, Network
+from model_search import CELLS, OPEN, Network
 from utils import (
     LOGGER_NAME,
     AverageMeter,
@@ -171,9 +171,6 @@ class SearchState:
             load_optimizer(self.optimizer, found["optimizer"])
             load_optimizer(self.architect.optimizer, found["alphas_optimizer"])
             self.progress = SearchProgress(**found["state"])
-            for cell in CELLS:
-                for probs in self.progress.past[cell]:
-                    probs.view(len(EDGES), len(PRIMITIVES) - 1)
             if len(self.progress.history) != self.progress.epoch:
                 raise ValueError("a record is missing")
 

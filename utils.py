@@ -360,13 +360,14 @@ def open_log(folder: Path | None = None) -> logging.Logger:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG)  # tracebacks, in the file alone
     logger.propagate = False
     if rank() > 0:
         logger.addHandler(logging.NullHandler())
         return logger
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setLevel(logging.INFO)
     logger.addHandler(terminal)
     if folder is not None:
         file = _LogFile(folder / "log.txt")

@@ -541,7 +541,9 @@ def checkpoint_readers(bench: Bench) -> dict[str, Reader]:
     def resume(script: Any, kind: str, path: Path) -> tuple[argparse.Namespace, Run, Any]:
         args = cli.parse(script.build_parser(), ["--resume", str(path.parent)])
         found = load_checkpoint(path, [kind])
-        return args, Run(path.parent, CPU, autocast(CPU, "off"), resumed=found), found
+        run = Run(path.parent, CPU, autocast(CPU, "off"), resumed=found)
+        run.inputs = found.get("inputs", {})
+        return args, run, found
 
     def read_training(path: Path) -> None:
         args, run, found = resume(train_FER2013, "training", path)
@@ -560,7 +562,7 @@ def checkpoint_readers(bench: Bench) -> dict[str, Reader]:
         from_start = weights.load_trained(start)
         file = FoldsFile(args, run)
         chosen = subject_folds(faces.subjects, faces.labels, args.folds, args.seed)
-        file.check_done(list(choose_fold(chosen, args).values()), len(CLASSES))
+        file.check_done(list(choose_fold(chosen, args).values()))
         if file.under_way is not None:
             train = TrainState(from_start.model, args, from_start.drop_path(args))
             train.load_state_dict(file.under_way, path)

@@ -6,6 +6,7 @@ import argparse
 import ctypes
 import errno
 import json
+import logging
 import os
 import platform
 import shlex
@@ -22,6 +23,7 @@ import torch
 from common.arguments import RECIPES
 from engine import Run, autocast
 from utils import (
+    LOGGER_NAME,
     Interrupted,
     PeerLost,
     UserError,
@@ -371,6 +373,7 @@ def _run(
     main: Main, parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> tuple[int, str | None]:
     """The exit status of a script, and its last line, if any."""
+    args = argparse.Namespace()
     try:
         with _printed_once():
             args = parse(parser, argv)
@@ -383,14 +386,6 @@ def _run(
         return 2, f"error: {error}{_advice(error)}"
     except PeerLost as error:
         return 2, f"error: {error}; what was saved before is kept: go on with --resume"
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = UserError(str(error).strip().split("\n")[0][:200] or type(error).__name__)
-        return 2, (
-            f"error: out of memory ({reason}); start again with a lower "
-            "--batch_size, or go on with --resume where there is more memory"
-        )
     except Interrupted as interrupted:
         end = "saved" if interrupted.resumable else "nothing saved"
         # Only the first process knows when all is saved.
@@ -400,16 +395,39 @@ def _run(
         return _EXIT_STATUS["SIGINT"], "interrupted; what was saved before is kept"
     except BrokenPipeError:  # the reader of our output has ended
         _mute()
-    except OSError as error:
-        # A full disk behind stdout; other files raise a WriteError.
-        if error.errno not in _FULL:
+    except Exception as error:
+        line = _explain(error, getattr(args, "resume", None))
+        if line is None:
             raise
+        logging.getLogger(LOGGER_NAME).debug("%s", line, exc_info=True)
+        return 2, f"error: {UserError(line)}"
+    return 0, None
+
+
+def _explain(error: Exception, resumed: str | None) -> str | None:
+    """The line for an error whose cause is not the code; None where it may be.
+
+    What fails in a run that was `resumed` is laid to its checkpoint; its log has the traceback.
+    """
+    text = (str(error).strip().splitlines() or [""])[0][:200]
+    reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if is_out_of_memory(error):
+        return (
+            f"out of memory ({text or reason}); start again with a lower "
+            "--batch_size, or go on with --resume where there is more memory"
+        )
+    if isinstance(error, OSError) and error.errno in _FULL:
+        # A full disk behind stdout; other files raise a WriteError.
         _mute()
-        return 2, (
-            f"error: the output cannot be written ({error.strerror}); "
+        return (
+            f"the output cannot be written ({error.strerror}); "
             f"{_WRITE_ADVICE[error.errno]}: files that were written before are kept"
         )
-    return 0, None
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return resumed and (
+        f"{resumed}/checkpoint.pt: {reason}; expected a checkpoint of the same script and version"
+    )
 
 
 def _require_same_flags(args: argparse.Namespace) -> None:

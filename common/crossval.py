@@ -96,13 +96,12 @@ class FoldsFile:
         content = {"folds": self.done, "under_way": under_way, **self._rest}
         save_checkpoint(self.path, "folds", content)
 
-    def check_done(self, folds: Sequence[Fold], classes: int) -> None:
+    def check_done(self, folds: Sequence[Fold]) -> None:
         """Raise UserError unless `done` are results of the first of `folds`."""
         with reading(self.path, "the folds of a cross-validation"):
             for result, (_, test_index) in zip(self.done, folds[: len(self.done)], strict=True):
                 if not result["test_index"].equal(test_index):
                     raise ValueError("a fold of other images")
-                result["logits"].view(len(test_index), classes)
                 figures = [result[name] for name in ("accuracy", "oracle", "seconds")]
                 if not bool(
                     torch.tensor(figures).isfinite().all() and result["logits"].isfinite().all()
@@ -174,7 +173,7 @@ def cross_validate(
     Returns the summary, of which `facts` are a part.
     """
     file = FoldsFile(args, run)
-    file.check_done(list(folds.values()), len(classes))
+    file.check_done(list(folds.values()))
     total = facts["details"]["folds"]
     for number, fold in list(folds.items())[len(file.done) :]:
         _log.info(

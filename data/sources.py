@@ -236,7 +236,7 @@ def _members(path: Path, stack: ExitStack) -> Iterator[Entry]:
         return
     file = stack.enter_context(path.open("rb"))
     stream = stack.enter_context(decompressed(file))
-    unpacked: Any = Unpacked(stream)  # as much of a file as tarfile needs
+    unpacked: Any = Unpacked(stream, path.stat().st_size)  # as much of a file as tarfile needs
     if stream is not file and path.stem.lower().endswith(TABLE_SUFFIXES):
         yield Entry(path.stem, "", 0, "", unpacked.restart)  # one compressed table
         return
