@@ -20,7 +20,15 @@ from data.types import CLASSES, DataSet
 from engine import DropPath, Predict, Run, network_predictor
 from genotypes import GENOTYPE_FILE, Genotype, format_genotype, resolve_genotype
 from model import Network, build_network
-from utils import UserError, check_state, load_checkpoint, reading, write_text
+from utils import (
+    UserError,
+    atomic_write,
+    check_state,
+    load_checkpoint,
+    locked,
+    reading,
+    write_text,
+)
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 MANIFEST = "MANIFEST.json"
@@ -356,9 +364,24 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         }
 
 
-def write_entry(folder: Path, name: str, entry: dict[str, Any]) -> None:
-    """Add the entry `name` to the manifest of `folder`, or replace it."""
-    entries = {**read_manifest(folder), name: entry}
+def publish(draft: Path, folder: Path, name: str, entry: Mapping[str, Any]) -> Path:
+    """Put the weights `draft` into `folder` as `name`.pt, with an entry in its manifest.
+
+    One process at a time does so. A killed one leaves the old weights or the new ones, and a
+    manifest that admits them: meanwhile the entry says also what it `replaces`.
+    """
+    path = folder / f"{name}.pt"
+    content, found = draft.read_bytes(), {"file": path.name, "sha256": digest(draft)}
+    with locked(folder):
+        entries = read_manifest(folder)
+        before = {"replaces": digest(path)} if path.is_file() else {}
+        _write_manifest(folder, {**entries, name: {**entry, **found, **before}})
+        atomic_write(path, lambda file: file.write(content))
+        _write_manifest(folder, {**entries, name: {**entry, **found}})
+    return path
+
+
+def _write_manifest(folder: Path, entries: Mapping[str, Any]) -> None:
     write_text(folder / MANIFEST, json.dumps(entries, indent=2, sort_keys=True) + "\n")
 
 
@@ -370,7 +393,8 @@ def digest(path: Path) -> str:
 def verify(path: Path) -> None:
     """Raise UserError when a manifest beside `path` names the file with another digest."""
     for name, entry in read_manifest(path.parent).items():
-        if entry["file"] == path.name and (found := digest(path)) != entry["sha256"]:
+        known = (entry["sha256"], entry.get("replaces"))
+        if entry["file"] == path.name and (found := digest(path)) not in known:
             raise UserError(
                 f"{path}: sha256 {found}, expected {entry['sha256']} as {MANIFEST} says of {name}; "
                 "get the file again"

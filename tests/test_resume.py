@@ -265,7 +265,8 @@ def test_a_run_of_an_older_version_goes_on(data, whole, tmp_path):
 FORGED = {
     "train": [
         ("state", "epoch", "x"), ("state", "step", -3), ("state", "sums", ["a"] * 3),
-        ("state", "seconds", "x"), ("state", "history", [{}, {}]), ("optimizer", "state", {0: {"momentum_buffer": "x"}}), ("args", "teacher", 3),
+        ("state", "seconds", "x"), ("state", "history", [{}, {}]),
+        ("optimizer", "state", {0: {"momentum_buffer": "x"}}), ("args", "teacher", 3),
         ("inputs", "data", 7), ("drop_path_prob", None, "x"),
     ],
     "search": [("state", "decisions", ["x"]), ("state", "past", {}), ("edges", None, {})],
