@@ -701,12 +701,7 @@ def gather(value: Value) -> list[Value]:
 
 def from_rank_zero(make: Callable[[], Value]) -> Value:
     """What `make` returns on the first process, the only one that calls it."""
-    if not is_distributed():
-        return make()
-    found: list[Any] = [make() if rank() == 0 else None]
-    with _exchange():
-        dist.broadcast_object_list(found, 0, device=torch.device("cpu"))
-    return found[0]
+    return gather(make() if rank() == 0 else None)[0]  # type: ignore[return-value]
 
 
 @contextmanager

@@ -3,14 +3,12 @@
 import sys
 from typing import Any
 
-_show = sys.excepthook
 
-
-def _show_line(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def _show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     if issubclass(kind, KeyboardInterrupt):
         sys.stderr.write("interrupted\n")
     else:
-        _show(kind, error, trace)
+        sys.__excepthook__(kind, error, trace)
 
 
-sys.excepthook = _show_line
+sys.excepthook = _show

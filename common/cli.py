@@ -103,19 +103,14 @@ def start_run(
             args.longer_from,
             args.epochs,
         )
-    began = dict(inputs or {})
-    if resumed is not None:
-        path = folder / "checkpoint.pt"
-        with reading(path, "a checkpoint of the same script and version"):
-            # Runs of older versions recorded none.
-            began |= resumed.get("inputs", {})
-        for flag, found in (inputs or {}).items():
-            if began[flag] != found:
-                given = getattr(args, flag)
-                shown = ",".join(given) if isinstance(given, list) else given
-                raise UserError(
-                    f"--{flag} {shown}: no longer what {folder} began with, expected the same"
-                )
+    # Runs of older versions recorded none.
+    began = {**(inputs or {}), **(resumed or {}).get("inputs", {})}
+    for flag, found in (inputs or {}).items():
+        if began[flag] != found:
+            given = ",".join(getattr(args, flag)) if flag == "teacher" else getattr(args, flag)
+            raise UserError(
+                f"--{flag} {given}: no longer what {folder} began with, expected the same"
+            )
     return Run(folder, device, autocast(device, args.amp), resumed=resumed, inputs=began)
 
 
@@ -433,6 +428,7 @@ def _explain(error: Exception, resumed: str | None) -> str | None:
 def _require_same_flags(args: argparse.Namespace) -> None:
     """Raise UserError, in every process, where torchrun started them with different flags."""
     own = {name: value for name, value in vars(args).items() if name not in _OF_ONE_MACHINE}
+    own["resume"] = getattr(args, "resume", None) is not None  # a path, too
     found = gather(own)
     differ = sorted(name for name in own if any(each.get(name) != own[name] for each in found))
     if found != [own] * len(found):
