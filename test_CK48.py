@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         folds = subject_folds(faces.subjects, faces.labels, args.folds, args.seed)
     chosen = choose_fold(folds, args)
 
-    inputs = {"data": faces.digest(), "checkpoint": digest(trained.path)}
+    inputs = {"data": faces.digest(), "checkpoint": digest(trained.path)} if finetune else {}
     run = start_run(args, device, "ck48", "folds", inputs)
     facts = summary_facts(trained, args, len(folds), args.protocol if finetune else None)
     with run.interruptible(args.time_limit, resumable=finetune):

@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     folds = leave_one_subject_out(faces.subjects) if finetune else []
     chosen = choose_fold(folds, args)
 
-    inputs = {"data": faces.digest(), "checkpoint": digest(trained.path)}
+    inputs = {"data": faces.digest(), "checkpoint": digest(trained.path)} if finetune else {}
     run = start_run(args, device, "jaffe", "folds", inputs)
     facts = summary_facts(trained, args, len(folds), protocol=None)  # by subject under both
     with run.interruptible(args.time_limit, resumable=finetune):
