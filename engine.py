@@ -71,7 +71,8 @@ Forward = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 class Run:
     """Where a run computes and writes, and what ends it early.
 
-    `folder` is the run folder; `resumed` the content of its checkpoint at --resume, else None.
+    `folder` is the run folder; `resumed` the content of its checkpoint at --resume, else None;
+    `inputs` by flag the digest of what was read, which checkpoints keep.
     """
 
     folder: Path
@@ -79,6 +80,7 @@ class Run:
     precision: torch.autocast
     stop: GracefulStop = field(default_factory=GracefulStop)
     resumed: dict[str, Any] | None = None
+    inputs: dict[str, str] = field(default_factory=dict)
 
     @contextmanager
     def interruptible(self, minutes: float | None = None, *, resumable: bool = True) -> Iterator:
@@ -609,8 +611,8 @@ def fit(
     unmixed = args.epochs // 10 if args.mix_off_epochs is None else args.mix_off_epochs
     broadcast_model(model)
     forward = compiled(model, shard(args.batch_size).count) if args.compile else model
-    if progress.epoch == progress.step == 0:
-        save()  # so that a run killed in its first epoch can be resumed
+    if progress.step == 0:
+        save()  # so that a run can be resumed that is killed before it saves again
     while progress.epoch < args.epochs:
         epoch = progress.epoch
         model.drop_path_prob = train.drop_path.at(epoch)

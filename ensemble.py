@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any
 
-import common.threads  # noqa: F401 (torch reads it when it is loaded)
+import common.startup  # noqa: F401 (before torch, which takes seconds)
 
 import torch
 

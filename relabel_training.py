@@ -19,14 +19,21 @@ import sys
 from functools import partial
 from typing import Any
 
-import common.threads  # noqa: F401 (torch reads it when it is loaded)
+import common.startup  # noqa: F401 (before torch, which takes seconds)
 
 import torch
 
 from common import arguments
 from common.cli import resolve_device, run_script, start_run
 from common.training import evaluation_splits, report_training, save_training
-from common.weights import fit_classes, load_start, load_teacher, require_classes, resume_network
+from common.weights import (
+    fit_classes,
+    load_start,
+    load_teacher,
+    require_classes,
+    resume_network,
+    training_inputs,
+)
 from data.fes import PUBLISHED_FES, TRAINING_FES, load_fes
 from data.relabel import Relabelling
 from data.sets import load_set
@@ -89,7 +96,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "expected --fes False"
         )
 
-    run = start_run(args, device, "relabel", "training")
+    inputs = training_inputs(data, args, start)
+    run = start_run(args, device, "relabel", "training", inputs)
     if start is not None:
         model = fit_classes(start, data.classes, args.reset_classifier)
         drop_path = start.drop_path(args)

@@ -22,7 +22,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import common.threads  # noqa: F401 (torch reads it when it is loaded)
+import common.startup  # noqa: F401 (before torch, which takes seconds)
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ from engine import (
     require_finite,
 )
 from genotypes import PRIMITIVES, format_genotype
-from model_search import CELLS, EDGES, OPEN, Network
+from model_search import CELLS, OPEN, Network
 from utils import (
     LOGGER_NAME,
     AverageMeter,
@@ -181,9 +181,6 @@ class SearchState:
             load_optimizer(self.optimizer, found["optimizer"])
             load_optimizer(self.architect.optimizer, found["alphas_optimizer"])
             self.progress = SearchProgress(**found["state"])
-            for cell in CELLS:
-                for probs in self.progress.past[cell]:
-                    probs.view(len(EDGES), len(PRIMITIVES) - 1)
             if len(self.progress.history) != self.progress.epoch:
                 raise ValueError("a record is missing")
 
@@ -249,7 +246,7 @@ def search(
     model, progress = state.model, state.progress
     augmentation = build_augmentation(args, JITTER)
     broadcast_model(model)
-    if progress.epoch == progress.step == 0:
+    if progress.step == 0:
         save()
     while progress.epoch < epochs:
         epoch = progress.epoch
@@ -324,12 +321,12 @@ def validate(
 def save_search(state: SearchState, args: argparse.Namespace, run: Run) -> None:
     """Write what the run folder holds after an epoch: metrics.csv, alphas.csv, checkpoint.pt."""
     progress = state.progress
+    # First: a resumed run saves at its start what a killed one has not written.
+    content = {**state.state_dict(), "args": vars(args), "inputs": run.inputs}
+    save_checkpoint(run.folder / "checkpoint.pt", "search", content)
     if progress.step == 0 and progress.history:
         write_rows(progress.history, run.folder / "metrics.csv")
         write_rows(progress.rows, run.folder / "alphas.csv")
-    # Last, so that a resumed run writes again what a killed one has not written.
-    content = {**state.state_dict(), "args": vars(args)}
-    save_checkpoint(run.folder / "checkpoint.pt", "search", content)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -350,7 +347,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     train, valid = (half.map(lambda t: t.to(device)) for half in halves)
     epochs = args.epochs or count_epochs(args.warmup_dec_epoch, args.decision_freq)
 
-    run = start_run(args, device, "search", "search")
+    run = start_run(args, device, "search", "search", {"data": data.digest()})
     if run.resumed is None:
         model = Network(args.init_channels, len(data.classes), args.layers, args.partial_channels)
     else:

@@ -15,7 +15,7 @@ import argparse
 import sys
 from typing import Any
 
-import common.threads  # noqa: F401 (torch reads it when it is loaded)
+import common.startup  # noqa: F401 (before torch, which takes seconds)
 
 from common import arguments
 from common.cli import resolve_device, run_script, start_run
@@ -26,7 +26,7 @@ from common.crossval import (
     evaluate_faces,
     summary_facts,
 )
-from common.weights import load_start, require_classes
+from common.weights import digest, load_start, require_classes
 from data.ck48 import CK_CLASSES, load_ck48
 from data.folds import published_ck48_folds, subject_folds
 from data.types import CLASSES
@@ -67,7 +67,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         folds = subject_folds(faces.subjects, faces.labels, args.folds, args.seed)
     chosen = choose_fold(folds, args)
 
-    run = start_run(args, device, "ck48", "folds")
+    inputs = {"data": faces.digest(), "checkpoint": digest(trained.path)} if finetune else {}
+    run = start_run(args, device, "ck48", "folds", inputs)
     facts = summary_facts(trained, args, len(folds), args.protocol if finetune else None)
     with run.interruptible(args.time_limit, resumable=finetune):
         if finetune:

@@ -15,7 +15,7 @@ import argparse
 import sys
 from typing import Any
 
-import common.threads  # noqa: F401 (torch reads it when it is loaded)
+import common.startup  # noqa: F401 (before torch, which takes seconds)
 
 from auto_fernet.command import box
 from common import arguments
@@ -27,7 +27,7 @@ from common.crossval import (
     evaluate_faces,
     summary_facts,
 )
-from common.weights import load_start, require_classes
+from common.weights import digest, load_start, require_classes
 from data.folds import leave_one_subject_out
 from data.jaffe import BOX, load_jaffe
 from data.types import CLASSES
@@ -63,7 +63,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     folds = leave_one_subject_out(faces.subjects) if finetune else []
     chosen = choose_fold(folds, args)
 
-    run = start_run(args, device, "jaffe", "folds")
+    inputs = {"data": faces.digest(), "checkpoint": digest(trained.path)} if finetune else {}
+    run = start_run(args, device, "jaffe", "folds", inputs)
     facts = summary_facts(trained, args, len(folds), protocol=None)  # by subject under both
     with run.interruptible(args.time_limit, resumable=finetune):
         if finetune:

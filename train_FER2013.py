@@ -20,12 +20,12 @@ from argparse import BooleanOptionalAction
 from functools import partial
 from typing import Any
 
-import common.threads  # noqa: F401 (torch reads it when it is loaded)
+import common.startup  # noqa: F401 (before torch, which takes seconds)
 
 from common import arguments
 from common.cli import resolve_device, run_script, start_run
 from common.training import evaluation_splits, report_training, save_training
-from common.weights import load_teacher, require_classes, resume_network
+from common.weights import load_teacher, require_classes, resume_network, training_inputs
 from data.sets import load_set
 from engine import DropPath, TrainState, fit
 from genotypes import resolve_genotype
@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if teacher is not None:
         require_classes(",".join(args.teacher), taught_classes, data.classes)
 
-    run = start_run(args, device, "train", "training")
+    run = start_run(args, device, "train", "training", training_inputs(data, args))
     if genotype is not None:
         model = Network(
             args.init_channels, len(data.classes), args.layers, args.auxiliary, genotype

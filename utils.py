@@ -14,14 +14,14 @@ import os
 import pickle
 import platform
 import random
+import secrets
 import signal
 import sys
-import tempfile
 import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -112,34 +112,19 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], Any]) -> None:
     if rank() > 0:
         return
     path = Path(path)
-    temporary = None
+    # Named first, so that it is removed even if its creation is interrupted.
+    temporary = path.with_name(f"{path.name}{secrets.token_hex(4)}{TEMPORARY}")
     try:
-        descriptor, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=path.name, suffix=TEMPORARY
-        )
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp creates private files.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        # torch.save raises an error of its own over the one that stopped it.
-        cause: BaseException = error
-        while isinstance(cause, RuntimeError) and cause.__context__ is not None:
-            cause = cause.__context__
-        if isinstance(cause, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        if not isinstance(cause, OSError):
-            raise
-        raise WriteError(f"{path}: cannot be written ({cause.strerror or cause})") from cause
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
-        if temporary:
-            with suppress(OSError):
-                os.unlink(temporary)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -173,7 +158,10 @@ def save_checkpoint(path: Path | str, kind: str, content: Mapping[str, Any]) -> 
         "torch": str(torch.__version__),
         **content,
     }
-    atomic_write(path, lambda file: torch.save(checkpoint, file))
+    # Into memory first: what torch raises for a file that cannot be written depends on its version.
+    stream = io.BytesIO()
+    torch.save(checkpoint, stream)
+    atomic_write(path, lambda file: file.write(stream.getbuffer()))
 
 
 def load_checkpoint(path: Path | str, kinds: Sequence[str]) -> dict[str, Any]:
@@ -189,8 +177,10 @@ def load_checkpoint(path: Path | str, kinds: Sequence[str]) -> dict[str, Any]:
     try:
         with reading(path, expected), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of kinds of tensors that are refused later
-            _check_archive(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(_read_archive(path), map_location="cpu", weights_only=True)
+            # Views of a few bytes would make us build a huge network.
+            if (needed := _bytes_of_tensors(content)) > (size := path.stat().st_size):
+                raise ValueError(f"its tensors take {needed} bytes, the file {size}")
     except UserError as error:
         if not isinstance(error.__cause__, pickle.UnpicklingError):
             raise
@@ -227,28 +217,48 @@ def _state_dict_in(content: Any) -> dict[str, Tensor] | None:
     return state
 
 
-def _check_archive(path: Path) -> None:
-    """Raise an exception unless `path` is an undamaged file of torch.save.
+def _read_archive(path: Path) -> BinaryIO:
+    """The content of an undamaged file of torch.save, as a file that holds nothing else.
 
-    torch verifies no check sums, so that a flipped bit would be a wrong weight, and it inflates, so
-    that a small file could need much memory.
+    torch verifies no check sums, so that a flipped bit would be a wrong weight; it inflates; and of
+    an archive with two directories it may read the one that zipfile does not. So it gets a new
+    archive of what zipfile read, which is no larger than the file.
     """
     with path.open("rb") as file:
-        if file.read(len(_LEGACY_START)) == _LEGACY_START:
-            return
-        file.seek(0)
-        if file.read(2) != b"PK":
+        start = file.read(len(_LEGACY_START))
+        if start == _LEGACY_START:
+            return io.BytesIO(start + file.read())
+        if start[:2] != b"PK":
             raise ValueError("not a file of torch.save")
-        with zipfile.ZipFile(file) as archive:
+        copy = io.BytesIO()
+        with zipfile.ZipFile(file) as archive, zipfile.ZipFile(copy, "w") as checked:
             members = archive.infolist()
             if any(info.compress_type != zipfile.ZIP_STORED for info in members):
                 raise ValueError("compressed, which torch.save never does")
-            # Otherwise zipfile and torch may read different directories of the same file.
             if min(info.header_offset for info in members) != 0:
                 raise ValueError("the archive does not start at the first byte")
+            if sum(info.file_size for info in members) > os.fstat(file.fileno()).st_size:
+                raise ValueError("its members are larger than the file")
             damaged = archive.testzip()
             if damaged is not None:
                 raise ValueError(f"the check sum of {damaged} is wrong")
+            for info in members:
+                checked.writestr(info.filename, archive.read(info))
+        copy.seek(0)
+        return copy
+
+
+def _bytes_of_tensors(content: Any) -> int:
+    """Bytes of the tensors in nested containers, each counted as often as it is named."""
+    total, left, seen = 0, [content], set()
+    while left:
+        value = left.pop()
+        if torch.is_tensor(value):
+            total += value.numel() * value.element_size()
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            left += value.values() if isinstance(value, dict) else value
+    return total
 
 
 def load_state(module: nn.Module, state: Any, source: Path | str) -> None:
@@ -260,8 +270,8 @@ def load_state(module: nn.Module, state: Any, source: Path | str) -> None:
 def check_state(module: nn.Module, state: Any, source: Path | str) -> None:
     """Raise UserError, naming `source`, unless the state dict `state` fits `module`.
 
-    Names and shapes must be the module's, and every value finite and really stored: strides of 0
-    would make a large tensor of a few bytes. `module` may be on the meta device.
+    Names and shapes must be the module's, and every value finite. `module` may be on the meta
+    device.
     """
     with reading(source, "the weights of such a network"):
         own = module.state_dict()
@@ -270,10 +280,7 @@ def check_state(module: nn.Module, state: Any, source: Path | str) -> None:
             wanted = _shape_of(own.get(name)) or "nothing"
             if found != wanted:
                 raise UserError(f"{source}: {name} is {found}, the network expects {wanted}")
-            value = state[name]
-            if value.untyped_storage().nbytes() < value.numel() * value.element_size():
-                raise ValueError(f"{name} is larger than its storage")
-            if not bool(value.isfinite().all()):
+            if not bool(state[name].isfinite().all()):
                 raise UserError(f"{source}: {name} is not finite, expected a usable network")
 
 
@@ -318,13 +325,7 @@ def _create_run_folder(parent: Path, label: str | None, default: str) -> Path:
         if label is not None:
             folder = parent / label
             folder.mkdir(parents=True, exist_ok=True)
-            names = [path.name for path in folder.iterdir()]
-            if any(name != "log.txt" and not name.endswith(TEMPORARY) for name in names):
-                resumable = (folder / "checkpoint.pt").is_file()
-                raise UserError(
-                    f"--save {label}: {folder} is not empty; choose another label"
-                    + (f", or go on with --resume {folder}" if resumable else "")
-                )
+            require_unused(folder, label)
             return folder
         stamp = time.strftime("%Y%m%d-%H%M%S")
         for suffix in ["", *(f"-{k}" for k in range(2, 100))]:
@@ -338,6 +339,17 @@ def _create_run_folder(parent: Path, label: str | None, default: str) -> Path:
         raise UserError(f"{parent}: cannot create a run folder ({reason})") from None
 
 
+def require_unused(folder: Path, label: str | None) -> None:
+    """Raise UserError when `folder` holds anything but a log and unfinished files."""
+    names = [path.name for path in folder.iterdir()]
+    if any(name != "log.txt" and not name.endswith(TEMPORARY) for name in names):
+        resumable = (folder / "checkpoint.pt").is_file()
+        raise UserError(
+            f"--save {label}: {folder} is not empty; choose another label"
+            + (f", or go on with --resume {folder}" if resumable else "")
+        )
+
+
 def open_log(folder: Path | None = None) -> logging.Logger:
     """The logger of a run: lines on stderr and, with a date, in `folder`/log.txt.
 
@@ -348,19 +360,48 @@ def open_log(folder: Path | None = None) -> logging.Logger:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG)  # tracebacks, in the file alone
     logger.propagate = False
     if rank() > 0:
         logger.addHandler(logging.NullHandler())
         return logger
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setLevel(logging.INFO)
     logger.addHandler(terminal)
     if folder is not None:
         file = _LogFile(folder / "log.txt")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(file)
+        if not file.locked:
+            logger.warning("%s: files cannot be locked here; let one process run in it", folder)
     return logger
+
+
+def lock(file: Any, *, wait: bool) -> bool:
+    """Lock an open file until it is closed; False where files cannot be locked.
+
+    Raises BlockingIOError when another process has locked it and this one should not `wait`.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        raise
+    except (OSError, AttributeError):  # a file system without locks; not a Unix
+        return False
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time run the block for `folder`; a warning where that cannot be had."""
+    with ExitStack() as stack:
+        descriptor = os.open(folder, os.O_RDONLY) if fcntl else None  # a folder, on a Unix
+        if descriptor is not None:
+            stack.callback(os.close, descriptor)
+        if not lock(descriptor, wait=True):
+            logging.getLogger(LOGGER_NAME).warning("%s: cannot be locked; write to it once", folder)
+        yield
 
 
 class _LogFile(logging.FileHandler):
@@ -375,19 +416,15 @@ class _LogFile(logging.FileHandler):
             super().__init__(path, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
-        if fcntl is None or self.stream is None:
-            return
         try:
-            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.locked = lock(self.stream, wait=False)
         except BlockingIOError:
             self.close()
             raise UserError(
                 f"{path.parent}: another process runs in it; wait for its end, or start another "
                 "run without --resume, under another --save"
             ) from None
-        except OSError:
-            return  # a file system without locks
-        for left in path.parent.glob(f"*{TEMPORARY}"):
+        for left in path.parent.glob(f"*{TEMPORARY}") if self.locked else ():
             with suppress(OSError):
                 left.unlink()
 
@@ -414,11 +451,12 @@ def describe_machine(device: torch.device) -> str:
 
 # --- interruption
 
-_REASONS = (None, "time limit", "SIGTERM", "SIGINT")  # of several the last is reported
+# Of several the last is reported.
+_REASONS = (None, "time limit", "SIGHUP", "SIGTERM", "SIGINT")
 
 
 class GracefulStop:
-    """Why a run should end early: `reason` is None, "time limit", "SIGTERM" or "SIGINT".
+    """Why a run should end early: `reason` is one of _REASONS.
 
     The loops ask after each step. All processes ask together and get the same answer.
     `resumable`: whether the run leaves something that --resume continues.
@@ -454,28 +492,32 @@ class Interrupted(Exception):
 def stop_on_signals(
     minutes: float | None = None, *, resumable: bool = True
 ) -> Iterator[GracefulStop]:
-    """A `GracefulStop` that notices SIGINT and SIGTERM; a second signal ends the process at once.
+    """A `GracefulStop` that notices SIGINT, SIGTERM, SIGHUP; a second ends the process at once.
 
     Not so under torchrun, which passes one Ctrl-C on as several signals and kills what does not end
-    in time.
+    in time; nor after a SIGHUP, which shell and terminal both send. nohup ignores SIGHUP.
     """
     stop = GracefulStop(minutes, resumable=resumable)
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    hang_up = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hang_up and signal.getsignal(hang_up) != signal.SIG_IGN:
+        before[hang_up] = signal.getsignal(hang_up)
 
     def notice(number: int, _frame: object) -> None:
         stop.notice(number)
-        if not is_distributed():
-            for each in numbers:
-                signal.signal(each, before[each])
+        if not is_distributed() and number != hang_up:
+            restore()
 
-    for number in numbers:
+    def restore() -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
         signal.signal(number, notice)
     try:
         yield stop
     finally:
-        for number in numbers:
-            signal.signal(number, before[number])
+        restore()
 
 
 # --- processes (torchrun)
@@ -575,9 +617,9 @@ def process_group() -> Iterator[Callable[[], bool]]:
 def _exchange() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise PeerLost(f"another process of this run has ended ({_first_line(error)})") from error
 
 
@@ -644,22 +686,22 @@ def all_reduce_max(number: int) -> int:
 
 def gather_rows(rows: Tensor) -> Tensor:
     """The CPU tensors `rows` of all processes, concatenated; they may differ in length."""
+    return torch.cat(gather(rows)) if is_distributed() else rows
+
+
+def gather(value: Value) -> list[Value]:
+    """`value` of every process; all get all."""
     if not is_distributed():
-        return rows
+        return [value]
     found: list[Any] = [None] * world_size()
     with _exchange():
-        dist.all_gather_object(found, rows)
-    return torch.cat(found)
+        dist.all_gather_object(found, value)
+    return found
 
 
 def from_rank_zero(make: Callable[[], Value]) -> Value:
     """What `make` returns on the first process, the only one that calls it."""
-    if not is_distributed():
-        return make()
-    found: list[Any] = [make() if rank() == 0 else None]
-    with _exchange():
-        dist.broadcast_object_list(found, 0, device=torch.device("cpu"))
-    return found[0]
+    return gather(make() if rank() == 0 else None)[0]  # type: ignore[return-value]
 
 
 @contextmanager

@@ -1,3 +1,3 @@
 """For developers: speed, profile, the plain reference, the fault campaign."""
 
-import common.threads  # noqa: F401 (torch reads it when it is loaded)
+import common.startup  # noqa: F401 (before torch, which takes seconds)

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 from argparse import BooleanOptionalAction
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from data.views import TTA
 
@@ -61,71 +64,47 @@ def new_parser(description: str | None, prog: str | None = None) -> argparse.Arg
     return argparse.ArgumentParser(prog=prog, description=first, formatter_class=HelpFormatter)
 
 
+# Of a network; larger than any of the field, and built in a second. Checkpoints have the same.
+LIMITS = {"C": 1024, "layers": 50, "num_classes": 1024}
+MAX_INT = 2**31 - 1  # with room for sums and products in 64 bits
+FLOATS = (2.0**-126, 2.0**128 - 2.0**104)  # the smallest and largest normal float32
+
+Number = TypeVar("Number", int, float)
+
 # --- types
 
 
-def positive_int(text: str) -> int:
-    """argparse type: an integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} found, at least 1 expected")
-    return value
+def _number(
+    kind: type[Number], name: str, least: Number, most: Number, expected: str = ""
+) -> Callable[[str], Number]:
+    """The argparse type `name`: a number of `kind` from `least` to `most`."""
+
+    def read(text: str) -> Number:
+        value = kind(text)
+        if not least <= value <= most:
+            wanted = expected or f"{least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text} found, {wanted} expected")
+        return value
+
+    read.__name__ = name  # in what argparse says of a text that is no number
+    return read
 
 
-def count(text: str) -> int:
-    """argparse type: an integer of at least 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} found, at least 0 expected")
-    return value
+positive_int = _number(int, "positive_int", 1, MAX_INT)
+count = _number(int, "count", 0, MAX_INT)
+channels = _number(int, "channels", 1, LIMITS["C"])
+cells = _number(int, "cells", 1, LIMITS["layers"])
+seed_number = _number(int, "seed_number", 0, 2**63 - 1, "0 to 2**63 - 1")
+fraction = _number(float, "fraction", 0.0, math.nextafter(1.0, 0.0), "a number in [0, 1)")
+positive_float = _number(float, "positive_float", *FLOATS, "a number above 0 that fits a float32")
+non_negative = _number(float, "non_negative", 0.0, FLOATS[1], "0, or more that fits a float32")
 
 
-def channels(text: str) -> int:
-    """argparse type: a width of a network, 1 to 1024 as in a checkpoint."""
-    value = int(text)
-    if not 1 <= value <= 1024:
-        raise argparse.ArgumentTypeError(f"{text} found, 1 to 1024 expected")
-    return value
-
-
-def cells(text: str) -> int:
-    """argparse type: a number of cells, 1 to 50 as in a checkpoint."""
-    value = int(text)
-    if not 1 <= value <= 50:
-        raise argparse.ArgumentTypeError(f"{text} found, 1 to 50 expected")
-    return value
-
-
-def fraction(text: str) -> float:
-    """argparse type: a number in [0, 1)."""
-    value = float(text)
-    if not 0.0 <= value < 1.0:
-        raise argparse.ArgumentTypeError(f"{text} found, a number in [0, 1) expected")
-    return value
-
-
-def seed_number(text: str) -> int:
-    """argparse type: an integer of at least 0 that fits 63 bits."""
-    value = int(text)
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"{text} found, 0 to 2**63 - 1 expected")
-    return value
-
-
-def positive_float(text: str) -> float:
-    """argparse type: a finite number above 0."""
-    value = float(text)
-    if not 0.0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} found, a number above 0 expected")
-    return value
-
-
-def non_negative(text: str) -> float:
-    """argparse type: a finite number of at least 0."""
-    value = float(text)
-    if not 0.0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} found, a number of at least 0 expected")
-    return value
+def label(text: str) -> str:
+    """argparse type: the name of a folder."""
+    if max(map(len, os.fsencode(text).split(b"/"))) > 255:
+        raise argparse.ArgumentTypeError("more than 255 bytes found, a shorter name expected")
+    return text
 
 
 def names(text: str) -> list[str]:
@@ -210,7 +189,7 @@ def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     # fmt: off
     add = parser.add_argument_group("the run folder").add_argument
     add("--model_path", default="saved_models", metavar="FOLDER", help="where run folders lie")
-    add("--save", metavar="LABEL",
+    add("--save", type=label, metavar="LABEL",
         help="name of the run folder (default: a short name of the script, date and time)")
     add("--report_freq", type=positive_int, default=50, metavar="STEPS",
         help="training steps between lines of the log")

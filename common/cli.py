@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import ctypes
 import errno
+import json
+import logging
 import os
 import platform
 import shlex
@@ -12,17 +14,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
-from common.threads import describe_threads
+from common.startup import describe_threads
 
 import torch
 
 from common.arguments import RECIPES
 from engine import Run, autocast
 from utils import (
+    LOGGER_NAME,
     Interrupted,
     PeerLost,
     UserError,
@@ -30,6 +33,8 @@ from utils import (
     create_run_folder,
     describe_machine,
     describe_processes,
+    from_rank_zero,
+    gather,
     is_distributed,
     is_out_of_memory,
     load_checkpoint,
@@ -37,6 +42,7 @@ from utils import (
     process_group,
     rank,
     reading,
+    require_unused,
     seed_everything,
     stop_on_signals,
     world_size,
@@ -48,6 +54,8 @@ _FREE_ON_RESUME = {"amp", "compile", "data", "device", "gpu", "model_path", "rep
 _FOLDS = ("test_CK48.py", "test_JAFFE.py")
 # Flags of one start of a run.
 _OF_ONE_START = {"resume", "save", "time_limit", "longer_from"}
+# What may differ between the machines of a run.
+_OF_ONE_MACHINE = {"data", "device", "gpu", "model_path", "started"}
 _WRITE_ADVICE = {
     errno.ENOSPC: "free some room on the disk",
     errno.EDQUOT: "free some room in your quota",
@@ -56,7 +64,7 @@ _WRITE_ADVICE = {
     errno.EACCES: "make the folder writable or name another by --model_path",
 }
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143, "time limit": 0}
+_EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "time limit": 0}
 
 Main = Callable[[argparse.Namespace], dict[str, Any]]
 
@@ -64,20 +72,30 @@ Main = Callable[[argparse.Namespace], dict[str, Any]]
 # --- the run of a script
 
 
-def start_run(args: argparse.Namespace, device: torch.device, label: str, kind: str = "") -> Run:
+def start_run(
+    args: argparse.Namespace,
+    device: torch.device,
+    label: str,
+    kind: str = "",
+    inputs: Mapping[str, str] | None = None,
+) -> Run:
     """The run of a script: seeds, run folder and log; at --resume those of before.
 
     `label` begins the name of a new folder without --save; `kind` is that of the checkpoint which
-    --resume reads.
+    --resume reads. `inputs` are digests of what the flags name: data, teachers, a checkpoint.
+    Raises UserError where a resumed run began with others.
     """
     seed_everything(args.seed)
     resumed = None
     if getattr(args, "resume", None) is None:
         folder = create_run_folder(args.model_path, args.save, label)
+        log = open_log(folder)
+        # Again, as another process may have run in it before this one locked it.
+        from_rank_zero(lambda: require_unused(folder, args.save))
     else:
         folder = Path(args.resume)
+        log = open_log(folder)
         resumed = load_checkpoint(folder / "checkpoint.pt", [kind])
-    log = open_log(folder)
     log.info("%s", describe_machine(device))
     log.info("%s", describe_threads(torch.get_num_threads()))
     log.info("run folder %s", folder)
@@ -88,7 +106,15 @@ def start_run(args: argparse.Namespace, device: torch.device, label: str, kind: 
             args.longer_from,
             args.epochs,
         )
-    return Run(folder, device, autocast(device, args.amp), resumed=resumed)
+    # Runs of older versions recorded none.
+    began = {**(inputs or {}), **(resumed or {}).get("inputs", {})}
+    for flag, found in (inputs or {}).items():
+        if began[flag] != found:
+            given = ",".join(getattr(args, flag)) if flag == "teacher" else getattr(args, flag)
+            raise UserError(
+                f"--{flag} {given}: no longer what {folder} began with, expected the same"
+            )
+    return Run(folder, device, autocast(device, args.amp), resumed=resumed, inputs=began)
 
 
 def resolve_device(args: argparse.Namespace) -> torch.device:
@@ -304,41 +330,61 @@ def run_script(
 
     Under torchrun the status is the same for each process, and one of them prints the last line.
     """
+    _open_streams()
     keep_freed_memory()
     try:
         with process_group() as speaks:
             status, line = _run(main, parser, argv)
             if line is not None and speaks():
-                sys.stderr.write(f"{parser.prog}: {line}\n")
+                _say(f"{parser.prog}: {line}")
             return status
     except PeerLost as error:
-        sys.stderr.write(f"{parser.prog}: error: {error}\n")
+        _say(f"{parser.prog}: error: {error}")
         return 2
+
+
+def _open_streams() -> None:
+    """Let the output go nowhere where it was closed, and any character be written."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # otherwise a checkpoint could get the number of stderr
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w"))
+        elif number and hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _say(line: str) -> None:
+    """The last line; torchrun repeats it at the end of its own report."""
+    with suppress(OSError):
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+    with suppress(KeyError, OSError):
+        text = json.dumps(
+            {"message": {"message": line, "extraInfo": {"timestamp": int(time.time())}}}
+        )
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(text)
 
 
 def _run(
     main: Main, parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> tuple[int, str | None]:
     """The exit status of a script, and its last line, if any."""
+    args = argparse.Namespace()
     try:
         with _printed_once():
             args = parse(parser, argv)
         if world_size() > 1 and "save" not in args:
             raise UserError("torchrun: this program is of one process; start it with python")
+        _require_same_flags(args)
         main(args)
         sys.stdout.flush()
     except UserError as error:
         return 2, f"error: {error}{_advice(error)}"
     except PeerLost as error:
         return 2, f"error: {error}; what was saved before is kept: go on with --resume"
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = UserError(str(error).strip().split("\n")[0][:200] or type(error).__name__)
-        return 2, (
-            f"error: out of memory ({reason}); start again with a lower "
-            "--batch_size, or go on with --resume where there is more memory"
-        )
     except Interrupted as interrupted:
         end = "saved" if interrupted.resumable else "nothing saved"
         # Only the first process knows when all is saved.
@@ -348,16 +394,52 @@ def _run(
         return _EXIT_STATUS["SIGINT"], "interrupted; what was saved before is kept"
     except BrokenPipeError:  # the reader of our output has ended
         _mute()
-    except OSError as error:
-        # A full disk behind stdout; other files raise a WriteError.
-        if error.errno not in _FULL:
+    except Exception as error:
+        line = _explain(error, getattr(args, "resume", None))
+        if line is None:
             raise
+        logging.getLogger(LOGGER_NAME).debug("%s", line, exc_info=True)
+        return 2, f"error: {UserError(line)}"
+    return 0, None
+
+
+def _explain(error: Exception, resumed: str | None) -> str | None:
+    """The line for an error whose cause is not the code; None where it may be.
+
+    What fails in a run that was `resumed` is laid to its checkpoint; its log has the traceback.
+    """
+    text = (str(error).strip().splitlines() or [""])[0][:200]
+    reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if is_out_of_memory(error):
+        return (
+            f"out of memory ({text or reason}); start again with a lower "
+            "--batch_size, or go on with --resume where there is more memory"
+        )
+    if isinstance(error, OSError) and error.errno in _FULL:
+        # A full disk behind stdout; other files raise a WriteError.
         _mute()
-        return 2, (
-            f"error: the output cannot be written ({error.strerror}); "
+        return (
+            f"the output cannot be written ({error.strerror}); "
             f"{_WRITE_ADVICE[error.errno]}: files that were written before are kept"
         )
-    return 0, None
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return resumed and (
+        f"{resumed}/checkpoint.pt: {reason}; expected a checkpoint of the same script and version"
+    )
+
+
+def _require_same_flags(args: argparse.Namespace) -> None:
+    """Raise UserError, in every process, where torchrun started them with different flags."""
+    own = {name: value for name, value in vars(args).items() if name not in _OF_ONE_MACHINE}
+    own["resume"] = getattr(args, "resume", None) is not None  # a path, too
+    found = gather(own)
+    differ = sorted(name for name in own if any(each.get(name) != own[name] for each in found))
+    if found != [own] * len(found):
+        raise UserError(
+            f"torchrun: its processes were started with different {', '.join(differ)}; expected "
+            "the same flags everywhere"
+        )
 
 
 @contextmanager

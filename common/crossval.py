@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -78,24 +77,15 @@ class FoldsFile:
     """checkpoint.pt of a cross-validation: the folds that are done, and the current one.
 
     `done` holds what `finetune_fold` returned, `under_way` the state of the current fold or None.
-    UserError when --resume continues with another checkpoint or data set.
     """
 
-    def __init__(self, trained: Trained, faces: Faces, args: argparse.Namespace, run: Run) -> None:
+    def __init__(self, args: argparse.Namespace, run: Run) -> None:
         self.path = run.folder / "checkpoint.pt"
-        checkpoint = hashlib.sha256(trained.path.read_bytes()).hexdigest()
-        inputs = {"checkpoint": checkpoint, "data": faces.digest()}
-        self._rest = {"args": vars(args), "inputs": inputs}
+        self._rest = {"args": vars(args), "inputs": run.inputs}
         self.done: list[dict[str, Any]] = []
         self.under_way: dict[str, Any] | None = None
         if run.resumed is not None:
             with reading(self.path, "the folds of a cross-validation"):
-                for flag, found in inputs.items():
-                    if run.resumed["inputs"][flag] != found:
-                        raise UserError(
-                            f"--{flag} {getattr(args, flag)}: no longer what {run.folder} began "
-                            "with, expected the same"
-                        )
                 self.done, self.under_way = list(run.resumed["folds"]), run.resumed["under_way"]
         # At once, so that a run interrupted in its first fold can be resumed.
         self.save(self.under_way)
@@ -106,13 +96,12 @@ class FoldsFile:
         content = {"folds": self.done, "under_way": under_way, **self._rest}
         save_checkpoint(self.path, "folds", content)
 
-    def check_done(self, folds: Sequence[Fold], classes: int) -> None:
+    def check_done(self, folds: Sequence[Fold]) -> None:
         """Raise UserError unless `done` are results of the first of `folds`."""
         with reading(self.path, "the folds of a cross-validation"):
             for result, (_, test_index) in zip(self.done, folds[: len(self.done)], strict=True):
                 if not result["test_index"].equal(test_index):
                     raise ValueError("a fold of other images")
-                result["logits"].view(len(test_index), classes)
                 figures = [result[name] for name in ("accuracy", "oracle", "seconds")]
                 if not bool(
                     torch.tensor(figures).isfinite().all() and result["logits"].isfinite().all()
@@ -183,8 +172,8 @@ def cross_validate(
 
     Returns the summary, of which `facts` are a part.
     """
-    file = FoldsFile(trained, faces, args, run)
-    file.check_done(list(folds.values()), len(classes))
+    file = FoldsFile(args, run)
+    file.check_done(list(folds.values()))
     total = facts["details"]["folds"]
     for number, fold in list(folds.items())[len(file.done) :]:
         _log.info(

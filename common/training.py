@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from common.plots import draw_curves
@@ -17,6 +18,7 @@ from utils import (
     from_rank_zero,
     load_checkpoint,
     load_state,
+    reading,
     save_checkpoint,
     write_rows,
 )
@@ -50,7 +52,7 @@ def weights_content(train: TrainState) -> dict[str, Any]:
 
 
 def save_training(train: TrainState, args: argparse.Namespace, run: Run) -> None:
-    """Write what the run folder holds after an epoch: weights, metrics.csv and checkpoint.pt.
+    """Write what the run folder holds after an epoch: checkpoint.pt, weights and metrics.csv.
 
     `weights.pt` is of the last epoch, `best_val_weights.pt` of the best on PublicTest, the
     milestones of the first epoch that reached them. With the paper protocol `best_test_weights.pt`
@@ -58,6 +60,10 @@ def save_training(train: TrainState, args: argparse.Namespace, run: Run) -> None
     """
     progress, history = train.progress, train.progress.history
     weights = weights_content(train)
+    # First, as what lies beside it must be of its history: a resumed run, which may get other
+    # bits, saves at its start what a killed one has not written.
+    content = {**weights, **train.state_dict(), "args": vars(args), "inputs": run.inputs}
+    save_checkpoint(run.folder / "checkpoint.pt", "training", content)
     if progress.step == 0 and history:
         chosen_by = {CHOSEN: "PublicTest_accuracy"}
         if args.protocol == "paper":
@@ -74,9 +80,6 @@ def save_training(train: TrainState, args: argparse.Namespace, run: Run) -> None
         write_rows(history, run.folder / "metrics.csv")
         if "changes" in progress.extra:
             write_rows(progress.extra["changes"], run.folder / "changes.csv")
-    # Last, so that a resumed run writes again what a killed one has not written.
-    content = {**weights, **train.state_dict(), "args": vars(args)}
-    save_checkpoint(run.folder / "checkpoint.pt", "training", content)
 
 
 def report_training(
@@ -95,8 +98,9 @@ def report_training(
     chosen weights in `train.model`.
     """
     model, history = train.model, train.progress.history
+    best = history[best_epoch(history, "PublicTest_accuracy") - 1]
     # Read by the process that wrote it; others may not see the folder.
-    chosen = from_rank_zero(lambda: load_checkpoint(run.folder / CHOSEN, ["weights"]))
+    chosen = from_rank_zero(lambda: _load_chosen(run.folder / CHOSEN, best))
     load_state(model, chosen["state_dict"], run.folder / CHOSEN)
     scores = evaluate_splits(model, evaluations, args.batch_size, run, args.tta)
     draw_curves(history, run.folder / "curves.png")
@@ -140,3 +144,12 @@ def report_training(
     table = format_table(["top-1 accuracy in %", *scores], rows)
     _log.info("\n%s\n\nreports and pictures in %s", table, run.folder)
     return summary
+
+
+def _load_chosen(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights at `path`; UserError unless they are of the epoch of `record`."""
+    found = load_checkpoint(path, ["weights"])
+    with reading(path, "the weights that this run saved"):
+        if found["metrics"] != record:
+            raise ValueError("of another run, or of an epoch that was run again")
+    return found

@@ -14,12 +14,21 @@ import torch
 from torch import Tensor, nn
 
 import model_search
+from common.arguments import LIMITS
 from common.training import CHOSEN
-from data.types import CLASSES
+from data.types import CLASSES, DataSet
 from engine import DropPath, Predict, Run, network_predictor
 from genotypes import GENOTYPE_FILE, Genotype, format_genotype, resolve_genotype
 from model import Network, build_network
-from utils import UserError, check_state, load_checkpoint, reading, write_text
+from utils import (
+    UserError,
+    atomic_write,
+    check_state,
+    load_checkpoint,
+    locked,
+    reading,
+    write_text,
+)
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 MANIFEST = "MANIFEST.json"
@@ -27,9 +36,6 @@ DROP_PATH_PROB = 0.2  # of training, as published
 # What a bare state dict is taken for without flags: the paper's network.
 _PUBLISHED: dict[str, Any] = {"init_channels": 36, "layers": 12, "arch": "Auto_FERNet"}
 _FIELDS = {"init_channels": "C", "layers": "layers", "arch": "genotype"}
-# Larger than any network of the field, and built in a second; the flags have the same limits.
-_LIMITS = {"C": 1024, "layers": 50, "num_classes": 1024}
-
 
 Built = TypeVar("Built", bound=nn.Module)
 
@@ -135,8 +141,8 @@ def load_trained(
             classes = class_names(found.get("classes"), description["num_classes"])
         model = rebuild_network(description, found["state_dict"], path)
         if not (
-            0 <= progress["epoch"] < 2**31
-            and 0 <= progress["epochs"] < 2**31
+            # Larger than any sum of flags, as fine-tuning adds to the epochs before it.
+            all(0 <= progress[name] < 2**62 for name in ("epoch", "epochs"))
             and (progress["drop_path_prob"] is None or 0 <= progress["drop_path_prob"] < 1)
         ):
             raise ValueError(f"trained for {progress}")
@@ -274,6 +280,19 @@ def load_teacher(
     return load_members("--teacher", args.teacher, device, model_path=args.model_path)
 
 
+def training_inputs(
+    data: DataSet, args: argparse.Namespace, start: Trained | None = None
+) -> dict[str, str]:
+    """Digests, by flag, of the files that a training reads: the data, --teacher, its `start`."""
+    inputs = {"data": data.digest()}
+    if args.teacher:
+        paths = [find_weights("--teacher", name, args.model_path) for name in args.teacher]
+        inputs["teacher"] = " ".join(map(digest, paths))
+    if start is not None:
+        inputs["checkpoint"] = digest(start.path)
+    return inputs
+
+
 # --- networks from checkpoints
 
 
@@ -294,7 +313,7 @@ def _rebuild(
     build: Callable[[dict[str, Any]], Built], description: Any, state: Any, source: Path | str
 ) -> Built:
     with reading(source, "a checkpoint of such a network"):
-        for name, most in _LIMITS.items():
+        for name, most in LIMITS.items():
             if type(description[name]) is not int or not 1 <= description[name] <= most:
                 raise ValueError(f"{name} {description[name]}, expected 1 to {most}")
         # Without memory first: a small file must not make us build a huge network.
@@ -323,9 +342,7 @@ def resume_network(
             )
         # A training from scratch that was made longer ramps over all of it.
         epochs = found["epochs"] if found["start_epoch"] else max(found["epochs"], args.epochs)
-        drop_path = DropPath(found["start_epoch"], epochs, found["drop_path_prob"])
-        drop_path.at(0)
-        return model, drop_path
+        return model, DropPath(found["start_epoch"], epochs, found["drop_path_prob"])
 
 
 # --- the manifest of checkpoints/
@@ -347,9 +364,24 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         }
 
 
-def write_entry(folder: Path, name: str, entry: dict[str, Any]) -> None:
-    """Add the entry `name` to the manifest of `folder`, or replace it."""
-    entries = {**read_manifest(folder), name: entry}
+def publish(draft: Path, folder: Path, name: str, entry: Mapping[str, Any]) -> Path:
+    """Put the weights `draft` into `folder` as `name`.pt, with an entry in its manifest.
+
+    One process at a time does so. A killed one leaves the old weights or the new ones, and a
+    manifest that admits them: meanwhile the entry says also what it `replaces`.
+    """
+    path = folder / f"{name}.pt"
+    content, found = draft.read_bytes(), {"file": path.name, "sha256": digest(draft)}
+    with locked(folder):
+        entries = read_manifest(folder)
+        before = {"replaces": digest(path)} if path.is_file() else {}
+        _write_manifest(folder, {**entries, name: {**entry, **found, **before}})
+        atomic_write(path, lambda file: file.write(content))
+        _write_manifest(folder, {**entries, name: {**entry, **found}})
+    return path
+
+
+def _write_manifest(folder: Path, entries: Mapping[str, Any]) -> None:
     write_text(folder / MANIFEST, json.dumps(entries, indent=2, sort_keys=True) + "\n")
 
 
@@ -361,7 +393,8 @@ def digest(path: Path) -> str:
 def verify(path: Path) -> None:
     """Raise UserError when a manifest beside `path` names the file with another digest."""
     for name, entry in read_manifest(path.parent).items():
-        if entry["file"] == path.name and (found := digest(path)) != entry["sha256"]:
+        known = (entry["sha256"], entry.get("replaces"))
+        if entry["file"] == path.name and (found := digest(path)) not in known:
             raise UserError(
                 f"{path}: sha256 {found}, expected {entry['sha256']} as {MANIFEST} says of {name}; "
                 "get the file again"

@@ -23,6 +23,8 @@ MAX_ROWS = 200_000  # blank ones included; FER2013 has 35,887
 ROWS_AT_ONCE = 2048
 MAX_READ = 1 << 26  # bytes at once; only a forged header of a member asks for as much
 MAX_UNPACKED = 1 << 31  # bytes; FER2013's table takes a seventh
+# Bytes that every compressed file may hold, and how many times its size; images shrink to a half.
+MAX_SMALL, MAX_RATIO = 1 << 26, 100
 MAX_JSON = 1 << 22  # bytes; the largest summary takes some ten thousand
 
 _COMPRESSIONS: dict[bytes, Callable[[BinaryIO], Any]] = {
@@ -43,14 +45,15 @@ def decompressed(file: BinaryIO) -> BinaryIO:
 
 
 class Unpacked:
-    """The stream of a tar: raises ValueError beyond MAX_UNPACKED bytes, or MAX_READ at once.
+    """The stream of a tar of `size` bytes: raises ValueError beyond what such a file may hold.
 
-    tarfile reads the headers of members whole, whatever length they claim, and decompresses
-    members that are skipped.
+    That is MAX_READ bytes at once, and MAX_RATIO times its size in all. tarfile reads the headers
+    of members whole, whatever length they claim, and decompresses members that are skipped.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, size: int) -> None:
         self._stream = stream
+        self._most = min(MAX_UNPACKED, max(MAX_SMALL, MAX_RATIO * size))
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= MAX_READ:
@@ -74,8 +77,8 @@ class Unpacked:
         return nullcontext(self)
 
     def _check(self, position: int) -> None:
-        if not 0 <= position <= MAX_UNPACKED:
-            raise ValueError(f"byte {position}, expected at most {MAX_UNPACKED} bytes in all")
+        if not 0 <= position <= self._most:
+            raise ValueError(f"byte {position}, expected at most {self._most} bytes in all")
 
 
 class Lines(io.RawIOBase):
@@ -94,7 +97,7 @@ class Lines(io.RawIOBase):
         self.encoding = encoding_of(self._ahead)
         text = header.decode(self.encoding, "replace")
         self.separator = max(",;\t|", key=text.count)
-        self._length = 0  # of the line that is not complete yet
+        self._length = self._lines = 0  # of the line that is not complete yet; complete ones
 
     def readable(self) -> bool:
         return True
@@ -108,6 +111,10 @@ class Lines(io.RawIOBase):
             raise ValueError(f"a line of more than {MAX_LINE} bytes")
         last = max(chunk.rfind(b"\n"), chunk.rfind(b"\r"))
         self._length = len(chunk) - last - 1 + (0 if ends else self._length)
+        # Blank ones too, of which a few compressed bytes may be a billion.
+        self._lines += max(chunk.count(b"\n"), chunk.count(b"\r"))
+        if self._lines > MAX_ROWS + 1:
+            raise ValueError(f"more than {MAX_ROWS} lines")
         buffer[: len(chunk)] = chunk
         return len(chunk)
 
@@ -162,8 +169,6 @@ def read_table(
                 # pandas makes an index of the first fields if there are more than names.
                 if not isinstance(part.index, pd.RangeIndex):
                     raise ValueError(f"line 2: more than {len(part.columns)} fields")
-                if part.index.stop > MAX_ROWS:
-                    raise ValueError(f"more than {MAX_ROWS} lines")
                 yield part
         except pd.errors.ParserError as error:
             # pandas reports exhausted memory as an error of the table.

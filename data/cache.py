@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from data.readers import Arrays, read_set
-from data.sources import is_archive, open_source
+from data.sources import is_archive, open_source, time_mark
 from data.types import SIDE, SPLITS
 from utils import LOGGER_NAME, UserError, atomic_write, rank_zero_first
 
-FORMAT = "set-cache/3"
+FORMAT = "set-cache/4"
 
 
 def cache_path(source: Path) -> Path:
@@ -60,8 +60,7 @@ def _read_cached(source: Path) -> Arrays:
 def fingerprint(source: Path) -> str:
     """A text that changes with the sizes and times of the files of the source."""
     if source.is_file() and is_archive(source):
-        status = source.stat()
-        return f"{FORMAT} file {status.st_size} {status.st_mtime_ns}"
+        return f"{FORMAT} file {source.stat().st_size} {time_mark(source.stat())}"
     with open_source(source) as opened:
         used = (entry for entry in opened.entries if entry.is_image() or entry.is_table())
         lines = (f"{entry.path}\0{entry.size}\0{entry.time}\n" for entry in used)

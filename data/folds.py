@@ -5,12 +5,13 @@ A fold is a pair of indices, int64 and ascending: the images to train on and tho
 
 from __future__ import annotations
 
-import warnings
+import hashlib
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold
 from torch import Tensor
 
 from data.ck48 import COUNTS
@@ -30,6 +31,9 @@ def subject_folds(subjects: Sequence[str], labels: Tensor, folds: int, seed: int
     """Folds by subject, in each of which the classes have about equal shares.
 
     `labels` int64 (N,). Every image is tested once; no subject is both trained on and tested.
+    Subjects with more images come first, those with as many in an order drawn by `seed`; each
+    joins the fold where the sum of the squared shares, of each class and of all images, grows
+    least. By hash and in integers, so that folds depend on no library, version or machine.
     Raises UserError when `folds` is below 2 or above what subjects and classes have.
     """
     people, largest = len(set(subjects)), int(torch.bincount(labels).max())
@@ -40,12 +44,25 @@ def subject_folds(subjects: Sequence[str], labels: Tensor, folds: int, seed: int
             f"--folds {folds}: no class has more than {largest} images, expected as many folds "
             "at the most"
         )
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32)
-    with warnings.catch_warnings():
-        # For a class with fewer images than folds, which some folds then lack.
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        pairs = list(splitter.split(np.zeros(len(labels)), labels.numpy(), np.array(subjects)))
-    return _checked(pairs)
+    totals = [*torch.bincount(labels).tolist(), len(labels)]  # the last is of all images
+    owned = {subject: [0] * len(totals) for subject in subjects}
+    for subject, label in zip(subjects, labels.tolist(), strict=True):
+        owned[subject][label] += 1
+        owned[subject][-1] += 1
+    drawn = {each: hashlib.sha256(f"{seed} {each}".encode()).digest() for each in owned}
+    whole = math.lcm(*(max(1, total) ** 2 for total in totals))
+    scales = [whole // max(1, total) ** 2 for total in totals]
+    held = [[0] * len(totals) for _ in range(folds)]
+    fold_of = {}
+    for subject in sorted(owned, key=lambda each: (-owned[each][-1], drawn[each])):
+
+        def growth(fold: int, own: list[int] = owned[subject]) -> tuple[int, int]:
+            parts = zip(scales, held[fold], own, strict=True)
+            return sum(s * n * (2 * has + n) for s, has, n in parts), held[fold][-1]
+
+        fold_of[subject] = chosen = min(range(folds), key=growth)
+        held[chosen] = [a + b for a, b in zip(held[chosen], owned[subject], strict=True)]
+    return _by_group([fold_of[subject] for subject in subjects])
 
 
 def published_ck48_folds(labels: Tensor, folds: int = PUBLISHED_FOLDS) -> list[Fold]:
@@ -96,13 +113,19 @@ def leave_one_subject_out(subjects: Sequence[str]) -> list[Fold]:
     people = len(set(subjects))
     if people < 2:
         raise UserError(f"folds by subject: {people} in the set, expected two subjects or more")
-    return _checked(LeaveOneGroupOut().split(np.zeros(len(subjects)), groups=np.array(subjects)))
+    return _by_group(subjects)
 
 
 def overlap(train_index: Tensor, test_index: Tensor, groups: Sequence[str]) -> int:
     """The number of test images whose group (subject or sequence) is also trained on."""
     trained = {groups[row] for row in train_index.tolist()}
     return sum(groups[row] in trained for row in test_index.tolist())
+
+
+def _by_group(groups: Sequence[Any]) -> list[Fold]:
+    """A fold for each of the groups of the images, in sorted order, that tests its images."""
+    tested = [np.array(groups) == group for group in sorted(set(groups))]
+    return _checked([(np.flatnonzero(~each), np.flatnonzero(each)) for each in tested])
 
 
 def _run(size: int, folds: int) -> int:

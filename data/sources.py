@@ -40,12 +40,12 @@ SKIPPED = ("__MACOSX", "Thumbs.db", "desktop.ini", "lost+found")  # and names wi
 
 
 class Entry(NamedTuple):
-    """A file: its path inside the source and for messages, bytes, time in ns, how to open it."""
+    """A file: its path inside the source and for messages, bytes, `time_mark`, how to open it."""
 
     path: str
     where: str
     size: int
-    time: int
+    time: str
     open: Callable[[], Any]
 
     @property
@@ -203,7 +203,12 @@ def _is_skipped(name: str) -> bool:
 
 def _entry(file: Path, path: str) -> Entry:
     status = file.stat()
-    return Entry(path, str(file), status.st_size, status.st_mtime_ns, partial(file.open, "rb"))
+    return Entry(path, str(file), status.st_size, time_mark(status), partial(file.open, "rb"))
+
+
+def time_mark(status: os.stat_result) -> str:
+    """When a file was changed: as it says, which anybody can set back, and as the system noted."""
+    return f"{status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def _walk(folder: Path, below: str, depth: int) -> Iterator[Entry]:
@@ -228,13 +233,13 @@ def _members(path: Path, stack: ExitStack) -> Iterator[Entry]:
                 where = f"{path}, member {info.filename}"
                 raise UserError(f"{where}: encrypted, expected a plain archive")
             if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16):
-                yield Entry(info.filename, "", info.file_size, 0, partial(archive.open, info))
+                yield Entry(info.filename, "", info.file_size, "", partial(archive.open, info))
         return
     file = stack.enter_context(path.open("rb"))
     stream = stack.enter_context(decompressed(file))
-    unpacked: Any = Unpacked(stream)  # as much of a file as tarfile needs
+    unpacked: Any = Unpacked(stream, path.stat().st_size)  # as much of a file as tarfile needs
     if stream is not file and path.stem.lower().endswith(TABLE_SUFFIXES):
-        yield Entry(path.stem, "", 0, 0, unpacked.restart)  # one compressed table
+        yield Entry(path.stem, "", 0, "", unpacked.restart)  # one compressed table
         return
     tar = stack.enter_context(tarfile.TarFile(fileobj=unpacked))
     kept = 0
@@ -246,7 +251,7 @@ def _members(path: Path, stack: ExitStack) -> Iterator[Entry]:
             if member.size <= MAX_KEPT and kept + member.size <= MAX_KEPT_IN_ALL:
                 kept += member.size
                 opened = partial(io.BytesIO, opened().read())
-            yield Entry(member.name, "", member.size, 0, opened)
+            yield Entry(member.name, "", member.size, "", opened)
     # tarfile accepts an end between two members; a whole archive ends in zeros.
     unpacked.seek(tar.offset)
     if unpacked.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

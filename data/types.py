@@ -52,6 +52,12 @@ class DataSet:
         moved = {name: split.map(change) for name, split in self.splits.items()}
         return DataSet(self.classes, moved)
 
+    def digest(self) -> str:
+        """A hash of the classes, splits, labels and images."""
+        splits = self.splits.items()
+        names = [*self.classes, *(f"{name} {len(split.labels)}" for name, split in splits)]
+        return _digest(names, [part for _, s in splits for part in (s.images, s.labels)])
+
 
 @dataclass(frozen=True, eq=False)
 class Faces:
@@ -73,9 +79,14 @@ class Faces:
 
     def digest(self) -> str:
         """A hash of the images, labels and names."""
-        found = hashlib.sha256("\n".join(self.names).encode(errors="surrogateescape"))
-        found.update(self.images.numpy().tobytes() + self.labels.numpy().tobytes())
-        return found.hexdigest()
+        return _digest(self.names, (self.images, self.labels))
+
+
+def _digest(names: Sequence[str], tensors: Sequence[Tensor]) -> str:
+    found = hashlib.sha256("\n".join(names).encode(errors="surrogateescape"))
+    for tensor in tensors:
+        found.update(tensor.cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 class Row(NamedTuple):

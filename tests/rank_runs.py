@@ -38,14 +38,18 @@ def start(
     *,
     name: str = "rank",
     before: Callable[[], None] | None = None,
+    others: list[str] | None = None,
 ) -> list[Child]:
-    """`count` processes as torchrun would start them, `name`K.log of each in `folder`."""
+    """`count` processes as torchrun would start them, `name`K.log of each in `folder`.
+
+    `others` are the words of all but the first, where they differ.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     return [
         Child(
-            words,
+            others if others and k else words,
             folder / f"{name}{k}.log",
             before,
             environment={

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from runs import here, weights
 from test_engine import parse
 
 import ensemble
@@ -16,6 +17,8 @@ import test_CK48
 import test_JAFFE
 import train_FER2013
 from common import cli
+from common.arguments import LIMITS
+from common.weights import load_trained
 from genotypes import Auto_FERNet, resolve_genotype
 from tools import export_weights, predict
 from utils import Interrupted, UserError, save_checkpoint
@@ -140,3 +143,42 @@ def test_each_process_of_torchrun_has_a_gpu(monkeypatch):
             resolved(device, gpu)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     assert resolved("auto", 1) == torch.device("cuda:1")
+
+
+HUGE = ["--epochs 2147483648", "--layers 51", "--init_channels 1025", "--learning_rate 1e39",
+        "--learning_rate 1e-46", "--weight_decay 1e39", "--grad_clip 1e300", "--temperature 1e39",
+        f"--batch_size {2**63}", f"--limit_batches {2**31}", f"--cutout_length {2**63}",
+        f"--report_freq {10**30}", f"--mixup {10**39}", f"--save {'x' * 256}",
+        f"--save a/{'é' * 128}"]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", HUGE, ids=lambda words: words[:20])
+def test_numbers_that_nothing_can_hold_are_refused_at_once(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(words)
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"argument {words.split()[0]}: " in last
+    assert "expected" in last
+
+
+def test_largest_flags_make_what_can_be_read(tmp_path):
+    args = parse(f"--layers 50 --init_channels 1024 --epochs {2**31 - 1} --save {'x' * 255}")
+    assert (args.layers, args.init_channels) == (LIMITS["layers"], LIMITS["C"])
+    for name in ("epoch", "epochs"):
+        path = weights(tmp_path / "w.pt")
+        content = torch.load(path, weights_only=True)
+        content |= {name: 2 * args.epochs}  # fine-tuned as long as it was trained
+        torch.save(content, path)
+        assert getattr(load_trained(path), name) == 2 * args.epochs
+
+
+@pytest.mark.parametrize("words", [
+    "--data {}", "--teacher {}", "--resume {}", "--model_path /tmp/{}", "--arch {}"
+])  # fmt: skip
+def test_name_that_is_too_long_is_one_line(words, tmp_path, capsys):
+    name = "x" * 300
+    argv = f"--data synthetic --model_path {tmp_path} {words.format(name)}".split()
+    assert here(train_FER2013, argv) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert name[:70] in last

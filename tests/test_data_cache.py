@@ -76,6 +76,29 @@ def test_changed_time_alone_is_noticed(tmp_path):
     assert read(source)[0].labels[0] == 1
 
 
+@pytest.mark.parametrize("form", ["table", "folder", ".tar"])
+def test_change_is_noticed_though_size_and_time_are_as_before(tmp_path, form):
+    def write(arrays):
+        names = folder_images(arrays)
+        # All of one size, whatever they show.
+        images = [image_bytes(image, "BMP") for image in arrays.images]
+        return write_form(tmp_path, form, dict(zip(names, images, strict=True)))
+
+    source = write_source(tmp_path, form) if form == "table" else write(SMALL)
+    read(source)
+    before = {path: path.stat() for path in (source, *source.rglob("*")) if path.is_file()}
+    if form == "table":
+        source.write_text(source.read_text().replace("\n0,", "\n1,", 1))
+    else:
+        write(OTHER)
+    for path, status in before.items():
+        os.utime(path, ns=(0, status.st_mtime_ns))
+        assert path.stat().st_size == status.st_size
+    found, lines = read(source)
+    assert "rebuilt (the source has changed)" in lines[0]
+    assert found.labels[0] == 1 if form == "table" else (found.images == OTHER.images).all()
+
+
 @pytest.mark.parametrize(
     "change, expected", [("added", (0, 1)), ("removed", (-1, 0)), ("renamed", (-1, 1))]
 )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,14 +20,14 @@ from common.weights import (
     digest,
     find_weights,
     load_trained,
+    publish,
     read_manifest,
-    write_entry,
 )
 from data.sets import load_set
 from data.views import TTA
 from engine import Run, autocast, evaluate_splits
 from tools import export_weights
-from utils import UserError
+from utils import UserError, locked
 
 CPU = torch.device("cpu")
 
@@ -94,7 +97,7 @@ def test_half_precision_replaces_the_entry_of_the_name(place, monkeypatch, capsy
     monkeypatch.setattr(export_weights, "load_set", lambda path, seed=0: load_set(place))
     folder = place / "checkpoints"
     whole = load_trained(folder / "tiny.pt").model.state_dict()
-    write_entry(folder, "other", {"file": "other.pt", "sha256": "0"})
+    publish(weights(place / "other.pt"), folder, "other", {})
     for dtype in ("fp32", "fp16"):
         words = [*export(place, "t", "again"), "--dtype", dtype]
         assert here(export_weights, words) == 0
@@ -111,6 +114,63 @@ def test_half_precision_replaces_the_entry_of_the_name(place, monkeypatch, capsy
         assert found[name].dtype == value.dtype
 
 
+def test_a_checkpoint_cannot_say_which_file_its_entry_is_of(place, monkeypatch):
+    monkeypatch.setattr(export_weights, "load_set", lambda path, seed=0: load_set(place))
+    (place / "forged").mkdir()
+    shutil.copy(place / "t" / "best_val_weights.pt", place / "forged")
+    checkpoint = torch.load(place / "t" / "checkpoint.pt", weights_only=True)
+    checkpoint["args"]["started"] = {"file": "tiny.pt", "sha256": "0", "command": "x", "more": 1}
+    torch.save(checkpoint, place / "forged" / "checkpoint.pt")
+    assert here(export_weights, export(place, "forged", "named")) == 0
+    entry = read_manifest(place / "checkpoints")["named"]
+    assert (entry["file"], entry["command"]) == ("named.pt", "x")
+    assert entry["sha256"] == digest(place / "checkpoints" / "named.pt")
+    assert "more" not in entry
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_killed_export_leaves_weights_that_are_admitted(moment, tmp_path, monkeypatch):
+    old, new = weights(tmp_path / "old.pt"), weights(tmp_path / "new.pt", seed=1)
+    path = publish(old, tmp_path, "x", {"command": "first"})
+    replace, calls = os.replace, iter(range(6))
+
+    def killed(*names) -> None:
+        """Replace; the process ends before or after the first, second or third time."""
+        for after in (False, True):
+            if next(calls) == moment:
+                raise Killed
+            if not after:
+                replace(*names)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(Killed):
+        publish(new, tmp_path, "x", {"command": "second"})
+    monkeypatch.setattr(os, "replace", replace)
+    load_trained(path)
+    assert path.read_bytes() in (old.read_bytes(), new.read_bytes())
+    publish(new, tmp_path, "x", {"command": "second"})
+    load_trained(path)
+    assert path.read_bytes() == new.read_bytes()
+    assert "replaces" not in read_manifest(tmp_path)["x"]
+
+
+def test_two_exports_lose_no_entry(tmp_path):
+    draft = weights(tmp_path / "draft.pt")
+    other = threading.Thread(target=publish, args=(draft, tmp_path, "other", {}))
+    with locked(tmp_path):
+        other.start()
+        other.join(0.2)
+        assert other.is_alive(), "waits"
+        assert read_manifest(tmp_path) == {}
+    other.join()
+    publish(draft, tmp_path, "x", {})
+    assert read_manifest(tmp_path).keys() == {"other", "x"}
+
+
 def test_a_users_own_weights_come_first(place, monkeypatch):
     monkeypatch.setattr("common.weights.CHECKPOINTS", place / "checkpoints")
     monkeypatch.chdir(place)
@@ -124,8 +184,7 @@ def test_a_users_own_weights_come_first(place, monkeypatch):
 
 
 def test_another_file_than_the_manifest_says_is_refused(tmp_path):
-    path = weights(tmp_path / "x.pt")
-    write_entry(tmp_path, "x", {"file": "x.pt", "sha256": digest(path)})
+    path = publish(weights(tmp_path / "draft.pt"), tmp_path, "x", {})
     for known in (path, weights(tmp_path / "y.pt")):
         load_trained(known)
     weights(path, seed=1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
-import io
 import json
 import os
 import shlex
@@ -20,7 +20,14 @@ from benchmarks.runs import difference, run
 from common import arguments, cli
 from data.cache import cache_path
 from data.sets import load_set
-from utils import UserError, WriteError, atomic_write, is_out_of_memory, open_log
+from utils import (
+    UserError,
+    WriteError,
+    atomic_write,
+    is_out_of_memory,
+    open_log,
+    save_checkpoint,
+)
 
 # Of each kind of fault one; the campaign causes the others, which end alike.
 HERE = ("file size limit", "folder read-only at once", "folder removed", "two in a folder",
@@ -137,14 +144,14 @@ def test_output_to_a_full_disk_is_one_line(bench):
     assert "the output cannot be written (No space left on device); free some room" in done.stderr
 
 
-def test_ctrl_c_while_torch_writes_keeps_the_old_file(tmp_path):
-    class Interrupted(io.BytesIO):
-        def write(self, _data):
-            raise KeyboardInterrupt
+def test_ctrl_c_while_a_checkpoint_is_written_keeps_the_old_file(tmp_path, monkeypatch):
+    def interrupted(_descriptor: int) -> None:
+        raise KeyboardInterrupt
 
     (tmp_path / "x").write_text("old")
+    monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        atomic_write(tmp_path / "x", lambda _: torch.save({"w": torch.ones(9999)}, Interrupted()))
+        save_checkpoint(tmp_path / "x", "weights", {"w": torch.ones(9999)})
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert (tmp_path / "x").read_text() == "old"
 
@@ -153,6 +160,7 @@ def test_run_folder_admits_one_process(tmp_path):
     first = open_log(tmp_path)
     held = [handler for handler in first.handlers if hasattr(handler, "baseFilename")]
     first.removeHandler(held[0])
+    assert not any("cannot be locked" in line for line in (tmp_path / "log.txt").open())
     with pytest.raises(UserError, match="another process runs in it"):
         open_log(tmp_path)
     held[0].close()
@@ -161,3 +169,46 @@ def test_run_folder_admits_one_process(tmp_path):
     assert "\\udcff" in (tmp_path / "log.txt").read_text()
     with pytest.raises(WriteError, match="cannot be written"):
         open_log(tmp_path / "none")
+
+
+def test_missing_locks_are_told(tmp_path, monkeypatch, capsys):
+    def flock(_file, _operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("utils.fcntl.flock", flock)
+    open_log(tmp_path)
+    assert f"{tmp_path}: files cannot be locked here" in capsys.readouterr().err
+    monkeypatch.setattr("utils.fcntl", None)
+    open_log(tmp_path)
+    assert f"{tmp_path}: files cannot be locked here" in capsys.readouterr().err
+    open_log()
+
+
+def flags(tmp_path: Path, **changes) -> argparse.Namespace:
+    return argparse.Namespace(
+        seed=0, amp="off", model_path=str(tmp_path), save="run", **changes
+    )  # fmt: skip
+
+
+def test_folder_is_looked_at_again_when_it_is_locked(tmp_path, monkeypatch):
+    def ended(folder):
+        """Another process began and ended in the folder before this one locked it."""
+        (folder / "weights.pt").touch()
+        return open_log(folder)
+
+    monkeypatch.setattr(cli, "open_log", ended)
+    with pytest.raises(UserError, match=r"--save run: .* is not empty"):
+        cli.start_run(flags(tmp_path), torch.device("cpu"), "train")
+    open_log()
+
+
+def test_checkpoint_is_read_when_its_folder_is_locked(tmp_path, monkeypatch):
+    def ended(folder):
+        save_checkpoint(folder / "checkpoint.pt", "training", {"epoch": 2})
+        return open_log(folder)
+
+    save_checkpoint(tmp_path / "checkpoint.pt", "training", {"epoch": 1})
+    monkeypatch.setattr(cli, "open_log", ended)
+    args = flags(tmp_path, resume=str(tmp_path))
+    assert cli.start_run(args, torch.device("cpu"), "", "training").resumed["epoch"] == 2
+    open_log()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import pickle
 import struct
@@ -181,6 +183,33 @@ def test_member_of_a_gigabyte_is_not_read(kind, tmp_path, monkeypatch):
     path.write_bytes(gzip.compress(member.tobuf(tarfile.USTAR_FORMAT) + bytes(16 << 20)))
     with pytest.raises(UserError):
         load_set(path)
+
+
+@pytest.mark.parametrize("pack_bytes", [gzip.compress, bz2.compress, lzma.compress])
+def test_small_file_is_not_unpacked_to_a_large_table(pack_bytes, tmp_path, monkeypatch):
+    monkeypatch.setattr(data.bounded, "MAX_SMALL", 1 << 20)
+    text = b"emotion,pixels,Usage" + b"\n" * (8 << 20)
+    member = tarfile.TarInfo("fer2013.csv")
+    member.size = len(text)
+    whole = member.tobuf(tarfile.USTAR_FORMAT) + text + bytes(1024)
+    path, asked = tmp_path / "fer2013.tar.gz", []
+    path.write_bytes(pack_bytes(whole))
+    check = data.bounded.Unpacked._check
+    monkeypatch.setattr(
+        data.bounded.Unpacked, "_check", lambda self, n: asked.append(n) or check(self, n)
+    )
+    with pytest.raises(UserError, match=r"fer2013\.tar\.gz: .*bytes in all"):
+        load_set(path)
+    assert len(asked) < 10
+
+
+def test_blank_lines_are_counted_before_they_are_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.bounded, "MAX_ROWS", 10_000)
+    path = tmp_path / "fer2013.csv"
+    stream = io.BytesIO(b"emotion,pixels,Usage" + b"\r" * (8 << 20))
+    with pytest.raises(UserError, match="more than 10000 lines"):
+        list(data.bounded.read_table(stream, str(path), ["emotion"], size=1, max_size=1))
+    assert stream.tell() < 1 << 20
 
 
 def test_archive_in_an_archive_is_not_read(tmp_path):

@@ -161,6 +161,33 @@ def test_killed_process_ends_the_others_with_advice(data, tmp_path):
     assert read(tmp_path / "run")["state"]["epoch"] == 1
 
 
+@pytest.mark.parametrize("more, named", [
+    (["--batch_size", "8"], "different batch_size; expected"),
+    (["--report_freq", "3", "--epochs", "9"], "different epochs, report_freq; expected"),
+    (["--teacher", "x"], "different teacher; expected"),
+], ids=["one", "two", "list"])  # fmt: skip
+def test_different_flags_are_told_at_once(more, named, data, tmp_path):
+    words = words_of(TRAIN, data, tmp_path, "--save", "run")
+    children = start(words, 2, tmp_path, others=[*words, *more])
+    assert [child.wait(LIMIT) for child in children] == [2, 2]
+    (line,) = errors(children)
+    assert named in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_places_may_differ_between_machines(data, tmp_path):
+    words = words_of(TRAIN, data, tmp_path, "--epochs", "2", "--save", "run")
+    there = words_of(TRAIN, data.parent, tmp_path / "elsewhere", "--epochs", "2", "--save", "run")
+    finish(words, 2, tmp_path, others=there)
+
+
+def test_report_of_torchrun_ends_with_our_line(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = run([*torchrun, *words_of(TRAIN, tmp_path / "nowhere.csv", tmp_path)])
+    assert done.returncode == 1
+    assert any("no FER2013 there" in line for line in done.stderr.strip().splitlines()[-3:])
+
+
 def test_tools_refuse_torchrun(tmp_path):
     children = start(["tools.cells.py", "Auto_FERNet", "--out", str(tmp_path)], 2, tmp_path)
     assert [child.wait(LIMIT) for child in children] == [2, 2]

@@ -5,8 +5,10 @@ Two runs are real command lines; the others are forked, which saves the imports.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,8 @@ import relabel_training
 import search
 import test_CK48
 import train_FER2013
-from utils import TEMPORARY
+from benchmarks.runs import Child
+from utils import TEMPORARY, open_log
 
 SCRIPTS = {"train": TRAIN, "search": SEARCH}
 
@@ -195,3 +198,127 @@ def test_weights_that_are_not_finite_are_refused(name, data, whole, tmp_path, ca
     assert here(script, words[2:]) == 2
     assert "not finite" in capsys.readouterr().err
     assert path.read_bytes() == before
+
+
+def killed_after_replacing(name: str) -> None:
+    """Let this process be killed once it has replaced a file `name`."""
+    replace = os.replace
+
+    def replaced(source, target) -> None:
+        replace(source, target)
+        if Path(target).name == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = replaced
+
+
+def test_weights_are_of_the_history_whenever_a_run_is_killed(data, whole, tmp_path):
+    words = command(TRAIN, data, tmp_path)
+    for name in ("weights.pt", "best_val_weights.pt", "metrics.csv", "checkpoint.pt"):
+        child = Child(
+            [*words[1:], "--save", name],
+            tmp_path / f"{name}.log",
+            partial(killed_after_replacing, name),
+        )
+        assert child.wait() == -signal.SIGKILL, child.printed()
+        history = read(tmp_path / name)["state"]["history"]
+        for path in (tmp_path / name).glob("*weights.pt"):
+            assert torch.load(path, weights_only=True)["metrics"] in history, (name, path)
+    # Killed before anything but the checkpoint of an epoch was written.
+    finish([*words, "--resume", "weights.pt"], tmp_path / "resumed.log")
+    assert difference(tmp_path / "weights.pt", whole / "train") is None
+
+
+def test_weights_of_another_history_are_not_reported(data, whole, tmp_path, capsys):
+    shutil.copytree(whole / "train", tmp_path / "train")
+    path = tmp_path / "train" / "best_val_weights.pt"
+    content = torch.load(path, weights_only=True)
+    content["metrics"]["PublicTest_accuracy"] += 1
+    torch.save(content, path)
+    checkpoint = read(tmp_path / "train")
+    checkpoint["state"]["history"][-1]["PublicTest_accuracy"] = -1.0  # not written again
+    torch.save(checkpoint, tmp_path / "train" / "checkpoint.pt")
+    words = command(TRAIN, data, tmp_path, "--resume", "train")
+    assert here(train_FER2013, words[2:]) == 2
+    assert f"{path}: ValueError: of another run" in capsys.readouterr().err
+
+
+@each_script
+def test_other_data_under_the_same_name_is_refused(name, tmp_path, capsys):
+    path = write_small_table(tmp_path, each=3)
+    words = command(SCRIPTS[name], path, tmp_path)
+    finish([*words, "--save", name, "--time_limit", "0.0001"], tmp_path / "short.log")
+    rows = path.read_text().splitlines()
+    label, pixels, usage = rows[5].split(",")
+    other = str(int(pixels.split()[0]) ^ 1)
+    changed = ",".join([label, " ".join([other, *pixels.split()[1:]]), usage])
+    script = {"train": train_FER2013, "search": search}[name]
+    for new in ([*rows[:5], changed, *rows[6:]], rows[:-1], [*rows, rows[-1]],
+                [rows[0], *rows[2:], rows[1]]):  # fmt: skip
+        path.write_text("\n".join(new))
+        assert here(script, [*words[2:], "--resume", name]) == 2
+        expected = f"--data {path}: no longer what {tmp_path / name} began with, expected the same"
+        assert expected in capsys.readouterr().err
+    open_log()  # unlocks the folder
+    path.write_text("\n".join(rows))
+    finish([*words, "--resume", name, "--data", str(path)], tmp_path / "resumed.log")
+
+
+def test_another_teacher_under_the_same_name_is_refused(data, tmp_path, capsys):
+    teacher = weights(tmp_path / "a.pt")
+    words = command(TRAIN, data, tmp_path, "--teacher", str(teacher))
+    finish([*words, "--save", "t", "--time_limit", "0.0001"], tmp_path / "short.log")
+    weights(teacher, seed=1)
+    assert here(train_FER2013, [*words[2:], "--resume", "t"]) == 2
+    assert f"--teacher {teacher}: no longer what" in capsys.readouterr().err
+
+
+def test_a_run_of_an_older_version_goes_on(data, whole, tmp_path):
+    shutil.copytree(whole / "train", tmp_path / "train")
+    checkpoint = read(tmp_path / "train")
+    del checkpoint["inputs"]
+    torch.save(checkpoint, tmp_path / "train" / "checkpoint.pt")
+    finish(command(TRAIN, data, tmp_path, "--resume", "train"), tmp_path / "resumed.log")
+
+
+FORGED = {
+    "train": [
+        ("state", "epoch", "x"), ("state", "step", -3), ("state", "sums", ["a"] * 3),
+        ("state", "seconds", "x"), ("state", "history", [{}, {}]),
+        ("optimizer", "state", {0: {"momentum_buffer": "x"}}), ("args", "teacher", 3),
+        ("inputs", "data", 7), ("drop_path_prob", None, "x"),
+    ],
+    "search": [("state", "decisions", ["x"]), ("state", "past", {}), ("edges", None, {})],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, keys", [(name, keys) for name in FORGED for keys in FORGED[name]],
+                         ids=str)  # fmt: skip
+def test_forged_states_end_in_one_line(name, keys, data, whole, tmp_path, capsys):
+    shutil.copytree(whole / name, tmp_path / name)
+    checkpoint = read(tmp_path / name)
+    history = checkpoint["state"]["history"][:2]  # one epoch is left to do
+    checkpoint["state"] |= {"epoch": 2, "history": history}
+    part, key, value = keys
+    if key is None:
+        checkpoint[part] = value
+    else:
+        checkpoint[part][key] = value
+    torch.save(checkpoint, tmp_path / name / "checkpoint.pt")
+    script = {"train": train_FER2013, "search": search}[name]
+    assert here(script, ["--resume", str(tmp_path / name)]) == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    last = printed.strip().splitlines()[-1]
+    assert "checkpoint.pt: " in last or "no longer what" in last, last
+
+
+def test_what_fails_in_a_resumed_run_is_in_its_log(data, whole, tmp_path, monkeypatch, capsys):
+    shutil.copytree(whole / "train", tmp_path / "train")
+    monkeypatch.setattr(train_FER2013, "fit", lambda *_args, **_kwargs: {}["x"])
+    assert here(train_FER2013, ["--resume", str(tmp_path / "train")]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert "Traceback" in (tmp_path / "train" / "log.txt").read_text()
+    monkeypatch.setattr(train_FER2013, "load_set", lambda *_args: {}["x"])
+    with pytest.raises(KeyError):  # not in a new run
+        here(train_FER2013, ["--data", str(data), "--model_path", str(tmp_path)])

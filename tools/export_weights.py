@@ -12,8 +12,10 @@ ensemble.py `--model_names NAME` and train_FER2013.py `--teacher NAME`.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,14 +31,15 @@ from common.weights import (
     digest,
     find_weights,
     load_trained,
+    publish,
+    read_manifest,
     require_classes,
-    write_entry,
 )
 from data.sets import load_set
 from data.types import CLASSES, Split
 from data.views import TTA
 from engine import Run, autocast, evaluate_splits
-from utils import UserError, load_checkpoint, open_log, save_checkpoint
+from utils import UserError, load_checkpoint, open_log, reading, save_checkpoint
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 MAX_BYTES = 10_000_000
@@ -60,53 +63,52 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Write the weights and their entry; return the entry."""
     open_log()
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", args.name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", args.name):
         raise UserError(f"{args.name!r}: expected a name of letters, digits and . _ -")
     device = resolve_device(args)
     best = find_weights("RUN", args.run, args.model_path)
-    flags = load_checkpoint(best.parent / "checkpoint.pt", ["training"])["args"]
+    origin = best.parent / "checkpoint.pt"
+    flags = load_checkpoint(origin, ["training"])["args"]
     data = load_set(args.data, args.seed)
-    # Before the file is written, which may be one of them.
-    sources = source_digests(flags)
-    path = make_folder("--out", args.out) / f"{args.name}.pt"
-    write_weights(best, path, DTYPES[args.dtype])
-    entry = {
-        "file": path.name,
-        "sha256": digest(path),
-        **(flags.get("started") or {}),
-        "seeds": [flags["seed"]],
-        "from": sources,
-    }
-    # At once, as the file no longer is what an older entry says.
-    write_entry(path.parent, args.name, entry)
-    trained = load_trained(path)
-    require_classes(path, trained.classes, data.classes)
-    model, run = trained.model.to(device), Run(path.parent, device, autocast(device, args.amp))
+    with reading(origin, "a checkpoint of a training"):
+        sources = source_digests(flags)
+        started = flags.get("started") or {}
+        began = {name: started.get(name) for name in ("command", "commit", "machine")}
+        entry = {**began, "seeds": [flags["seed"]], "from": sources}
+        json.dumps(entry)
+    folder = make_folder("--out", args.out)
+    with tempfile.TemporaryDirectory() as place:
+        # Evaluated first, so that weights and entry are written together.
+        draft = Path(place) / f"{args.name}.pt"
+        write_weights(best, draft, DTYPES[args.dtype])
+        trained = load_trained(draft)
+        require_classes(best, trained.classes, data.classes)
+        model, run = trained.model.to(device), Run(folder, device, autocast(device, args.amp))
 
-    def accuracies(splits: Mapping[str, Split], tta: str = "none") -> dict[str, float]:
-        parts = {name: splits[name].map(lambda tensor: tensor.to(device)) for name in EVALUATED}
-        scored = evaluate_splits(model, parts, args.batch_size, run, tta)
-        return {name: scores.accuracy for name, scores in scored.items()}
+        def accuracies(splits: Mapping[str, Split], tta: str = "none") -> dict[str, float]:
+            parts = {name: splits[name].map(lambda t: t.to(device)) for name in EVALUATED}
+            scored = evaluate_splits(model, parts, args.batch_size, run, tta)
+            return {name: scores.accuracy for name, scores in scored.items()}
 
-    with run.interruptible(resumable=False):
-        accuracy = {tta: accuracies(data.splits, tta) for tta in TTA}
-        # What anybody can evaluate again, without a data set.
-        same = trained.classes == CLASSES
-        synthetic = accuracies(load_set("synthetic").splits) if same else None
-    entry |= {
-        "epochs": trained.epochs,
-        "chosen_epoch": trained.epoch,
-        "genotype": model.description["genotype"],
-        "parameters": model.size,
-        "images": {name: len(data.splits[name].labels) for name in EVALUATED},
-        "accuracy": accuracy,
-        "synthetic": synthetic,
-    }
-    write_entry(path.parent, args.name, entry)
+        with run.interruptible(resumable=False):
+            accuracy = {tta: accuracies(data.splits, tta) for tta in TTA}
+            # What anybody can evaluate again, without a data set.
+            same = trained.classes == CLASSES
+            synthetic = accuracies(load_set("synthetic").splits) if same else None
+        entry |= {
+            "epochs": trained.epochs,
+            "chosen_epoch": trained.epoch,
+            "genotype": model.description["genotype"],
+            "parameters": model.size,
+            "images": {name: len(data.splits[name].labels) for name in EVALUATED},
+            "accuracy": accuracy,
+            "synthetic": synthetic,
+        }
+        path = publish(draft, folder, args.name, entry)
     rows = [[f"--tta {tta}", *(each[name] for name in EVALUATED)] for tta, each in accuracy.items()]
     print(format_table([f"{args.name}, top-1 accuracy in %", *EVALUATED], rows))
     print(f"\nwritten: {path}, {path.stat().st_size:,} bytes, and its entry in the manifest")
-    return entry
+    return read_manifest(folder)[args.name]
 
 
 def source_digests(flags: Mapping[str, Any]) -> dict[str, str]:

@@ -1,20 +1,32 @@
-"""How the threads of a CPU run wait for each other; imported before torch, which reads it once.
+"""What must be set before torch is loaded: how threads wait, and what Ctrl-C prints meanwhile.
 
 GNU OpenMP's threads wait in a busy loop for up to some milliseconds. Where other programs use the
 same cores, such a loop takes the time of the very thread that is waited for (docs/speed.md). A
 short one is enough between the operations of a step. Settings of the user are left as they are.
+Imports take seconds, in which a Ctrl-C prints one line instead of a traceback.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from types import TracebackType
 
 _SPINS = "1000"  # an estimated 50 microseconds
 _SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
 if "torch" not in sys.modules and not any(name in os.environ for name in _SETTINGS):
     os.environ["GOMP_SPINCOUNT"] = _SPINS
+
+
+def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.stderr.write("interrupted\n")
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _show
 
 
 def describe_threads(threads: int) -> str:

@@ -1,4 +1,4 @@
-"""How threads wait: set before torch is loaded, unless the user has set it."""
+"""What is set before torch is loaded: how threads wait, unless the user has set it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import pytest
 from runs import ROOT
 
-from common import threads
+from common import startup
 
 SCRIPTS = ["search", "train_FER2013", "relabel_training", "ensemble", "test_CK48", "test_JAFFE"]
 
@@ -23,7 +23,7 @@ SCRIPTS = ["search", "train_FER2013", "relabel_training", "ensemble", "test_CK48
 ])  # fmt: skip
 def test_own_settings_are_kept(own, expected):
     code = (
-        "import common.threads, os, sys; "
+        "import common.startup, os, sys; "
         "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
     )
     clean = {n: v for n, v in os.environ.items() if not n.startswith(("OMP_", "GOMP_", "KMP_"))}
@@ -41,20 +41,20 @@ def test_scripts_set_it_before_they_import_torch(name):
         for alias in node.names
     ]
     foreign = [each for each in imports if each.split(".")[0] not in sys.stdlib_module_names]
-    assert foreign[0] == "common.threads"
+    assert foreign[0] == "common.startup"
 
 
 def test_line_of_the_log(monkeypatch):
-    for name in (*threads._SETTINGS, "OMP_NUM_THREADS"):
+    for name in (*startup._SETTINGS, "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(threads.os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(threads.os, "getloadavg", lambda: (0.5, 0.0, 0.0), raising=False)
-    assert threads.describe_threads(4) == "waiting threads: as OpenMP chooses"
+    monkeypatch.setattr(startup.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(startup.os, "getloadavg", lambda: (0.5, 0.0, 0.0), raising=False)
+    assert startup.describe_threads(4) == "waiting threads: as OpenMP chooses"
     monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
-    monkeypatch.setattr(threads.os, "getloadavg", lambda: (4.1, 0.0, 0.0), raising=False)
+    monkeypatch.setattr(startup.os, "getloadavg", lambda: (4.1, 0.0, 0.0), raising=False)
     line = "waiting threads: GOMP_SPINCOUNT=1000"
     advice = "; load 4.1 on 4 cores: OMP_NUM_THREADS=1 may be faster"
-    assert threads.describe_threads(4) == line + advice
-    assert threads.describe_threads(1) == line
+    assert startup.describe_threads(4) == line + advice
+    assert startup.describe_threads(1) == line
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    assert threads.describe_threads(4) == line
+    assert startup.describe_threads(4) == line

@@ -1,0 +1,104 @@
+"""What a script does when a stream is closed or narrow, at a hang-up, and while it imports."""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from fer2013_files import write_small_table
+from runs import LIMIT, ROOT, TRAIN, command, cut, finish, raise_after, read, run
+
+from benchmarks.runs import Child
+from common import arguments, cli
+
+SCRIPTS = ("search.py", "train_FER2013.py", "relabel_training.py", "ensemble.py", "test_CK48.py",
+           "test_JAFFE.py", "-m tools.predict")  # fmt: skip
+INTERRUPTED = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_table(tmp_path_factory.mktemp("data"), each=3)
+
+
+def test_a_run_goes_on_with_closed_streams(data, tmp_path):
+    words = command(TRAIN, data, tmp_path, "--save", "t", "--epochs", "1")
+    done = run(["sh", "-c", f"{shlex.join(words)} <&- >&- 2>&-"])
+    assert done.returncode == 0
+    assert (tmp_path / "t" / "summary.json").is_file()
+    assert read(tmp_path / "t")["state"]["epoch"] == 1
+
+
+def test_any_character_can_be_printed(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    parser = arguments.new_parser("x")
+    assert cli.run_script(lambda _: print("62.5 ± 1 \udcff"), parser, []) == 0
+    assert stream.buffer.getvalue() == b"62.5 \\xb1 1 \\udcff\n"
+
+
+def test_output_that_ends_does_not_hide_the_status(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Broken())))
+
+    def main(_):
+        raise KeyboardInterrupt
+
+    assert cli.run_script(main, arguments.new_parser("x"), []) == 130
+
+
+class Broken(io.RawIOBase):
+    def writable(self):
+        return True
+
+    def write(self, _):
+        raise OSError(5, "Input/output error")
+
+
+def hang_up(ignored: bool, line: str) -> None:
+    """Let this process send itself two SIGHUPs when it first logs `line`; nohup ignores them."""
+    if ignored:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    raise_after(line, signal.SIGHUP)
+
+
+def test_a_hang_up_saves(data, tmp_path):
+    words = command(TRAIN, data, tmp_path, "--save", "t")
+    status, printed = cut(words, "epoch 2 step 1/", signal.SIGHUP, tmp_path / "t.log")
+    assert status == 129
+    assert printed.rstrip().endswith("stopped (SIGHUP); saved")
+    assert read(tmp_path / "t")["state"]["epoch"] == 1
+    finish(command(TRAIN, data, tmp_path, "--resume", "t"), tmp_path / "resumed.log")
+    words = command(TRAIN, data, tmp_path, "--save", "u")[1:]
+    child = Child(words, tmp_path / "u.log", partial(hang_up, True, "epoch 2 step 1/"))
+    assert child.wait(LIMIT) == 0, "nohup"
+
+
+def test_a_second_hang_up_still_saves():
+    before = signal.getsignal(signal.SIGHUP)
+    with cli.stop_on_signals() as stop:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.reason == "SIGHUP"
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_ctrl_c_during_imports_is_one_line(script, tmp_path):
+    (tmp_path / "torch.py").write_text(INTERRUPTED)
+    done = subprocess.run(
+        [sys.executable, *script.split()],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == "interrupted\n"
