@@ -18,7 +18,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from pathlib import Path
 from typing import Any
 
-from common.startup import describe_threads
+from common.startup import WAITING
 
 import torch
 
@@ -97,7 +97,8 @@ def start_run(
         log = open_log(folder)
         resumed = load_checkpoint(folder / "checkpoint.pt", [kind])
     log.info("%s", describe_machine(device))
-    log.info("%s", describe_threads(torch.get_num_threads()))
+    if WAITING:
+        log.info("%s", WAITING)
     log.info("run folder %s", folder)
     if getattr(args, "longer_from", None):
         log.info(

@@ -1,8 +1,9 @@
-"""What must be set before torch is loaded: how threads wait, and what Ctrl-C prints meanwhile.
+"""What must be done before torch is loaded: how its threads wait, and what Ctrl-C prints meanwhile.
 
-GNU OpenMP's threads wait in a busy loop for up to some milliseconds. Where other programs use the
-same cores, such a loop takes the time of the very thread that is waited for (docs/speed.md). A
-short one is enough between the operations of a step. Settings of the user are left as they are.
+GNU OpenMP's threads wait in a busy loop for some milliseconds. That is best on a quiet machine.
+Where other programs of threads use the same cores, the loops take the time of the very threads
+that are waited for, and a step takes up to twenty times as long (docs/speed.md). So where most of
+the CPU is in use at the start, a short loop is set. Settings of the user are left as they are.
 Imports take seconds, in which a Ctrl-C prints one line instead of a traceback.
 """
 
@@ -10,13 +11,45 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from pathlib import Path
 from types import TracebackType
 
-_SPINS = "1000"  # an estimated 50 microseconds
-_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+SETTINGS = ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+BUSY = 0.5  # share of the CPU in use, from which the machine counts as busy
+SPINS = 1000  # an estimated 50 microseconds
+SAMPLE = 0.1  # seconds
 
-if "torch" not in sys.modules and not any(name in os.environ for name in _SETTINGS):
-    os.environ["GOMP_SPINCOUNT"] = _SPINS
+
+def cpu_use(stat: Path = Path("/proc/stat")) -> float:
+    """The share of the CPU in use during SAMPLE seconds, in [0, 1]; 0 where that is not known."""
+    try:
+        before = _cpu_times(stat)
+        time.sleep(SAMPLE)
+        after = _cpu_times(stat)
+    except (OSError, ValueError):  # not Linux
+        return 0.0
+    spent = [b - a for a, b in zip(before, after, strict=True)]
+    return 1 - (spent[3] + spent[4]) / max(sum(spent), 1)  # idle, and waiting for disks
+
+
+def _cpu_times(stat: Path) -> list[int]:
+    """user, nice, system, idle, iowait and so on of all cores, in ticks since the start."""
+    return [int(word) for word in stat.read_text().split("\n", 1)[0].split()[1:9]]
+
+
+def choose_waiting() -> str | None:
+    """Set a short loop on a busy machine, unless the user has set threads; a line that says so."""
+    if "torch" in sys.modules or any(name in os.environ for name in SETTINGS):
+        return None
+    use = cpu_use()
+    if use < BUSY:
+        return None
+    os.environ["GOMP_SPINCOUNT"] = str(SPINS)
+    return (
+        f"other programs use {100 * use:.0f} % of the CPU: threads wait in a short loop "
+        f"(GOMP_SPINCOUNT={SPINS}); OMP_NUM_THREADS=1 may be faster"
+    )
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -27,17 +60,4 @@ def _show(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 
 sys.excepthook = _show
-
-
-def describe_threads(threads: int) -> str:
-    """One line for the log: how `threads` CPU threads wait, and what to do if cores are busy.
-
-    The number of threads is left alone, because the last bits of a result depend on it.
-    """
-    found = " ".join(f"{n}={os.environ[n]}" for n in _SETTINGS if n in os.environ)
-    line = f"waiting threads: {found or 'as OpenMP chooses'}"
-    cores = os.cpu_count() or 1
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # not on Windows
-    if threads > 1 and load >= cores and "OMP_NUM_THREADS" not in os.environ:
-        line += f"; load {load:.1f} on {cores} cores: OMP_NUM_THREADS=1 may be faster"
-    return line
+WAITING = choose_waiting()

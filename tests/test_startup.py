@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import os
-import subprocess
 import sys
 
 import pytest
@@ -15,21 +14,40 @@ from common import startup
 SCRIPTS = ["search", "train_FER2013", "relabel_training", "ensemble", "test_CK48", "test_JAFFE"]
 
 
-@pytest.mark.parametrize("own, expected", [
-    ({}, "1000 False"),
-    ({"OMP_WAIT_POLICY": "passive"}, "None False"),
-    ({"GOMP_SPINCOUNT": "7"}, "7 False"),
-    ({"OMP_NUM_THREADS": "1"}, "1000 False"),
-])  # fmt: skip
-def test_own_settings_are_kept(own, expected):
-    code = (
-        "import common.startup, os, sys; "
-        "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
-    )
-    clean = {n: v for n, v in os.environ.items() if not n.startswith(("OMP_", "GOMP_", "KMP_"))}
-    words = [sys.executable, "-c", code]
-    done = subprocess.run(words, cwd=ROOT, env={**clean, **own}, capture_output=True, text=True)
-    assert done.stdout.strip() == expected, done.stderr
+@pytest.fixture
+def unset(monkeypatch):
+    for name in startup.SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+
+
+def test_use_of_the_cpu(tmp_path, monkeypatch):
+    path = tmp_path / "stat"
+    path.write_text("cpu  100 0 0 500 10 0 0 0 0 0\ncpu0 1 1 1 1\n")
+    later = "cpu  130 0 0 560 20 0 0 0 0 0\n"
+    monkeypatch.setattr(startup.time, "sleep", lambda _: path.write_text(later))
+    assert startup.cpu_use(path) == pytest.approx(0.3)
+    assert startup.cpu_use(path) == 1  # no tick between
+    assert startup.cpu_use(tmp_path / "none") == 0
+
+
+@pytest.mark.parametrize("use, spins", [(0.4, None), (0.6, "1000")])
+def test_busy_machine_gets_a_short_loop(use, spins, unset, monkeypatch):
+    monkeypatch.setattr(startup, "cpu_use", lambda: use)
+    line = startup.choose_waiting()
+    assert (line is None) == (spins is None)
+    assert os.environ.pop("GOMP_SPINCOUNT", None) == spins
+    if line:
+        assert "other programs use 60 % of the CPU" in line
+
+
+@pytest.mark.parametrize("name", startup.SETTINGS)
+def test_own_settings_are_kept(name, unset, monkeypatch):
+    monkeypatch.setattr(startup, "cpu_use", lambda: 1.0)
+    monkeypatch.setenv(name, "7")
+    before = dict(os.environ)
+    assert startup.choose_waiting() is None
+    assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, "tools/__init__", "benchmarks/__init__"])
@@ -42,19 +60,3 @@ def test_scripts_set_it_before_they_import_torch(name):
     ]
     foreign = [each for each in imports if each.split(".")[0] not in sys.stdlib_module_names]
     assert foreign[0] == "common.startup"
-
-
-def test_line_of_the_log(monkeypatch):
-    for name in (*startup._SETTINGS, "OMP_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(startup.os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(startup.os, "getloadavg", lambda: (0.5, 0.0, 0.0), raising=False)
-    assert startup.describe_threads(4) == "waiting threads: as OpenMP chooses"
-    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
-    monkeypatch.setattr(startup.os, "getloadavg", lambda: (4.1, 0.0, 0.0), raising=False)
-    line = "waiting threads: GOMP_SPINCOUNT=1000"
-    advice = "; load 4.1 on 4 cores: OMP_NUM_THREADS=1 may be faster"
-    assert startup.describe_threads(4) == line + advice
-    assert startup.describe_threads(1) == line
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    assert startup.describe_threads(4) == line
