@@ -274,6 +274,35 @@ def second_ctrl_c(bench: Bench, script: str) -> str | None:
     return check_end(child, 130, "saved") or check_rest(bench, script, folder)
 
 
+def hang_up(bench: Bench, script: str) -> str | None:
+    child, folder = bench.start(script)
+    child.wait_for("epoch 2 step 1/")
+    child.signal(signal.SIGHUP)
+    return check_end(child, 129, "stopped (SIGHUP); saved") or check_rest(bench, script, folder)
+
+
+def streams_closed(bench: Bench, script: str) -> str | None:
+    child, folder = bench.start(script, before=partial(os.closerange, 1, 3))
+    return bench.finish(script, child, folder)
+
+
+def other_data(bench: Bench, script: str) -> str | None:
+    """A run is resumed with one other label in its data: refused, then resumed with its own."""
+    child, folder = bench.start(script)
+    child.wait_for("epoch 2 step 1/")
+    child.signal(signal.SIGTERM)
+    if wrong := check_end(child, 143, "saved"):
+        return wrong
+    own = bench.data.read_text()
+    bench.data.write_text(own.replace("\n0,", "\n1,", 1))
+    try:
+        refused = bench.resume(script, folder)
+        wrong = check_end(refused, 2, "--data", "expected the same")
+    finally:
+        bench.data.write_text(own)
+    return wrong or check_rest(bench, script, folder)
+
+
 def killed(moment: float, again: float | None, bench: Bench, script: str) -> str | None:
     """SIGKILL after `moment` seconds, and after `again` seconds of the resumed run; then finish."""
     child, folder = bench.start(script)
@@ -295,6 +324,9 @@ FAULTS: dict[str, Callable[[Bench, str], str | None]] = {
     "two in a folder": two_in_a_folder,
     "cache written twice": partial(two_at_once, False),
     "second Ctrl-C": second_ctrl_c,
+    "hang-up": hang_up,
+    "streams closed": streams_closed,
+    "other data": other_data,
 }
 
 # --- hostile input, as hypothesis strategies
