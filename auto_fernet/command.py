@@ -18,11 +18,11 @@ import csv
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from auto_fernet.console import printable, progress, say
 from auto_fernet.detection import FaceDetector
@@ -31,6 +31,7 @@ from auto_fernet.pictures import (
     FRAME,
     Box,
     PictureError,
+    Rect,
     centre_face,
     cut_face,
     explained,
@@ -89,8 +90,8 @@ def predict(
     Raises PictureError for flags that exclude each other, and where nothing can be read.
     """
     for stream in (sys.stdout, sys.stderr):
-        # File names may hold characters that the terminal cannot show.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if stream is not None:  # names may hold characters that the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if (args.video is None) == (not args.pictures):
         raise PictureError("expected either pictures or --video")
     detect = args.detect or args.detector is not None
@@ -103,7 +104,7 @@ def predict(
     detector = FaceDetector(args.detector)
     found = annotate_video(reader, detector, recognise, classes, make_folder(args.out))
     speed = found["frames"] / found["seconds"]
-    print(
+    say(
         f"{found['frames']} frames in {found['seconds']:.1f} s ({speed:.1f} frames/s), "
         f"{found['faces']} faces; written: {found['table']} {found['video']}"
     )
@@ -120,74 +121,123 @@ def predict_pictures(
     pictures, left_out = find_pictures(args.pictures)
     for reason in left_out:
         say(f"left out: {printable(reason)}", sys.stderr)
-    out = Path(args.out)
-    rows: list[dict[str, Any]] = []
-    shown: list[tuple[np.ndarray, np.ndarray, str]] = []
+    outputs: Outputs | None = None
     warned = False
-    with ExitStack() as stack:
-        writer = None
-        for short, path in progress(pictures, len(pictures)):
-            name = printable(short)
-            try:
-                picture = open_picture(path)
-            except PictureError as error:
-                left_out.append(str(error))
+    for number, (short, path) in enumerate(progress(pictures, len(pictures))):
+        name = printable(short)
+        try:
+            picture = open_picture(path)
+        except PictureError as error:
+            left_out.append(str(error))
+            if len(pictures) > 1:
                 say(f"left out: {printable(str(error))}", sys.stderr)
-                continue
-            if detector is None:
-                rects, faces = [], [centre_face(picture, args.crop)]
-                if not warned and args.crop is None and min(picture.size) > LARGE:
-                    warned = True
-                    say(f"warning: {name} is larger than {LARGE} pixels; one face must fill a "
-                        "picture: give --detect to find faces, or --crop", sys.stderr)  # fmt: skip
-            else:
-                rects = detector(picture)
-                faces = [cut_face(picture, detector.square(rect)) for rect in rects]
-            if not faces:
-                say(f"{name}  no face found")
-                continue
-            answers = []
-            for k, p in enumerate(recognise(np.stack(faces))):
-                row: dict[str, Any] = {"picture": name}
-                if rects:
-                    row |= {"face": k, **dict(zip(RECT, rects[k], strict=True))}
-                expression = classes[int(p.argmax())]
-                row |= {"expression": expression, **dict(zip(classes, p.tolist(), strict=True))}
-                label = f"{name} face {k}" if rects else name
-                shares = "  ".join(f"{c} {100 * x:.1f}" for c, x in zip(classes, p, strict=True))
-                say(f"{label}  {expression}  {shares}")
-                if writer is None:
-                    file = stack.enter_context(
-                        (make_folder(args.out) / TABLE).open("w", newline="", encoding="utf-8")
-                    )
-                    writer = csv.DictWriter(file, list(row), lineterminator="\n")
-                    writer.writeheader()
-                writer.writerow(row)
-                rows.append(row)
-                answers.append(f"{expression} {100 * p.max():.0f} %")
-                if len(shown) < MOST_FACES:
-                    shown.append((faces[k], p, label))
-            if rects:
-                drawn = draw_answers(picture, list(zip(rects, answers, strict=True)))
-                save_drawn(drawn, out / DRAWN / f"{short}.jpg")
-    if not rows:
+            continue
+        if outputs is None:
+            outputs = Outputs(make_folder(args.out), classes, detector is not None)
+        outputs.check(path)
+        if detector is None:
+            rects, faces = [], [centre_face(picture, args.crop)]
+            if not warned and args.crop is None and min(picture.size) > LARGE:
+                warned = True
+                say(f"warning: {name} is larger than {LARGE} pixels; one face must fill a "
+                    "picture: give --detect to find faces, or --crop", sys.stderr)  # fmt: skip
+        else:
+            rects = detector(picture)
+            faces = [cut_face(picture, detector.square(rect)) for rect in rects]
+        if not faces:
+            say(f"{name}  no face found")
+            continue
+        answers = recognise(np.stack(faces))
+        for line in outputs.add(name, faces, rects, answers):
+            say(line)
+        if detector is not None:
+            outputs.draw(f"{number:04d}-{path.stem[:80]}", picture, rects, answers)
+    if outputs is None or not outputs.rows:
         if len(pictures) == len(left_out) == 1:
             raise PictureError(left_out[0])
         raise PictureError(
             f"{' '.join(args.pictures)}: no face in {len(pictures)} pictures, of which "
             f"{len(left_out)} were left out; expected pictures of faces"
         )
-    sheet = draw_sheet(shown, classes, len(rows))
-    save_drawn(sheet, out / SHEET)
-    drawings = f" {out / DRAWN}" if detector else ""
-    print(f"{len(rows)} faces, probabilities in %; written: {out / TABLE} {out / SHEET}{drawings}")
-    return {"rows": rows, "table": str(out / TABLE), "sheet": str(out / SHEET)}
+    return outputs.finish()
 
 
-def make_folder(name: str) -> Path:
-    """The folder of --out, created where it is missing. Raises PictureError where that fails."""
+class Outputs:
+    """What is written to the folder of --out: the table, the sheet, the drawn pictures.
+
+    The table has the suffix .part until it is complete: an interrupted run leaves the rows that it
+    has, and the table of the run before.
+    """
+
+    def __init__(self, folder: Path, classes: Sequence[str], detect: bool) -> None:
+        self._folder, self._classes = folder, classes
+        self.rows: list[dict[str, Any]] = []
+        self._shown: list[tuple[np.ndarray, np.ndarray, str]] = []
+        self._drawn = folder / DRAWN if detect else None
+        if self._drawn is not None:
+            make_folder(self._drawn)
+        self._part = folder / f"{TABLE}.part"
+        columns = ["picture", *(("face", *RECT) if detect else ()), "expression", *classes]
+        with explained(self._part, "room for a table", "written"):
+            self._file = self._part.open("w", newline="", encoding="utf-8", buffering=1)
+            self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
+            self._writer.writeheader()
+
+    def check(self, path: Path) -> None:
+        """Raise PictureError when the picture `path` would be overwritten."""
+        path = path.resolve()
+        if path == (self._folder / SHEET).resolve() or (
+            self._drawn is not None and path.parent == self._drawn.resolve()
+        ):
+            raise PictureError(f"{path}: would be overwritten; expected another folder as --out")
+
+    def add(
+        self, name: str, faces: Sequence[np.ndarray], rects: Sequence[Rect], answers: np.ndarray
+    ) -> list[str]:
+        """Add the faces of a picture to the table; the lines to print."""
+        lines = []
+        for k, (face, p) in enumerate(zip(faces, answers, strict=True)):
+            expression = self._classes[int(p.argmax())]
+            place = {"face": k, **dict(zip(RECT, rects[k], strict=True))} if rects else {}
+            shares = dict(zip(self._classes, p.tolist(), strict=True))
+            self.rows.append({"picture": name, **place, "expression": expression, **shares})
+            with explained(self._part, "room for a table", "written"):
+                self._writer.writerow(self.rows[-1])
+            label = f"{name} face {k}" if rects else name
+            if len(self._shown) < MOST_FACES:
+                self._shown.append((face, p, label))
+            percents = "  ".join(f"{c} {100 * share:.1f}" for c, share in shares.items())
+            lines.append(f"{label}  {expression}  {percents}")
+        return lines
+
+    def draw(
+        self, stem: str, picture: Image.Image, rects: Sequence[Rect], answers: np.ndarray
+    ) -> None:
+        """Draw a picture with the boxes of its faces, their numbers and answers."""
+        assert self._drawn is not None
+        texts = [
+            f"{k}: {self._classes[int(p.argmax())]} {100 * p.max():.0f} %"
+            for k, p in enumerate(answers)
+        ]
+        drawn = draw_answers(picture, list(zip(rects, texts, strict=True)))
+        save_drawn(drawn, self._drawn / f"{stem}.jpg")
+
+    def finish(self) -> dict[str, Any]:
+        """Complete the table, draw the sheet, and say what was written."""
+        table, sheet = self._folder / TABLE, self._folder / SHEET
+        with explained(table, "room for a table", "written"):
+            self._file.close()
+            self._part.replace(table)
+        save_drawn(draw_sheet(self._shown, self._classes, len(self.rows)), sheet)
+        written = " ".join(map(str, filter(None, (table, sheet, self._drawn))))
+        say(f"{len(self.rows)} faces, probabilities in %; written: {written}")
+        return {"rows": self.rows, "table": str(table), "sheet": str(sheet)}
+
+
+def make_folder(name: str | Path) -> Path:
+    """A folder of --out, created where it is missing. Raises PictureError where that fails."""
     folder = Path(name)
-    with explained(f"--out {name}", "a folder"):
+    with explained(f"--out {name}", "a folder", "made"):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -210,13 +260,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         predictor = Predictor(args.network)
         predict(args, predictor.probabilities, predictor.classes)
-        sys.stdout.flush()
+        return 0
     except PictureError as error:
-        sys.stderr.write(f"{parser.prog}: error: {printable(str(error))}\n")
-        return 2
+        return _end(f"{parser.prog}: error: {printable(str(error))}", 2)
     except KeyboardInterrupt:
-        sys.stderr.write(f"{parser.prog}: interrupted\n")
-        return 130
+        return _end(f"{parser.prog}: interrupted", 130)
     except BrokenPipeError:  # the reader of our output has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        _mute()
+        return 141
+    except OSError as error:  # of stdout, as files raise a PictureError
+        _mute()
+        return _end(f"{parser.prog}: error: the output cannot be written ({error.strerror})", 2)
+
+
+def _end(line: str, status: int) -> int:
+    print(line, file=sys.stderr)
+    return status
+
+
+def _mute() -> None:
+    """Discard what is buffered for stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ class FaceDetector:
 
     def __init__(self, model: str | Path | None = None) -> None:
         cv2 = import_opencv()
+        self._lock = Lock()  # OpenCV's detectors are not for several threads
         self._yunet: Any = None
         if model is None:
             cascade = Path(cv2.data.haarcascades) / "haarcascade_frontalface_default.xml"
@@ -36,8 +38,11 @@ class FaceDetector:
             return
         with explained(model, "a YuNet network in ONNX format, for cv2.FaceDetectorYN"):
             Path(model).stat()
-            self._yunet = cv2.FaceDetectorYN.create(str(model), "", (320, 320), 0.7)
-            self._yunet.detect(np.zeros((320, 320, 3), np.uint8))
+            try:
+                self._yunet = cv2.FaceDetectorYN.create(opencv_path(model), "", (320, 320), 0.7)
+                self._yunet.detect(np.zeros((320, 320, 3), np.uint8))
+            except cv2.error:  # its text is of OpenCV's source files
+                raise ValueError("OpenCV cannot use it") from None
             self._crop = YUNET_CROP
 
     def __call__(self, picture: Image.Image) -> list[Rect]:
@@ -45,15 +50,16 @@ class FaceDetector:
         scale = min(LONGEST / max(picture.size), max(1.0, SHORTEST / min(picture.size)))
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         seen = picture.resize(size, Image.Resampling.BILINEAR)
-        if self._yunet is None:
-            smallest = max(24, round(SMALLEST * min(size)))
-            found = self._cascade.detectMultiScale(
-                np.asarray(seen.convert("L")), 1.1, 5, minSize=(smallest, smallest)
-            )
-        else:
-            self._yunet.setInputSize(size)
-            found = self._yunet.detect(np.asarray(seen.convert("RGB"))[:, :, ::-1].copy())[1]
-            found = [] if found is None else found[:, :4]
+        with self._lock:
+            if self._yunet is None:
+                smallest = max(24, round(SMALLEST * min(size)))
+                found = self._cascade.detectMultiScale(
+                    np.asarray(seen.convert("L")), 1.1, 5, minSize=(smallest, smallest)
+                )
+            else:
+                self._yunet.setInputSize(size)
+                found = self._yunet.detect(np.asarray(seen.convert("RGB"))[:, :, ::-1].copy())[1]
+                found = [] if found is None else found[:, :4]
         rects = [_inside([side / scale for side in each], picture) for each in found]
         return sorted((r for r in rects if r[2] and r[3]), key=lambda r: -r[2] * r[3])
 
@@ -81,6 +87,15 @@ def _inside(rect: list[float], picture: Image.Image) -> Rect:
     x0, x1 = (min(max(round(x), 0), picture.width) for x in (left, left + width))
     y0, y1 = (min(max(round(y), 0), picture.height) for y in (top, top + height))
     return x0, y0, x1 - x0, y1 - y0
+
+
+def opencv_path(path: str | Path) -> str:
+    """A path for OpenCV, which a name that is no text would crash. Raises PictureError for one."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise PictureError(f"{path}: OpenCV cannot open this name; expected valid UTF-8") from None
+    return str(path)
 
 
 def import_opencv() -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from auto_fernet.pictures import WRITTEN, PictureError, Rect
+from auto_fernet.pictures import WRITTEN, Rect, explained
 
 BOX_COLOUR, TEXT_COLOUR = (33, 102, 172), (255, 255, 255)
 INK, FAINT, BAR_COLOUR = (40, 40, 40), (120, 120, 120), (157, 184, 211)
@@ -80,14 +80,11 @@ def save_drawn(image: Image.Image, path: Path) -> None:
     """Write a drawn picture, marked so that it is never read as a picture of faces."""
     info = PngImagePlugin.PngInfo()
     info.add_text("Software", WRITTEN)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(path, "room for a picture", "written"):
         if path.suffix == ".png":
             image.save(path, pnginfo=info)
         else:
             image.save(path, quality=92, comment=WRITTEN.encode())
-    except OSError as error:
-        raise PictureError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _shortened(name: str, most: int = 40) -> str:

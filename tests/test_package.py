@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -138,6 +139,28 @@ def test_small_and_large_pictures_are_searched(heads):
         assert 0.3 < rect[2] / side < 0.9
 
 
+@needs_opencv
+def test_threads_share_a_predictor(predictor, photo):
+    expected = predictor.detect_emotions(photo)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(predictor.detect_emotions, [photo] * 12))
+    assert found == [expected] * 12
+
+
+@pytest.mark.parametrize("source, rects", [
+    (np.zeros((0, 0), np.uint8), None), (np.zeros((9, 9, 4), np.uint8), None),
+    (np.zeros((9, 9), np.float32), None), (Image.new("RGB", (0, 0)), None), (b"bytes", None),
+    (np.zeros((9, 9), np.uint8), [(0, 0, 3)]), (np.zeros((9, 9), np.uint8), (0, 0, 9, 9)),
+    (np.zeros((9, 9), np.uint8), [(0, 0, float("nan"), 9)]),
+    (np.zeros((9, 9), np.uint8), [(0, 0, 10**6, 10**6)]),
+    (np.zeros((9, 9), np.uint8), [(9, 9, 5, 5)]),
+])  # fmt: skip
+def test_wrong_arguments_are_one_line(source, rects, predictor):
+    with pytest.raises(PictureError) as raised:
+        predictor.detect_emotions(source, [(0, 0, 1, 1)] if rects is None else rects)
+    assert "\n" not in str(raised.value)
+
+
 def test_square_around():
     assert square_around((10, 20, 30, 40), 1.0, 0.0) == (5, 20, 40, 40)
     assert square_around((10, 20, 40, 40), 0.5, 0.25) == (20, 40, 20, 20)
@@ -206,7 +229,7 @@ def test_command_finds_every_face(photo, tmp_path, capsys):
         assert float(row[row["expression"]]) == max(float(row[name]) for name in CLASSES)
         found = {name: float(row[name]) for name in CLASSES}
         assert found == pytest.approx(face["emotions"], abs=1e-6)
-    path = tmp_path / "out" / "drawn" / "photo.png.jpg"
+    path = tmp_path / "out" / "drawn" / "0001-photo.jpg"
     with Image.open(path) as drawn:
         x, y, _, height = expected[0]["box"]
         blue = np.abs(np.asarray(drawn).astype(int)[y + 2 : y + height - 2, x] - (33, 102, 172))
@@ -221,6 +244,9 @@ def test_command_errors_are_one_line(tmp_path, capsys):
         ([], "either pictures or --video"),
         ([tmp_path / "none.png"], "none.png: no such file"),
         ([tmp_path, "--network", "x"], "network x: no such file"),
+        ([os.fsdecode(b"\xff")], "no such file"),
+        (["--video", os.fsdecode(b"\xff")], "no such file"),
+        (["--video", "9" * 20], "--video 9"),
         ([tmp_path], "no face in 0 pictures"),
     ):
         assert command(*words, "--out", tmp_path / "out") == 2
@@ -273,7 +299,7 @@ def test_video_of_moving_faces(heads, tmp_path, capsys):
     writer.release()
     assert command("--video", path, "--out", tmp_path / "out") == 0
     assert "12 frames" in capsys.readouterr().out
-    rows = list(csv.DictReader((tmp_path / "out" / "two.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "out" / "two-faces.csv").open()))
     assert {row["face"] for row in rows} == {"0", "1"}
     assert len(rows) >= 22  # two faces a frame, but for one that may be missed
     by_face = {number: [row for row in rows if row["face"] == number] for number in "01"}
@@ -286,12 +312,17 @@ def test_video_of_moving_faces(heads, tmp_path, capsys):
         assert all(sum(float(row[name]) for name in CLASSES) == pytest.approx(1, abs=1e-4)
                    for row in each)  # fmt: skip
     assert float(rows[-1]["seconds"]) == pytest.approx(11 / 20)
-    copy = cv2.VideoCapture(str(tmp_path / "out" / "two.mp4"))
+    copy = cv2.VideoCapture(str(tmp_path / "out" / "two-faces.mp4"))
     assert (copy.get(cv2.CAP_PROP_FRAME_COUNT), copy.get(cv2.CAP_PROP_FPS)) == (12, 20)
     blue = [int(x) for x in copy.read()[1][int(rows[0]["y"]) + 60, int(rows[0]["x"])]]
     assert blue[0] > blue[2] + 60
-    assert command("--video", tmp_path / "out" / "two.mp4", "--out", tmp_path / "out") == 2
-    assert "is the video itself" in capsys.readouterr().err
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+    code += "import signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    code += "from auto_fernet.command import main; sys.exit(main())"
+    words = [sys.executable, "-c", code, "--video", str(path), "--out", str(tmp_path / "full")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written" in done.stderr.splitlines()[-1]
 
 
 @needs_opencv

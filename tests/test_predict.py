@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import struct
 import sys
 import zlib
@@ -187,10 +188,15 @@ def test_folders_are_searched_below_and_what_is_left_out_is_named(place, face):
         save(face, folder / name)
     for name in ("a.heic", "b.mp4", ".DS_Store"):
         (folder / name).write_bytes(b"")
-    found, left_out = find_pictures([str(folder / "two.webp"), str(folder)])
-    names = ["two.webp", ".hidden.png", "broken.jpg", "one.png", "sub/four.png", "three.gif"]
-    assert [name for name, _ in found] == [*names, "two.webp"]
-    assert [path for _, path in found][4] == folder / "sub" / "four.png"
+    names = ["broken.jpg", "one.png", "sub/four.png", "three.gif", "two.webp"]
+    found, left_out = find_pictures([str(folder)])
+    assert found == [(name, folder / name) for name in names]
+    # Of several arguments the whole names, as short ones could be the same.
+    found, _ = find_pictures([str(folder / "two.webp"), str(folder)])
+    assert [name for name, _ in found] == [str(folder / name) for name in ("two.webp", *names)]
+    assert find_pictures([str(folder / "two.webp")])[0] == [("two.webp", folder / "two.webp")]
+    with pytest.raises(PictureError, match="no such file or folder"):
+        find_pictures([""])
     assert [line.split(":")[0] for line in left_out] == [
         str(folder / name) for name in ("a.heic", "b.mp4", "notes.txt")
     ]
@@ -265,6 +271,44 @@ def test_crop_outside_the_frame_is_refused(place, capsys):
     with pytest.raises(SystemExit):
         predicted(place, "faces/one.png", "--crop", "9,9,3,3")
     assert "9,9,3,3 found, LEFT,TOP,RIGHT,BOTTOM" in capsys.readouterr().err
+
+
+def test_picture_that_would_be_overwritten_is_refused(place, face, capsys):
+    save(face, place / "faces" / "faces.png")
+    before = (place / "faces" / "faces.png").read_bytes()
+    assert predicted(place, "faces", "--out", str(place / "faces")) == 2
+    assert "faces.png: would be overwritten" in capsys.readouterr().err
+    assert (place / "faces" / "faces.png").read_bytes() == before
+
+
+def test_interrupted_run_keeps_the_table_before(place, monkeypatch):
+    assert predicted(place, "faces") == 0
+    before = (place / "out" / "predictions.csv").read_bytes()
+    calls = iter([None, None])
+
+    def interrupted(source):
+        if next(calls, KeyboardInterrupt) is not None:
+            raise KeyboardInterrupt
+        return Image.new("L", (48, 48))
+
+    monkeypatch.setattr("auto_fernet.command.open_picture", interrupted)
+    assert predicted(place, "faces") == 130
+    assert (place / "out" / "predictions.csv").read_bytes() == before
+    part = (place / "out" / "predictions.csv.part").read_text()
+    assert len(part.splitlines()) == 3
+
+
+@pytest.mark.parametrize("blocked", ["out", "out/predictions.csv", "out/faces.png"])
+def test_output_that_cannot_be_written_is_one_line(blocked, place, capsys):
+    (place / blocked / "full").mkdir(parents=True)
+    if blocked == "out":
+        (place / "out" / "full").rmdir()
+        (place / "out").rmdir()
+        (place / "out").write_text("a file")
+    assert predicted(place, "faces") == 2
+    last = capsys.readouterr().err.strip().split("\n")[-1]
+    assert blocked in last
+    assert re.search("cannot be (made|written)", last)
 
 
 def test_large_picture_without_detection_is_warned_of_once(place, face, capsys):
