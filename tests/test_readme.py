@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from runs import ROOT, run
+
+from data.synthetic_cross import draw_jaffe
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Makes any training short; runs of the README end in seconds with it.
@@ -76,7 +79,8 @@ def test_seed_commands_run(tmp_path):
         head = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}[words[0]]
         if words[1] == "-m":
             words[1:3] = ["-m", words[2]]
-        done = run([sys.executable, *head, *words[1:]], cwd=tmp_path)
+        here = ["env", f"PYTHONPATH={ROOT}", sys.executable]
+        done = run([*here, *head, *words[1:]], cwd=tmp_path)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
     assert "mean" in done.stdout + done.stderr or words[0] == "torchrun"
 
@@ -95,12 +99,30 @@ def _out(words: list[str], folder: Path) -> list[str]:
     return ["--out", str(folder / "out"), "--device", "cpu"] if "tools.predict" in words else []
 
 
-def test_python_snippet_runs():
-    page = (ROOT / "README.md").read_text()
-    (snippet,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+def snippet_of(page: Path, word: str) -> str:
+    """The block of Python of a page that holds `word`."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    (found,) = [block for block in blocks if word in block]
+    return found
+
+
+def test_snippet_with_checkpoints_runs():
+    snippet = snippet_of(ROOT / "README.md", "load_network")
     done = run([sys.executable, "-c", snippet + "\nprint(tuple(logits.shape))"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "(4, 7)"
+
+
+@pytest.mark.parametrize("page", ["README.md", "auto_fernet/README.md", "docs/photos.md"])
+def test_snippet_of_the_package_runs(page, tmp_path):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    picture = Image.fromarray(draw_jaffe(takes=1).images[0, 0].numpy())
+    for name in ("photo.jpg", "face.png"):
+        picture.resize((800, 800)).save(tmp_path / name)
+    words = [sys.executable, "-c", snippet_of(ROOT / page, "Predictor")]
+    done = run(["env", f"PYTHONPATH={ROOT}", *words], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
