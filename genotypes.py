@@ -171,10 +171,9 @@ def resolve_genotype(spec: str, model_path: Path | str = "saved_models") -> Geno
     if _CALL.search(spec):
         return parse_genotype(spec, source="--arch")
     for place in (Path(spec), Path(model_path) / spec):
-        if os.path.isdir(place):
-            return load_genotype(place / GENOTYPE_FILE)
-        if os.path.isfile(place):
-            return load_genotype(place)
+        file = place / GENOTYPE_FILE if os.path.isdir(place) else place
+        if os.path.isfile(file):
+            return load_genotype(file)
     path, _, name = spec.rpartition(":")
     if name.isidentifier() and os.path.isfile(path):
         return load_genotype(path, name)

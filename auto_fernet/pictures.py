@@ -99,6 +99,7 @@ def open_picture(source: Source) -> Image.Image:
     if isinstance(source, Image.Image):
         with explained("picture", "an image of pillow"):
             check_size(source, source.width * source.height > 0)
+            source.load()
             return flatten(normalise(source))
     if not isinstance(source, str | Path):
         raise PictureError(f"{type(source).__name__}: expected a path, an image or an array")
@@ -110,6 +111,7 @@ def open_picture(source: Source) -> Image.Image:
         check_size(image, 0 < image.width * image.height <= MAX_PIXELS)
         if {image.info.get("Software"), image.info.get("comment")} & {WRITTEN, WRITTEN.encode()}:
             raise PictureError(f"{source}: drawn by {WRITTEN}, not read as a picture")
+        image.load()  # here, where what it raises is explained
         return flatten(normalise(image))
 
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.pictures import load_picture
 from hypothesis import strategies as st
 from PIL import Image
 from runs import weights
 
 import data.bounded
+from auto_fernet.pictures import centre_face, open_picture
 from benchmarks.campaign import (
     MARKER,
     PAYLOADS,
@@ -238,7 +238,7 @@ def test_image_samples_are_read_or_refused_without_warnings(recwarn, tmp_path):
     read = 0
     for content in image_samples():
         (tmp_path / "i").write_bytes(content)
-        assert load_picture(tmp_path / "i").shape == (48, 48)
+        assert centre_face(open_picture(tmp_path / "i")).shape == (48, 48)
         with suppress(UserError):
             read += decoded(content).shape == (48, 48)
     assert 5 < read < len(image_samples())

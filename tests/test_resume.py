@@ -319,6 +319,6 @@ def test_what_fails_in_a_resumed_run_is_in_its_log(data, whole, tmp_path, monkey
     assert here(train_FER2013, ["--resume", str(tmp_path / "train")]) == 2
     assert "Traceback" not in capsys.readouterr().err
     assert "Traceback" in (tmp_path / "train" / "log.txt").read_text()
-    monkeypatch.setattr(train_FER2013, "load_set", lambda *_args: {}["x"])
+    monkeypatch.setattr(train_FER2013, "load_set", lambda *_args, **_flags: {}["x"])
     with pytest.raises(KeyError):  # not in a new run
         here(train_FER2013, ["--data", str(data), "--model_path", str(tmp_path)])

@@ -124,7 +124,7 @@ REFUSALS = {
     "no such device": ("search --device cuda:99", ["--device cuda:99"]),
     "two devices": ("search --device cpu --gpu 0", ["--gpu 0", "--device cpu"]),
     "nothing to resume": ("search --resume nowhere", ["--resume nowhere"]),
-    "a batch of none": ("search --batch_size 0", ["--batch_size", "at least 1"]),
+    "a batch of none": ("search --batch_size 0", ["--batch_size", "0 found, 1 to"]),
     "no images for the weights": ("search --data {data} --train_portion 0.001",
                                   ["--train_portion 0.001", "0 of 56 images"]),
     "a folder inside a file": ("search --data {data} --model_path {data}/below",

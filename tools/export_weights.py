@@ -54,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model_path", default="saved_models", metavar="FOLDER", help="where run folders lie")
     add("--out", default=str(CHECKPOINTS), metavar="FOLDER",
         help="folder of weights and manifest, created if missing")
+    add("--views", nargs="+", choices=TTA, default=list(TTA),
+        help="the views of --tta whose accuracies the manifest gives")
     add("--dtype", choices=DTYPES, default="fp32", help="precision of the weights")
     # fmt: on
     arguments.add_data_arguments(parser, batch_size=64, seed=0)
@@ -91,7 +93,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             return {name: scores.accuracy for name, scores in scored.items()}
 
         with run.interruptible(resumable=False):
-            accuracy = {tta: accuracies(data.splits, tta) for tta in TTA}
+            accuracy = {tta: accuracies(data.splits, tta) for tta in args.views}
             # What anybody can evaluate again, without a data set.
             same = trained.classes == CLASSES
             synthetic = accuracies(load_set("synthetic").splits) if same else None
