@@ -336,8 +336,8 @@ def run_script(
     try:
         with process_group() as speaks:
             status, line = _run(main, parser, argv)
-            if line is not None and speaks():
-                _say(f"{parser.prog}: {line}")
+            if line is not None:
+                _say(f"{parser.prog}: {line}", speaks)
             return status
     except PeerLost as error:
         _say(f"{parser.prog}: error: {error}")
@@ -357,16 +357,21 @@ def _open_streams() -> None:
             getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
-def _say(line: str) -> None:
-    """The last line; torchrun repeats it at the end of its own report."""
-    with suppress(OSError):
-        sys.stderr.write(f"{line}\n")
-        sys.stderr.flush()
+def _say(line: str, speaks: Callable[[], bool] = lambda: True) -> None:
+    """Print the last line, where this process `speaks`.
+
+    torchrun repeats at the end of its report what the process says that ended first, which may be
+    any of them: so each leaves the line in its file.
+    """
     with suppress(KeyError, OSError):
         text = json.dumps(
             {"message": {"message": line, "extraInfo": {"timestamp": int(time.time())}}}
         )
         Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(text)
+    with suppress(OSError):
+        if speaks():
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
 
 
 def _run(
