@@ -26,7 +26,7 @@ from PIL import Image
 
 from auto_fernet.console import printable, progress, say
 from auto_fernet.detection import FaceDetector
-from auto_fernet.drawing import MOST_FACES, draw_answers, draw_sheet, save_drawn
+from auto_fernet.drawing import MOST_FACES, caption, draw_answers, draw_sheet, save_drawn
 from auto_fernet.pictures import (
     FRAME,
     Box,
@@ -89,9 +89,6 @@ def predict(
 
     Raises PictureError for flags that exclude each other, and where nothing can be read.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # names may hold characters that the terminal cannot show
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if (args.video is None) == (not args.pictures):
         raise PictureError("expected either pictures or --video")
     detect = args.detect or args.detector is not None
@@ -215,10 +212,7 @@ class Outputs:
     ) -> None:
         """Draw a picture with the boxes of its faces, their numbers and answers."""
         assert self._drawn is not None
-        texts = [
-            f"{k}: {self._classes[int(p.argmax())]} {100 * p.max():.0f} %"
-            for k, p in enumerate(answers)
-        ]
+        texts = [caption(k, p, self._classes) for k, p in enumerate(answers)]
         drawn = draw_answers(picture, list(zip(rects, texts, strict=True)))
         save_drawn(drawn, self._drawn / f"{stem}.jpg")
 
@@ -257,6 +251,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: status 0, 2 for an error of the user, 130 when interrupted."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # names may hold characters that the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         predictor = Predictor(args.network)
         predict(args, predictor.probabilities, predictor.classes)

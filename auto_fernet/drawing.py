@@ -37,6 +37,11 @@ def draw_answers(picture: Image.Image, answers: Sequence[tuple[Rect, str]]) -> I
     return drawn
 
 
+def caption(number: int, probabilities: np.ndarray, classes: Sequence[str]) -> str:
+    """The text of a face: its number, its most probable class and that probability in %."""
+    return f"{number}: {classes[int(probabilities.argmax())]} {100 * probabilities.max():.0f} %"
+
+
 def draw_sheet(
     faces: Sequence[tuple[np.ndarray, np.ndarray, str]], classes: Sequence[str], total: int
 ) -> Image.Image:

@@ -65,7 +65,8 @@ def find_pictures(names: Sequence[str]) -> tuple[list[tuple[str, Path]], list[st
         path = Path(name)
         if path.is_file():
             found.append((path.name if len(names) == 1 else name, path))
-        elif not path.is_dir() or not name:
+            continue
+        if not path.is_dir() or not name:
             raise PictureError(f"{name or repr(name)}: no such file or folder; expected pictures")
         with explained(path, "a folder of pictures"):
             below = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file())

@@ -17,7 +17,7 @@ from PIL import Image
 
 from auto_fernet.console import progress, say
 from auto_fernet.detection import FaceDetector, import_opencv, opencv_path
-from auto_fernet.drawing import draw_answers
+from auto_fernet.drawing import caption, draw_answers
 from auto_fernet.pictures import PictureError, Rect, cut_face, explained
 
 Recognise = Callable[[np.ndarray], np.ndarray]  # uint8 (N, 48, 48) to probabilities (N, K)
@@ -190,11 +190,10 @@ def annotate_video(
                 answers = []
                 for track in follow(picture, detector, recognise, tracker, keep):
                     p = track.probabilities
-                    expression, percent = classes[int(p.argmax())], 100 * p.max()
+                    place = [count, f"{seconds:.3f}", track.number, *track.rect]
                     shares = [f"{share:.6f}" for share in p]
-                    row = [count, f"{seconds:.3f}", track.number, *track.rect, expression]
-                    rows.writerow([*row, *shares])
-                    answers.append((track.rect, f"{track.number}: {expression} {percent:.0f} %"))
+                    rows.writerow([*place, classes[int(p.argmax())], *shares])
+                    answers.append((track.rect, caption(track.number, p, classes)))
                 count += 1
                 if not output.add(draw_answers(picture, answers)):
                     break

@@ -17,7 +17,6 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from common.weights import find_weights, load_trained, require_classes
 from data.augment import to_float
 from data.sets import load_set
 from data.types import CLASSES
-from engine import Predict, network_predictor
+from engine import Predict, Run, autocast, evaluate, network_predictor
 from utils import UserError
 
 PEER_SIDE = 64
@@ -64,18 +63,14 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         exported = NETWORKS / f"{name}.onnx"
         if exported.is_file():
             networks[f"{name}, ONNX"] = (load_exported(exported), trained.model.size)
-    data = load_set(args.data, args.seed)
-    rows = []
+    data, cpu = load_set(args.data, args.seed), torch.device("cpu")
+    run, rows = Run(Path(), cpu, autocast(cpu, "off")), []
     for name, (predict, parameters) in networks.items():
         row: dict[str, Any] = {"network": name, "parameters": parameters}
         for split in ("PublicTest", "PrivateTest"):
-            images, labels = data.splits[split].images, data.splits[split].labels
-            copies = data.splits[split].copies
-            predict_split = _batched(predict, args.batch_size)
-            right = predict_split(images).argmax(dim=1) == labels
-            row[split] = 100 * float(right.float().mean())
-            own = right if copies is None else right[~copies]
-            row[f"{split} without copies"] = 100 * float(own.float().mean())
+            scores = evaluate(predict, data.splits[split], args.batch_size, run)
+            row[split] = scores.accuracy
+            row[f"{split} without copies"] = (scores.without_copies() or scores).accuracy
         faces = to_float(data.splits["PublicTest"].images[:BATCH])
         row["ms a face"] = _milliseconds(predict, faces[:1])
         row["in batches"] = _milliseconds(predict, faces)
@@ -115,11 +110,6 @@ def load_exported(path: Path) -> Predict:
         return torch.from_numpy(predictor.probabilities(faces)).log()
 
     return predict
-
-
-def _batched(predict: Predict, size: int) -> Callable[[Tensor], Tensor]:
-    """`predict` on uint8 images (N, 1, 48, 48), `size` at a time."""
-    return lambda images: torch.cat([predict(to_float(part)) for part in images.split(size)])
 
 
 def _milliseconds(predict: Predict, faces: Tensor) -> float:

@@ -30,7 +30,9 @@ def headline(accuracy: float, count: int) -> dict[str, Any]:
 def split_headline(scores: Scores) -> dict[str, Any]:
     """The `headline` of a split; where Training holds copies of it, also that of the others."""
     found, own = headline(scores.accuracy, len(scores.labels)), scores.without_copies()
-    return found if own is None else {**found, "without_copies": split_headline(own)}
+    if own is None:
+        return found
+    return {**found, "without_copies": headline(own.accuracy, len(own.labels))}
 
 
 def row_without_copies(name: str, scores: Mapping[str, Scores]) -> list[list[Any]]:
@@ -61,10 +63,9 @@ def report_split(name: str, scores: Scores, classes: Sequence[str], folder: Path
         matrix, index=pd.Index(classes, name="true\\predicted"), columns=list(classes)
     )
     text = classification_report(labels, predictions, digits=4, **options)
-    own = scores.without_copies()
-    without = (
-        f", {own.accuracy:.2f} % of the {len(own.labels)} that are not in Training" if own else ""
-    )
+    head, without = split_headline(scores), ""
+    if own := head.get("without_copies"):
+        without = f", {own['accuracy']:.2f} % of the {own['images']} that are not in Training"
     write_text(
         folder / f"{name}_report.txt",
         f"{name}: top-1 {scores.accuracy:.2f} % of {len(labels)} images{without}\n\n{text}\n"
@@ -73,7 +74,7 @@ def report_split(name: str, scores: Scores, classes: Sequence[str], folder: Path
     write_text(folder / f"{name}_confusion.csv", table.to_csv())
     draw_confusion(matrix, classes, folder / f"{name}_confusion.png", name)
     return {
-        **split_headline(scores),
+        **head,
         "loss": scores.loss,
         "classes": {
             each: {key: figures[each][key] for key in ("precision", "recall", "f1-score")}

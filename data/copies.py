@@ -12,25 +12,29 @@ from data.types import Split
 
 def mark_copies(splits: dict[str, Split]) -> dict[str, Split]:
     """The splits, with `copies` of all but Training: what is pixel for pixel in Training."""
-    training = splits["Training"]
+    known = _pixels(splits["Training"])
     return {
-        name: split if split is training else replace(split, copies=_among(split, training))
+        name: split if name == "Training" else replace(split, copies=_among(split, known))
         for name, split in splits.items()
     }
 
 
 def drop_copies(splits: dict[str, Split]) -> dict[str, Split]:
-    """The splits, with a Training of the images that are in no other split."""
-    training = splits["Training"]
-    known = torch.zeros(len(training.images), dtype=torch.bool)
-    for name, split in splits.items():
-        if name != "Training":
-            known |= _among(training, split)
-    kept = (~known).nonzero().squeeze(1)
-    return mark_copies({**splits, "Training": training.map(lambda tensor: tensor[kept])})
+    """Marked splits, with a Training of the images that are in no other split."""
+    tests = {name: split for name, split in splits.items() if name != "Training"}
+    known = set().union(*map(_pixels, tests.values()))
+    kept = (~_among(splits["Training"], known)).nonzero().squeeze(1)
+    none = {
+        name: replace(split, copies=torch.zeros(len(split.images), dtype=torch.bool))
+        for name, split in tests.items()
+    }
+    return {"Training": splits["Training"].map(lambda tensor: tensor[kept]), **none}
 
 
-def _among(split: Split, other: Split) -> Tensor:
-    """Which images of `split` are pixel for pixel among those of `other`: bool (N,)."""
-    known = {image.tobytes() for image in other.images.numpy()}
+def _pixels(split: Split) -> set[bytes]:
+    return {image.tobytes() for image in split.images.numpy()}
+
+
+def _among(split: Split, known: set[bytes]) -> Tensor:
+    """Which images of `split` have the pixels of one of `known`: bool (N,)."""
     return torch.tensor([image.tobytes() in known for image in split.images.numpy()])
