@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -46,6 +47,15 @@ def test_fault_ends_in_one_line_and_loses_nothing(name, bench):
 
 def test_killed_run_resumes_to_the_same_end(bench):
     assert killed(0.3, 0.2, bench, "train") is None
+
+
+def test_run_killed_after_its_last_epoch_resumes_to_the_same_end(bench):
+    child, folder = bench.start("train")
+    child.wait_for("epoch 3/3")
+    child.signal(signal.SIGKILL)
+    child.wait()
+    assert bench.finish("train", bench.resume("train", folder), folder) is None
+    assert bench.finish("train", bench.resume("train", folder), folder) is None
 
 
 def test_difference_of_runs_is_found(bench):
