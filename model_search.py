@@ -21,7 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genotypes import PRIMITIVES
-from operations import ConvBlock, build_primitive, concat_nodes, join_shuffled, preprocessing
+from operations import (
+    BatchNorm2d,
+    ConvBlock,
+    build_primitive,
+    concat_nodes,
+    join_shuffled,
+    preprocessing,
+    weighted_norms,
+)
 
 NODES = 4
 # The edges of a cell as (node, source): sources 0 and 1 are the cell's inputs, node j is source
@@ -83,44 +91,20 @@ class MixedOp(nn.Module):
         if state != OPEN:
             return self._other(state, source)
         weights = scales.unbind()
-        first, *blocks = self._blocks
-        total = self._scaled_block(first, source, weights[first])
-        for index in blocks:
-            total = total.add_(self._scaled_block(index, source, weights[index]))
+        blocks: list[ConvBlock] = [self._ops[index] for index in self._blocks]  # type: ignore[misc]
+        total = weighted_norms(
+            [block.norm for block in blocks],
+            (block.body(source.positive) for block in blocks),
+            [weights[index] for index in self._blocks],
+        )
         for index in self._others:
             total = total.addcmul_(self._other(index, source), weights[index][0])
         return total
-
-    def _scaled_block(self, primitive: int, source: Source, scale: Tensor) -> Tensor:
-        block = self._ops[primitive]
-        assert isinstance(block, ConvBlock)
-        return _scaled_norm(block.norm, block.body(source.positive), scale)
 
     def _other(self, primitive: int, source: Source) -> Tensor:
         if primitive in POOLS:
             return source.pooled(primitive)
         return self._ops[primitive](source.x)  # type: ignore[operator]
-
-
-def _scaled_norm(norm: nn.BatchNorm2d, x: Tensor, scale: Tensor) -> Tensor:
-    """scale * norm(x) for a norm without parameters; `scale` is (C,).
-
-    As the weight of the norm, the product needs no pass over x and keeps no copy for its gradient.
-    """
-    tracked = norm.track_running_stats
-    if norm.training and tracked and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-    known = tracked or not norm.training
-    return F.batch_norm(
-        x,
-        norm.running_mean if known else None,
-        norm.running_var if known else None,
-        scale,
-        None,
-        norm.training,
-        norm.momentum or 0.0,
-        norm.eps,
-    )
 
 
 class Cell(nn.Module):
@@ -187,7 +171,7 @@ def _build_pools(channels: int, stride: int) -> dict[int, nn.Module]:
     return {
         index: nn.Sequential(
             build_primitive(PRIMITIVES[index], channels, stride, affine=False),
-            nn.BatchNorm2d(channels, affine=False),
+            BatchNorm2d(channels, affine=False),
         )
         for index in POOLS
     }
@@ -213,9 +197,7 @@ class Network(nn.Module):
             "layers": layers,
             "partial_channels": partial_channels,
         }
-        self.stem = nn.Sequential(
-            nn.Conv2d(1, 3 * C, 3, padding=1, bias=False), nn.BatchNorm2d(3 * C)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(1, 3 * C, 3, padding=1, bias=False), BatchNorm2d(3 * C))
         self.relu = nn.ReLU(inplace=True)
         self.cells = nn.ModuleList()
         channels_before_last = channels_last = 3 * C

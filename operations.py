@@ -7,8 +7,7 @@ own code where that is slow or wrong on CPUs; it computes the same.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +59,7 @@ class ConvBlock(nn.Module):
     op: nn.Sequential
 
     @property
-    def norm(self) -> nn.BatchNorm2d:
+    def norm(self) -> BatchNorm2d:
         """The final batch norm."""
         return self.op[-1]  # type: ignore[return-value]
 
@@ -171,7 +170,7 @@ class FactorizedReduce(ConvBlock):
         self.bn = BatchNorm2d(channels_out, affine=affine)
 
     @property
-    def norm(self) -> nn.BatchNorm2d:
+    def norm(self) -> BatchNorm2d:
         return self.bn
 
     def body(self, positive: Tensor) -> Tensor:
@@ -300,11 +299,7 @@ def drop_path(x: Tensor, drop_prob: float | Tensor) -> Tensor:
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """nn.BatchNorm2d; uses `GroupedBatchNorm` when training on CPUs where that is faster.
-
-    In channels-last layout torch is slow unless the number of channels is a multiple of 16: 36, as
-    in the paper, takes two to four times as long as 32.
-    """
+    """nn.BatchNorm2d; uses `NormSum` when training on CPUs where that is faster."""
 
     momentum: float
     running_mean: Tensor
@@ -312,91 +307,154 @@ class BatchNorm2d(nn.BatchNorm2d):
     num_batches_tracked: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        group = 16 // math.gcd(self.num_features, 16)
-        grouped = (
-            group > 1
-            and self.training
-            and self.affine
-            and torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
-            and x.device.type == "cpu"
-            and x.dtype == torch.float32
-            and x[:, 0].numel() % group == 0
-            and x.is_contiguous(memory_format=torch.channels_last)
-        )
-        if not grouped:
-            return super().forward(x)
-        out, mean, var = GroupedBatchNorm.apply(x, self.weight, self.bias, self.eps, group)
-        if self.track_running_stats:
-            count = x[:, 0].numel()
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
-        return out
+        if _faster_norm(self, x):
+            weight = x.new_ones(x.shape[1]) if self.weight is None else self.weight
+            return _norm_sum([self], [x], [weight], self.bias)
+        return super().forward(x)
 
 
-class GroupedBatchNorm(torch.autograd.Function):
-    """Batch norm of x (N, C, H, W) by the statistics of the batch, on a view with more channels.
+def weighted_norms(
+    norms: Sequence[BatchNorm2d], branches: Iterable[Tensor], weights: Sequence[Tensor]
+) -> Tensor:
+    """The sum of weight * norm(x) over branches x (N, C, H, W), of norms without parameters.
 
-    In channels-last layout `group` neighbouring pixels can be viewed as one pixel of group * C
-    channels, a multiple of 16, for which torch's kernels are fast. The statistics of a channel are
-    combined from those of its `group` copies. The backward kernel treats the statistics as
-    constants; one more pass adds their part of the gradient:
-        grad_x = a (g - mean(g) - (x - mean) / (var + eps) * mean(g (x - mean))),
-    a = weight / sqrt(var + eps). Also returns mean and biased variance (C,), without gradients.
+    Each weight is (C,). As the weight of the norm, it needs no pass over x of its own, and no copy
+    of norm(x) for its gradient.
+    """
+    branches = iter(branches)
+    first = next(branches)
+    if _faster_norm(norms[0], first):
+        return _norm_sum(norms, [first, *branches], weights, None)
+    total = _weighted_norm(norms[0], first, weights[0])
+    for norm, x, weight in zip(norms[1:], branches, weights[1:], strict=True):
+        total = total.add_(_weighted_norm(norm, x, weight))
+    return total
+
+
+def _weighted_norm(norm: BatchNorm2d, x: Tensor, weight: Tensor) -> Tensor:
+    tracked = norm.track_running_stats
+    if norm.training and tracked:
+        norm.num_batches_tracked.add_(1)
+    known = tracked or not norm.training
+    mean, var = (norm.running_mean, norm.running_var) if known else (None, None)
+    return F.batch_norm(x, mean, var, weight, None, norm.training, norm.momentum, norm.eps)
+
+
+def _faster_norm(norm: BatchNorm2d, x: Tensor) -> bool:
+    return (
+        norm.training
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.shape[1] % 16 > 0  # for multiples of 16 torch is as fast (docs/speed.md)
+        and x[:, 0].numel() > 1  # torch explains why one value a channel is too few
+    )
+
+
+def _norm_sum(
+    norms: Sequence[BatchNorm2d],
+    branches: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+) -> Tensor:
+    """NormSum of `norms`, whose running statistics are updated."""
+    out, means, variances = NormSum.apply(norms[0].eps, bias, *weights, *branches)
+    count = out[:, 0].numel()
+    for norm, mean, var in zip(norms, means, variances * (count / (count - 1)), strict=True):
+        if norm.track_running_stats:
+            norm.num_batches_tracked.add_(1)
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(var, norm.momentum)
+    return out
+
+
+class NormSum(torch.autograd.Function):
+    """sum_b w_b (x_b - mean_b) / sqrt(var_b + eps) + bias of branches x_b (N, C, H, W), in float32.
+
+    mean_b and var_b (biased) are those of the batch. On a channels-last tensor torch's batch norm
+    is slow unless the number of channels is a multiple of 16. Here the sums of all pixels are products with a
+    vector of ones, and what is left are multiply-adds, which write the sum of all branches in
+    place. With S = sum(g) and P_b = sum(g (x_b - mean_b)) / sqrt(var_b + eps), sums over the M
+    pixels, the gradients are S of the bias, P_b of w_b and, with a_b = w_b / sqrt(var_b + eps),
+        a_b (g - S / M - (x_b - mean_b) / sqrt(var_b + eps) P_b / M)
+    of x_b. Also returns the means and variances (B, C), without gradients.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        wide = _grouped(x, group)
-        means, variances = torch.ops.aten.batch_norm_update_stats(wide, None, None, 0.0)
-        means, variances = means.view(group, -1), variances.view(group, -1)
-        mean = means.mean(dim=0)
-        var = (variances + (means - mean).square()).mean(dim=0)
-        ctx.save_for_backward(x, weight, mean, var)
-        ctx.eps, ctx.group = eps, group
-        ctx.mark_non_differentiable(mean, var)
-        repeated = [each.repeat(group) for each in (weight, bias, mean, var)]
-        # Written through a view: autograd forbids in-place changes of an output that is a view.
-        out, none = torch.empty_like(x), x.new_empty(0)
-        torch.ops.aten.native_batch_norm.out(
-            wide, *repeated, False, 0.0, eps, out=_grouped(out, group), save_mean=none,
-            save_invstd=none,
-        )  # fmt: skip
-        return out, mean, var
+    def forward(ctx: Any, eps: float, bias: Tensor | None, *both: Tensor) -> tuple[Tensor, ...]:
+        weights, branches = torch.stack(both[: len(both) // 2]), both[len(both) // 2 :]
+        wide = [_wide(x) for x in branches]
+        means = _pixel_sums(wide, weights) / branches[0][:, 0].numel()
+        repeated = means.repeat(1, wide[0].shape[1] // means.shape[1])
+        squares = ((x - mean).square_() for x, mean in zip(wide, repeated, strict=True))
+        variances = _pixel_sums(squares, weights) / branches[0][:, 0].numel()
+        slopes = weights * (variances + eps).rsqrt()
+        offset = -(slopes * means).sum(dim=0)
+        out = torch.empty_like(branches[0], memory_format=torch.channels_last)
+        _multiply_add(_wide(out), offset if bias is None else offset + bias, slopes, wide)
+        ctx.save_for_backward(weights, means, variances, *branches)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(means, variances)
+        return out, means, variances
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, var = ctx.saved_tensors
-        group, eps = ctx.group, ctx.eps
-        wide = _grouped(x, group)
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        repeated = [each.repeat(group) for each in (weight, mean, var)]
-        # For constant statistics: a g, and the sums of g (x - mean) / sqrt(var + eps) and of g.
-        out, products, sums = torch.ops.aten.native_batch_norm_backward(
-            _grouped(grad, group), wide, *repeated, None, None, False, eps, (True, True, True)
-        )
-        grad_weight, grad_bias = (each.view(group, -1).sum(dim=0) for each in (products, sums))
-        inverse, count = (var + eps).rsqrt(), x[:, 0].numel()
-        slope = weight * inverse.square() * grad_weight / -count
-        offset = weight * inverse * grad_bias / -count - slope * mean
-        rows = out.permute(0, 2, 3, 1)
-        rows.addcmul_(wide.permute(0, 2, 3, 1), slope.repeat(group)).add_(offset.repeat(group))
-        return _ungrouped(out, x), grad_weight, grad_bias, None, None
+        weights, means, variances, *branches = ctx.saved_tensors
+        wide_grad, count = _wide(grad), grad[:, 0].numel()
+        (grad_bias,) = _pixel_sums([wide_grad], weights[:1])
+        inverse = (variances + ctx.eps).rsqrt()
+        repeat = 1, wide_grad.shape[1] // weights.shape[1]
+        statistics = means.repeat(repeat), variances.repeat(repeat)
+        grad_weights = torch.stack([
+            # Of all its results for constant statistics only P_b: one pass, nothing written.
+            torch.ops.aten.native_batch_norm_backward(
+                _as_image(wide_grad), _as_image(_wide(x)), None, mean, var, None, None, False,
+                ctx.eps, (False, True, False),
+            )[1]
+            for x, mean, var in zip(branches, *statistics, strict=True)
+        ]).view(len(branches), -1, weights.shape[1]).sum(dim=1)  # fmt: skip
+        slopes = weights * inverse
+        curves = slopes * inverse * grad_weights / -count
+        offsets = slopes * grad_bias / -count - curves * means
+        grads = []
+        for x, offset, *slope in zip(branches, offsets, slopes, curves, strict=True):
+            out = torch.empty_like(x, memory_format=torch.channels_last)
+            _multiply_add(_wide(out), offset, torch.stack(slope), [wide_grad, _wide(x)])
+            grads.append(out)
+        return None, grad_bias if ctx.needs_input_grad[1] else None, *grad_weights, *grads
 
 
-def _grouped(x: Tensor, group: int) -> Tensor:
-    """A view (1, group * C, 1, N * H * W / group) of x (N, C, H, W), channels last."""
-    rows = x.permute(0, 2, 3, 1).reshape(1, 1, -1, group * x.shape[1])
-    return rows.permute(0, 3, 1, 2)
+def _wide(x: Tensor) -> Tensor:
+    """x (N, C, H, W) as (N * H * W / G, G * C), a view where x is channels-last.
+
+    Neighbouring pixels side by side: kernels that run along rows are slow for short ones.
+    """
+    channels, pixels, group = x.shape[1], x[:, 0].numel(), 1
+    while 2 * group * channels <= 256 and pixels % (2 * group) == 0:
+        group *= 2
+    return x.permute(0, 2, 3, 1).reshape(-1, group * channels)
 
 
-def _ungrouped(wide: Tensor, x: Tensor) -> Tensor:
-    """The inverse of `_grouped`: `wide` in the shape of x (N, C, H, W)."""
-    count, channels, height, width = x.shape
-    return wide.permute(0, 2, 3, 1).reshape(count, height, width, channels).permute(0, 3, 1, 2)
+def _as_image(wide: Tensor) -> Tensor:
+    """A matrix (R, W) as a channels-last view (1, W, R, 1)."""
+    return wide.view(1, -1, 1, wide.shape[1]).permute(0, 3, 1, 2)
+
+
+def _pixel_sums(wide: Iterable[Tensor], like: Tensor) -> Tensor:
+    """The sums of all pixels of matrices that `_wide` made, (B, C) as `like`."""
+    rows = []
+    for matrix in wide:
+        rows.append(matrix.new_ones(1, len(matrix)) @ matrix)
+    return torch.cat(rows).view(len(rows), -1, like.shape[1]).sum(dim=1)
+
+
+def _multiply_add(out: Tensor, offset: Tensor, slopes: Tensor, matrices: Sequence[Tensor]) -> None:
+    """out = offset + the sum of slopes[b] * matrices[b]; slopes (B, C) and offset (C,) repeated."""
+    group = out.shape[1] // len(offset)
+    total = offset.repeat(group)
+    for matrix, slope in zip(matrices, slopes.repeat(1, group), strict=True):
+        total = torch.addcmul(total, matrix, slope, out=out)
 
 
 class StridedPointwiseConv2d(nn.Conv2d):

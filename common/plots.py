@@ -265,7 +265,6 @@ def draw_alphas(
     return save_figure(figure, path)
 
 
-
 def heat_map(
     axes: Axes,
     values: np.ndarray,

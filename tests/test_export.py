@@ -18,8 +18,6 @@ from tools import export
 pytest.importorskip("onnxscript", reason="the packages of requirements-export.txt are missing")
 
 
-
-
 def exported(*words: object) -> int:
     argv = [str(word) for word in words]
     return cli.run_script(export.main, export.build_parser(), argv)
