@@ -373,12 +373,12 @@ class NormSum(torch.autograd.Function):
     """sum_b w_b (x_b - mean_b) / sqrt(var_b + eps) + bias of branches x_b (N, C, H, W), in float32.
 
     mean_b and var_b (biased) are those of the batch. On a channels-last tensor torch's batch norm
-    is slow unless the number of channels is a multiple of 16. Here the sums of all pixels are products with a
-    vector of ones, and what is left are multiply-adds, which write the sum of all branches in
-    place. With S = sum(g) and P_b = sum(g (x_b - mean_b)) / sqrt(var_b + eps), sums over the M
-    pixels, the gradients are S of the bias, P_b of w_b and, with a_b = w_b / sqrt(var_b + eps),
-        a_b (g - S / M - (x_b - mean_b) / sqrt(var_b + eps) P_b / M)
-    of x_b. Also returns the means and variances (B, C), without gradients.
+    is slow unless the number of channels is a multiple of 16. Here the sums of all pixels are
+    products with a vector of ones, and what is left are multiply-adds, which write the sum of all
+    branches in place. With S = sum(g) and P_b = sum(g (x_b - mean_b)) / sqrt(var_b + eps), sums
+    over the M pixels, the gradients are S of the bias, P_b of w_b, and of x_b
+        w_b / sqrt(var_b + eps) (g - S / M - (x_b - mean_b) / sqrt(var_b + eps) P_b / M).
+    Also returns the means and variances (B, C), without gradients.
     """
 
     @staticmethod

@@ -610,6 +610,9 @@ def process_group() -> Iterator[Callable[[], bool]]:
     try:
         yield first
     finally:
+        # Before torch 2.8 the end of a group waits for its threads without releasing the GIL, which
+        # they need to free what was exchanged last (torch's pull request 154976).
+        time.sleep(0.1)
         dist.destroy_process_group()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -100,6 +101,9 @@ def opencv_path(path: str | Path) -> str:
 
 def import_opencv() -> Any:
     """The module cv2. Raises PictureError that says what to install where it is missing."""
+    # Its own lines, and FFmpeg's, say no more than our errors.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
         import cv2
     except ImportError as error:

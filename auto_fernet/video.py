@@ -100,9 +100,6 @@ class VideoReader:
 
     def __init__(self, source: str) -> None:
         cv2 = import_opencv()
-        # Its own lines, and FFmpeg's, say no more than the errors here.
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
         self.is_camera = source.isdecimal()
         self.name = f"camera-{source}" if self.is_camera else Path(source).stem
         self.source = source

@@ -42,7 +42,7 @@ def stop_when(
     """Start a command, send signal `number` once the file `log` holds `line`; wait for its end."""
     env, pipe = {**os.environ, **_ONE_THREAD}, subprocess.PIPE
     process = subprocess.Popen(words, cwd=cwd, env=env, stderr=pipe, stdout=pipe, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (log.is_file() and line in log.read_text()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, f"{line!r} not found in {log}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import zipfile
@@ -50,7 +51,9 @@ def _read_cached(source: Path) -> Arrays:
             log(f"{path}: rebuilt ({' '.join(str(error).split()) or type(error).__name__})")
     arrays = read_set(source)
     try:
-        atomic_write(path, lambda file: np.savez(file, fingerprint=mark, **arrays._asdict()))
+        content = io.BytesIO()  # zipfile complains of an archive that a full disk has left open
+        np.savez(content, fingerprint=mark, **arrays._asdict())
+        atomic_write(path, lambda file: file.write(content.getbuffer()))
         log(f"{path}: cache written")
     except UserError as error:
         log(f"cache could not be written: {error}")

@@ -27,7 +27,9 @@ NODES = ((0, 2), (2, 5), (5, 9), (9, 14))
 Rows = Sequence[Sequence[float]]
 
 alphas_of_a_cell = st.lists(
-    st.lists(st.floats(-6.0, 6.0), min_size=11, max_size=11), min_size=14, max_size=14
+    st.lists(st.floats(-6.0, 6.0, allow_subnormal=False), min_size=11, max_size=11),
+    min_size=14,
+    max_size=14,
 )
 
 
