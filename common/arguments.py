@@ -27,18 +27,18 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     # Meant to end within an hour on two cores (docs/speed.md).
     "laptop": {
+        "init_channels": 8,
         "layers": 5,
-        "partial_channels": 4,
         "size": 24,
-        "batch_size": 128,
+        "batch_size": 64,
         "batch_increase": 0,
-        "limit_batches": 60,
+        "limit_batches": 100,
         "learning_rate": 0.03,
         "arch_learning_rate": 6e-3,
-        "arch_warmup_epochs": 8,
-        "warmup_dec_epoch": 12,
+        "arch_warmup_epochs": 5,
+        "warmup_dec_epoch": 8,
         "decision_freq": 1,
-        "epochs": 20,
+        "epochs": 16,
     },
 }
 
