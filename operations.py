@@ -347,7 +347,8 @@ def _faster_norm(norm: BatchNorm2d, x: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and x.device.type == "cpu"
         and x.dtype == torch.float32
-        and x.shape[1] % 16 > 0  # for multiples of 16 torch is as fast (docs/speed.md)
+        and x.shape[1] < 64  # above, and for multiples of 16, torch is as fast (docs/speed.md)
+        and x.shape[1] % 16 > 0
         and x[:, 0].numel() > 1  # torch explains why one value a channel is too few
     )
 
@@ -373,7 +374,7 @@ class NormSum(torch.autograd.Function):
     """sum_b w_b (x_b - mean_b) / sqrt(var_b + eps) + bias of branches x_b (N, C, H, W), in float32.
 
     mean_b and var_b (biased) are those of the batch. On a channels-last tensor torch's batch norm
-    is slow unless the number of channels is a multiple of 16. Here the sums of all pixels are
+    is slow for few channels that are no multiple of 16. Here the sums of all pixels are
     products with a vector of ones, and what is left are multiply-adds, which write the sum of all
     branches in place. With S = sum(g) and P_b = sum(g (x_b - mean_b)) / sqrt(var_b + eps), sums
     over the M pixels, the gradients are S of the bias, P_b of w_b, and of x_b
