@@ -587,14 +587,14 @@ def checkpoint_readers(bench: Bench) -> dict[str, Reader]:
     def read_training(path: Path) -> None:
         args, run, found = resume(train_FER2013, "training", path)
         model, drop_path = weights.resume_network(run, CLASSES, args)
-        TrainState(model, args, drop_path).load_state_dict(found, path)
+        with reading(path):  # as run_script tells what fails in a resumed run
+            TrainState(model, args, drop_path).load_state_dict(found, path)
 
     def read_search(path: Path) -> None:
         args, run, found = resume(search, "search", path)
         with reading(path):
-            description, state = found["model"], found["state_dict"]
-        model = weights.rebuild_supernet(description, state, path)
-        search.SearchState(model, args, run.precision).load_state_dict(found, path)
+            model = weights.rebuild_supernet(found["model"], found["state_dict"], path)
+            search.SearchState(model, args, run.precision).load_state_dict(found, path)
 
     def read_folds(path: Path) -> None:
         args, run, _ = resume(test_CK48, "folds", path)
