@@ -15,13 +15,12 @@ from __future__ import annotations
 import argparse
 import copy
 import errno
-import gzip
 import importlib
 import io
 import json
-import lzma
 import os
 import pickle
+import pkgutil
 import random
 import re
 import resource
@@ -35,13 +34,13 @@ import time
 import traceback
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout, suppress
 from functools import partial
-from itertools import product
+from itertools import chain, count, product, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import hypothesis
 import numpy as np
@@ -64,9 +63,10 @@ from data import ck48, fes, images, jaffe
 from data.cache import cache_path, read_cached
 from data.folds import subject_folds
 from data.sets import load_set
+from data.synthetic import draw_fer2013
 from data.synthetic_cross import draw_ck48
-from data.types import CLASSES, SPLITS, Split
-from data.writers import write_ck48, write_csv
+from data.types import CLASSES, SPLITS
+from data.writers import compressed, write_ck48, write_csv
 from engine import Run, TrainState, autocast
 from tools import collect
 from utils import UserError, load_checkpoint, reading, write_text
@@ -75,6 +75,7 @@ KEPT = 20  # reasons of each kind in the JSON
 SLOW = 20.0  # seconds of CPU time after which an input counts as not held
 MARKER = "payload-was-run"  # what a payload leaves in the working folder when it is run
 CPU = torch.device("cpu")
+Case = Callable[[], list[str | None]]  # tries inputs or a run: None for each that held, or why not
 
 # Small runs that have all that a real one has: several epochs of several steps, decisions.
 _COMMON = "--device cpu --report_freq 1 --limit_batches 2 --epochs 3 --model_path {out}"
@@ -85,8 +86,9 @@ SCRIPTS = {
     "folds": "test_CK48.py --data {faces} --checkpoint {out}/train-whole --batch_size 8 --folds 2 ",
 }
 DISTURBED = ("train", "search")
+SECOND_EPOCH = "epoch 2 step 1/"  # the line of its first step
 
-# --- faults of runs: each returns None when it held, else why not
+# --- faults of runs: each raises an error when the run did not hold
 
 
 class Bench:
@@ -94,35 +96,33 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.data, self.faces = folder, folder / "fer2013.csv", folder / "CK+48"
-        labels = torch.arange(len(CLASSES)).repeat(2)
-        generator = torch.Generator().manual_seed(0)
-        drawn = torch.randint(0, 256, (len(labels), 1, 48, 48), generator=generator)
-        write_csv({name: Split(drawn.to(torch.uint8), labels) for name in SPLITS}, self.data)
+        write_csv(draw_fer2013(counts=dict.fromkeys(SPLITS, 14)), self.data)
         write_ck48(draw_ck48(subjects=4, sequences=14), self.faces)
         self.seconds: dict[str, float] = {}  # of the undisturbed runs
-        self._count = 0
+        self._numbers = count(1)
 
     def start(
-        self, script: str, *flags: str, before: Callable[[], None] | None = None
+        self, script: str, *flags: str, before: Callable[[], Any] | None = None, line: str = ""
     ) -> tuple[Child, Path]:
-        """Start `script` with more flags, in a new folder unless they name one."""
-        self._count += 1
-        label = f"{script}-{self._count}"
+        """Start `script`, in a new folder unless `flags` name one, and wait until it prints `line`.
+
+        `before` is called in its process first.
+        """
+        label = f"{script}-{next(self._numbers)}"
         places = {"data": self.data, "faces": self.faces, "out": self.folder}
         words = (SCRIPTS[script] + _COMMON).format(**places).split()
         if not {"--save", "--resume", "--model_path"} & set(flags):
             words += ["--save", label]
-        log = self.folder / f"{label}.txt"
-        return Child([*words, *flags], log, before), self.folder / label
+        child = Child([*words, *flags], self.folder / f"{label}.txt", before)
+        child.wait_for(line)
+        return child, self.folder / label
 
     def whole(self, script: str) -> Path:
         """The folder of the undisturbed run, which is made first when it is missing."""
         folder = self.folder / f"{script}-whole"
         if script not in self.seconds:
             started = time.monotonic()
-            child, _ = self.start(script, "--save", folder.name)
-            if wrong := check_end(child, 0):
-                raise RuntimeError(wrong)
+            check_end(self.start(script, "--save", folder.name)[0], 0)
             self.seconds[script] = time.monotonic() - started
         return folder
 
@@ -131,211 +131,197 @@ class Bench:
         flag = "--resume" if (folder / "checkpoint.pt").is_file() else "--save"
         return self.start(script, flag, str(folder))[0]
 
-    def finish(self, script: str, child: Child, folder: Path) -> str | None:
-        """None when `child` ends well, and its folder as that of the undisturbed run."""
-        return check_end(child, 0) or difference(folder, self.whole(script))
+    def finish(self, script: str, child: Child, folder: Path) -> None:
+        """Check that `child` ends well, and its folder as that of the undisturbed run."""
+        check_end(child, 0)
+        different = difference(folder, self.whole(script))
+        assert different is None, different
+
+    def check_rest(self, script: str, folder: Path) -> None:
+        """Check that no unfinished file is left, and that the run continues to the same end."""
+        left = [path.name for path in folder.glob("*.tmp")]
+        assert not left, f"{', '.join(left)} left"
+        self.finish(script, self.resume(script, folder), folder)
 
 
-def check_end(child: Child, status: int, *words: str) -> str | None:
-    """None when `child` ends with `status`, a last line with all `words`, and no traceback."""
+def check_end(child: Child, status: int, *words: str) -> None:
+    """Check that `child` ends with `status`, a last line with all `words`, and no traceback."""
     found, printed = child.wait(), child.printed()
     last = printed.strip().split("\n")[-1]
-    if found == status and all(word in last for word in words) and "Traceback" not in printed:
-        return None
-    return f"status {found}, expected {status} with {', '.join(words)}: {printed[-400:]}"
+    held = found == status and all(word in last for word in words) and "Traceback" not in printed
+    assert held, f"status {found}, expected {status} with {', '.join(words)}: {printed[-400:]}"
 
 
-def check_rest(bench: Bench, script: str, folder: Path) -> str | None:
-    """None when no unfinished file is left in `folder`, and the run continues to the same end."""
-    names = [path.name for path in folder.glob("*.tmp")]
-    if names:
-        return f"{', '.join(names)} left"
-    return bench.finish(script, bench.resume(script, folder), folder)
+def _replace_after(calls: int, target: str, effect: Any) -> None:
+    """Let the function named `target` raise `effect`, or call it instead, after `calls` calls."""
+    turns = chain(repeat(pkgutil.resolve_name(target), calls), repeat(Mock(side_effect=effect)))
+    patch(target, lambda *args, **kwargs: next(turns)(*args, **kwargs)).start()
 
 
-def _replace_after(calls: int, owner: Any, name: str, instead: Any) -> None:
-    """Let the function `name` of `owner` do `instead`, or raise it, after `calls` calls."""
-    function, left = getattr(owner, name), iter(range(calls))
-
-    def replaced(*args: Any, **kwargs: Any) -> Any:
-        if next(left, None) is not None:
-            return function(*args, **kwargs)
-        if isinstance(instead, BaseException):
-            raise instead
-        return instead(*args, **kwargs)
-
-    setattr(owner, name, replaced)
+def _limit_memory() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + (200 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def break_process(kind: str) -> None:
-    """Let this process fail as `kind` says, in time in the second step of the second epoch."""
-    step = torch.optim.SGD.step
-
-    def to_nan(optimizer: torch.optim.SGD, *args: Any) -> None:
-        step(optimizer, *args)
-        optimizer.param_groups[0]["params"][0].data.fill_(float("nan"))
-
-    if kind == "disk full":
-        _replace_after(8, os, "fsync", OSError(errno.ENOSPC, "No space left on device"))
-    elif kind == "folder read-only in time":
-        _replace_after(8, os, "replace", OSError(errno.EROFS, "Read-only file system"))
-    elif kind == "file size limit":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # a checkpoint is larger
-    elif kind == "clock":
-        _replace_after(0, time, "strftime", lambda *_args: "20260101-000000")
-    elif kind == "memory of the machine":
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + (200 << 20)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    else:
-        faults = {
-            "memory of the device": torch.cuda.OutOfMemoryError("CUDA out of memory."),
-            "memory in time": lambda *_args, **_kwargs: torch.empty(1 << 50),
-            "loss not a number": to_nan,
-        }
-        _replace_after(3, torch.optim.SGD, "step", faults[kind])
+def _exhaust_memory(*_args: Any, **_kwargs: Any) -> None:
+    torch.empty(1 << 50)
 
 
-# What `break_process` breaks, and what the last line then says.
-BROKEN = {
-    "disk full": ("No space left on device", "free some room", "--resume"),
-    "file size limit": ("File too large", "ulimit -f"),
-    "folder read-only in time": ("Read-only file system", "make the folder writable"),
-    "loss not a number": ("epoch 2, step 2: ", "not finite", "--learning_rate"),
-    "memory of the device": ("out of memory", "lower --batch_size", "--resume"),
-    "memory of the machine": ("out of memory", "lower --batch_size"),
-    "memory in time": ("out of memory", "lower --batch_size", "--resume"),
+def _step_to_nan(optimizer: torch.optim.SGD, *_args: Any) -> None:
+    optimizer.param_groups[0]["params"][0].data.fill_(float("nan"))
+
+
+_STEP = "torch.optim.SGD.step"
+
+# What breaks a process, in time in the second step of the second epoch; what its last line says.
+BROKEN: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
+    "disk full": (
+        partial(_replace_after, 8, "os.fsync", OSError(errno.ENOSPC, "No space left on device")),
+        ("No space left on device", "free some room", "--resume"),
+    ),
+    "file size limit": (  # a checkpoint is larger
+        partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20_000, 20_000)),
+        ("File too large", "ulimit -f"),
+    ),
+    "folder read-only in time": (
+        partial(_replace_after, 8, "os.replace", OSError(errno.EROFS, "Read-only file system")),
+        ("Read-only file system", "make the folder writable"),
+    ),
+    "loss not a number": (
+        partial(_replace_after, 3, _STEP, _step_to_nan),
+        ("epoch 2, step 2: ", "not finite", "--learning_rate"),
+    ),
+    "memory of the device": (
+        partial(_replace_after, 3, _STEP, torch.cuda.OutOfMemoryError("CUDA out of memory.")),
+        ("out of memory", "lower --batch_size", "--resume"),
+    ),
+    "memory of the machine": (_limit_memory, ("out of memory", "lower --batch_size")),
+    "memory in time": (
+        partial(_replace_after, 3, _STEP, _exhaust_memory),
+        ("out of memory", "lower --batch_size", "--resume"),
+    ),
 }
 
 
-def broken(kind: str, bench: Bench, script: str) -> str | None:
+def broken(kind: str, bench: Bench, script: str) -> None:
     """A run that fails as `kind` says ends with one line and loses nothing that was saved."""
+    cause, told = BROKEN[kind]
     at_once = kind == "memory of the machine"
     sizes = ("--init_channels", "256", "--batch_size", "42") if at_once else ()
-    child, folder = bench.start(script, *sizes, before=partial(break_process, kind))
-    if wrong := check_end(child, 2, *BROKEN[kind]):
-        return wrong
+    child, folder = bench.start(script, *sizes, before=cause)
+    check_end(child, 2, *told)
     if at_once:  # before its first step, at which it may have saved what a resumed run begins with
         shutil.rmtree(folder, ignore_errors=True)
-    return check_rest(bench, script, folder)
+    bench.check_rest(script, folder)
 
 
-def read_only_at_once(bench: Bench, script: str) -> str | None:
+def read_only_at_once(bench: Bench, script: str) -> None:
     # Root may write to read-only folders, but not to folders that cannot exist.
     for place in (str(bench.data / "below"), "/proc/none"):
         child, _ = bench.start(script, "--model_path", place)
-        if wrong := check_end(child, 2, place, "cannot create a run folder"):
-            return wrong
-    return None
+        check_end(child, 2, place, "cannot create a run folder")
 
 
-def folder_removed(bench: Bench, script: str) -> str | None:
-    child, folder = bench.start(script)
-    child.wait_for("epoch 2 step 1/")
+def folder_removed(bench: Bench, script: str) -> None:
+    child, folder = bench.start(script, line=SECOND_EPOCH)
     # First renamed, so that nothing is written to it meanwhile.
     shutil.rmtree(folder.rename(folder.with_suffix(".removed")))
-    wrong = check_end(child, 2, "cannot be written", "was its folder removed?")
-    return wrong or ("created again" if folder.exists() else check_rest(bench, script, folder))
+    check_end(child, 2, "cannot be written", "was its folder removed?")
+    assert not folder.exists(), "created again"
+    bench.check_rest(script, folder)
 
 
-def two_at_once(cached: bool, bench: Bench, script: str) -> str | None:
+def _stop_clock() -> None:
+    patch("time.strftime", return_value="20260101-000000").start()
+
+
+def two_at_once(cached: bool, bench: Bench, script: str) -> None:
     """Two runs start in one second in one parent folder, and without a cache both write it."""
     place, cache = bench.folder / f"{script}-{cached}", cache_path(bench.data)
     if not cached:
         cache.unlink(missing_ok=True)
     flags = ("--model_path", str(place))
-    fault = partial(break_process, "clock")
-    children = [bench.start(script, *flags, before=fault)[0] for _ in range(2)]
-    wrong = [check_end(child, 0) for child in children]
-    wrong += [difference(folder, bench.whole(script)) for folder in place.iterdir()]
-    shutil.rmtree(place)
+    for child in [bench.start(script, *flags, before=_stop_clock)[0] for _ in range(2)]:
+        check_end(child, 0)
+    ends = [difference(folder, bench.whole(script)) for folder in place.iterdir()]
+    assert ends == [None, None], ends
     before = cache.stat().st_mtime_ns
     read_cached(bench.data)
-    wrong += [None if cache.stat().st_mtime_ns == before else "the cache was damaged"]
-    return None if wrong == [None] * 5 else str(wrong)
+    assert cache.stat().st_mtime_ns == before, "the cache was damaged"
 
 
-def two_in_a_folder(bench: Bench, script: str) -> str | None:
-    first, folder = bench.start(script)
-    first.wait_for("epoch 1 step 1/")
+def two_in_a_folder(bench: Bench, script: str) -> None:
+    first, folder = bench.start(script, line="epoch 1 step 1/")
     first.signal(signal.SIGSTOP)  # it would end before the others begin
     try:
         for flag in ("--resume", "--save"):
-            second, _ = bench.start(script, flag, str(folder))
-            if wrong := check_end(second, 2, str(folder)):
-                return wrong
+            check_end(bench.start(script, flag, str(folder))[0], 2, str(folder))
     finally:
         first.signal(signal.SIGCONT)
-    return bench.finish(script, first, folder)
+    bench.finish(script, first, folder)
 
 
-def second_ctrl_c(bench: Bench, script: str) -> str | None:
-    child, folder = bench.start(script)
-    child.wait_for("epoch 2 step 1/")
-    child.signal(signal.SIGINT)
-    time.sleep(random.random() / 20)
-    child.signal(signal.SIGINT)
-    return check_end(child, 130, "saved") or check_rest(bench, script, folder)
+def stop(bench: Bench, script: str, status: int, *numbers: int) -> Path:
+    """Send a run signals in its second epoch, after which it ends with `status`; its folder."""
+    child, folder = bench.start(script, line=SECOND_EPOCH)
+    for number in numbers:
+        child.signal(number)
+        time.sleep(random.random() / 20)
+    check_end(child, status, "saved")
+    return folder
 
 
-def hang_up(bench: Bench, script: str) -> str | None:
-    child, folder = bench.start(script)
-    child.wait_for("epoch 2 step 1/")
-    child.signal(signal.SIGHUP)
-    return check_end(child, 129, "stopped (SIGHUP); saved") or check_rest(bench, script, folder)
+def stopped(status: int, numbers: Sequence[int], bench: Bench, script: str) -> None:
+    bench.check_rest(script, stop(bench, script, status, *numbers))
 
 
-def streams_closed(bench: Bench, script: str) -> str | None:
-    child, folder = bench.start(script, before=partial(os.closerange, 1, 3))
-    return bench.finish(script, child, folder)
+def streams_closed(bench: Bench, script: str) -> None:
+    bench.finish(script, *bench.start(script, before=partial(os.closerange, 1, 3)))
 
 
-def other_data(bench: Bench, script: str) -> str | None:
+def other_data(bench: Bench, script: str) -> None:
     """A run is resumed with one other label in its data: refused, then resumed with its own."""
-    child, folder = bench.start(script)
-    child.wait_for("epoch 2 step 1/")
-    child.signal(signal.SIGTERM)
-    if wrong := check_end(child, 143, "saved"):
-        return wrong
+    folder = stop(bench, script, 143, signal.SIGTERM)
     own = bench.data.read_text()
     bench.data.write_text(own.replace("\n0,", "\n1,", 1))
     try:
-        refused = bench.resume(script, folder)
-        wrong = check_end(refused, 2, "--data", "expected the same")
+        check_end(bench.resume(script, folder), 2, "--data", "expected the same")
     finally:
         bench.data.write_text(own)
-    return wrong or check_rest(bench, script, folder)
+    bench.check_rest(script, folder)
 
 
-def killed(moment: float, again: float | None, bench: Bench, script: str) -> str | None:
-    """SIGKILL after `moment` seconds, and after `again` seconds of the resumed run; then finish."""
+def killed(moment: float, again: float | None, bench: Bench, script: str) -> None:
+    """SIGKILL after the share `moment` of a run's time, and `again` of the resumed; then finish."""
+    bench.whole(script)
     child, folder = bench.start(script)
-    for seconds in (moment, again):
-        if seconds is not None:
-            time.sleep(seconds)
+    for share in (moment, again):
+        if share is not None:
+            time.sleep(share * bench.seconds[script])
             child.signal(signal.SIGKILL)
-            if child.wait() not in (0, -signal.SIGKILL):
-                return child.printed()[-300:]
+            assert child.wait() in (0, -signal.SIGKILL), child.printed()[-300:]
             child = bench.resume(script, folder)
-    return bench.finish(script, child, folder)
+    bench.finish(script, child, folder)
 
 
-FAULTS: dict[str, Callable[[Bench, str], str | None]] = {
+Fault = Callable[[Bench, str], None]
+FAULTS: dict[str, Fault] = {
     **{kind: partial(broken, kind) for kind in BROKEN},
     "folder read-only at once": read_only_at_once,
     "folder removed": folder_removed,
     "two in a second": partial(two_at_once, True),
     "two in a folder": two_in_a_folder,
     "cache written twice": partial(two_at_once, False),
-    "second Ctrl-C": second_ctrl_c,
-    "hang-up": hang_up,
+    "second Ctrl-C": partial(stopped, 130, [signal.SIGINT, signal.SIGINT]),
+    "hang-up": partial(stopped, 129, [signal.SIGHUP]),
     "streams closed": streams_closed,
     "other data": other_data,
 }
 
 # --- hostile input, as hypothesis strategies
 
-_SEEDS = st.integers(0, 2**63)
+_RANDOM = st.integers(0, 2**63).map(random.Random)
 _WORDS = (bytes(4), b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\x80", b'\n"')
 
 
@@ -343,11 +329,11 @@ def damaged(*samples: bytes) -> SearchStrategy[bytes]:
     """One of `samples` cut near an end, or after up to six edits."""
     sample = st.sampled_from(samples)
     cuts = st.builds(lambda whole, length: whole[:length], sample, st.integers(-64, 64))
-    return st.builds(_damage, sample, _SEEDS) | cuts
+    return st.builds(_damage, sample, _RANDOM) | cuts
 
 
-def _damage(sample: bytes, seed: int) -> bytes:
-    rng, data = random.Random(seed), bytearray(sample)
+def _damage(sample: bytes, rng: random.Random) -> bytes:
+    data = bytearray(sample)
     for _ in range(rng.randint(1, 6)):
         at, size = rng.randrange(len(data) + 1), rng.randint(1, 256)
         flipped = bytes(byte ^ 1 << rng.randrange(8) for byte in data[at : at + 1])
@@ -359,56 +345,42 @@ def _damage(sample: bytes, seed: int) -> bytes:
     return bytes(data)
 
 
-class Payload:
-    """Pickled as a call of `function`, which an unsafe unpickler makes."""
+class Payload(tuple):
+    """Pickled as a call (function, *arguments), which an unsafe unpickler makes."""
 
-    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
-        self._call = function, args
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return self._call
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self[0], self[1:]
 
 
-PAYLOADS = (
-    Payload(os.system, f"mkdir {MARKER}"), Payload(os.mkdir, MARKER), Payload(open, MARKER, "w"),
-    Payload(os.makedirs, MARKER), Payload(eval, f"__import__('os').mkdir({MARKER!r})"),
-    Payload(exec, f"import os; os.mkdir({MARKER!r})"), Payload(getattr, "", "join"),
-    Payload(importlib.import_module, "antigravity"), Payload(torch.hub.load, ".", MARKER),
-    Payload(subprocess.Popen, ["mkdir", MARKER]), Payload(torch.load, MARKER),
-    Payload(subprocess.check_output, ["mkdir", MARKER]), Payload(torch.save, {}, MARKER),
-    Payload(pickle.loads, pickle.dumps(Payload(os.mkdir, MARKER))),
-)  # fmt: skip
+PAYLOADS = tuple(map(Payload, (
+    (os.system, f"mkdir {MARKER}"), (os.mkdir, MARKER), (open, MARKER, "w"),
+    (os.makedirs, MARKER), (eval, f"__import__('os').mkdir({MARKER!r})"),
+    (exec, f"import os; os.mkdir({MARKER!r})"), (getattr, "", "join"),
+    (importlib.import_module, "antigravity"), (torch.hub.load, ".", MARKER),
+    (subprocess.Popen, ["mkdir", MARKER]), (torch.load, MARKER),
+    (subprocess.check_output, ["mkdir", MARKER]), (torch.save, {}, MARKER),
+    (pickle.loads, pickle.dumps(Payload((os.mkdir, MARKER)))),
+)))  # fmt: skip
 
 
-def saved(content: Any, archive: bool = True) -> bytes:
+def saved(content: Any, archive: bool = True, protocol: int = 2) -> bytes:
     """`content` as torch.save writes it: as an archive, or as before torch 1.6."""
     stream = io.BytesIO()
-    torch.save(content, stream, _use_new_zipfile_serialization=archive)
+    torch.save(content, stream, pickle, protocol, archive)
     return stream.getvalue()
 
 
-def _in_archive(pickled: bytes) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        for name, data in (("data.pkl", pickled), ("version", b"3\n"), ("byteorder", b"little")):
-            archive.writestr(f"archive/{name}", data)
-    return stream.getvalue()
-
-
-def _replace(content: Any, seed: int, new: Any) -> Any:
+def _replace(content: Any, rng: random.Random, new: Any) -> Any:
     """A copy of nested dicts and lists with one part, at any depth, left out or `new`."""
-    rng = random.Random(seed)
-    root = node = copy.copy(content)
-    while True:
-        key = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
-        if isinstance(node[key], dict | list) and node[key] and rng.random() < 0.7:
-            node[key] = node = copy.copy(node[key])
-            continue
-        if rng.random() < 0.3 and not isinstance(new, Payload):
-            del node[key]
-        else:
-            node[key] = new
-        return root
+    whole = copy.copy(content)
+    key = rng.choice(list(whole) if isinstance(whole, dict) else range(len(whole)))
+    if isinstance(whole[key], dict | list) and whole[key] and rng.random() < 0.7:
+        whole[key] = _replace(whole[key], rng, new)
+    elif rng.random() < 0.3 and not isinstance(new, Payload):
+        del whole[key]
+    else:
+        whole[key] = new
+    return whole
 
 
 def _tensor(shape: list[int], kind: int) -> torch.Tensor:
@@ -427,11 +399,12 @@ def checkpoints(content: dict[str, Any]) -> SearchStrategy[bytes]:
     containers = (st.lists(numbers, max_size=3), st.dictionaries(st.text(max_size=3), numbers))
     plain = (st.none(), st.booleans(), numbers, st.floats(allow_subnormal=False), texts)
     values = st.one_of(*plain, tensors, *containers)
-    forged = st.builds(partial(_replace, content), _SEEDS, values)
-    payloads = st.sampled_from(PAYLOADS)
-    inside = st.builds(partial(_replace, content), _SEEDS, payloads)
-    alone = st.builds(lambda p, v: pickle.dumps(p, protocol=v), payloads, st.integers(0, 5))
-    malicious = alone | st.builds(saved, inside, st.booleans()) | alone.map(_in_archive)
+    forged = st.builds(_replace, st.just(content), _RANDOM, values)
+    payloads, protocols = st.sampled_from(PAYLOADS), st.integers(0, 5)
+    inside = st.builds(_replace, st.just(content), _RANDOM, payloads)
+    alone = st.builds(pickle.dumps, payloads, protocols)
+    archived = st.builds(saved, payloads, st.just(True), protocols)
+    malicious = alone | archived | st.builds(saved, inside, st.booleans())
     return damaged(saved(content), saved(content, False)) | forged.map(saved) | malicious
 
 
@@ -471,13 +444,13 @@ def names() -> SearchStrategy[str]:
 
 def archives(suffix: str) -> SearchStrategy[bytes]:
     """Archives whose members have any name, kind, declared size and content; damaged ones."""
-    faces, file = [png(0), png(1)], tarfile.REGTYPE
-    contents = st.sampled_from([*faces, table().encode(), b"", b"x" * 99, bytes(3 << 20)])
+    file = tarfile.REGTYPE
+    contents = st.sampled_from([*FACES, table().encode(), b"", b"x" * 99, bytes(3 << 20)])
     kinds = [file] * 6 + [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE,
                           tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE]  # fmt: skip
     sizes = st.sampled_from([None] * 6 + [0, 7, 2**33, 2**62])
     members = st.lists(st.tuples(names(), contents, st.sampled_from(kinds), sizes), max_size=4)
-    folder = [(f"train/happy/{split}_1.png", faces[0], file, None) for split in SPLITS]
+    folder = [(f"train/happy/{split}_1.png", FACES[0], file, None) for split in SPLITS]
     csv = [("fer2013.csv", table().encode(), file, None)]
     whole = [pack(suffix, each) for each in (folder, csv)]
     return members.map(partial(pack, suffix)) | damaged(*whole)
@@ -495,15 +468,14 @@ def pack(suffix: str, members: Sequence[tuple[str, bytes, bytes, int | None]]) -
                 zipped.writestr(entry, content, zipfile.ZIP_DEFLATED)
                 entry.file_size = entry.file_size if size is None else size
         return stream.getvalue()
-    for name, content, kind, size in members:
-        info, content = tarfile.TarInfo(name), content if kind == tarfile.REGTYPE else b""
-        info.type, info.linkname = kind, "../../etc/passwd"
-        info.size = len(content) if size is None else size
-        stream.write(info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512))
-    data = stream.getvalue() + bytes(1024)
-    if suffix == ".tar.gz":
-        return gzip.compress(data)
-    return lzma.compress(data, preset=0) if suffix == ".tar.xz" else data
+    with compressed(stream, suffix) as packed:
+        for name, content, kind, size in members:
+            info, content = tarfile.TarInfo(name), content if kind == tarfile.REGTYPE else b""
+            info.type, info.linkname = kind, "../../etc/passwd"
+            info.size = len(content) if size is None else size
+            packed.write(info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512))
+        packed.write(bytes(1024))
+    return stream.getvalue()
 
 
 # --- valid files
@@ -519,6 +491,9 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     stream = io.BytesIO()
     image.save(stream, form, **options)
     return stream.getvalue()
+
+
+FACES = [encoded(Image.fromarray(pixels(seed)), "PNG") for seed in range(2)]
 
 
 def image_samples() -> list[bytes]:
@@ -539,11 +514,6 @@ def image_samples() -> list[bytes]:
         encoded(wide, "TIFF", compression="tiff_adobe_deflate"),
         encoded(gray, "GIF", save_all=True, append_images=[gray] * 3),
     ]
-
-
-def png(seed: int) -> bytes:
-    """A PNG image of 48x48."""
-    return encoded(Image.fromarray(pixels(seed)), "PNG")
 
 
 def table() -> str:
@@ -632,23 +602,23 @@ def _read_face(path: Path) -> None:
     assert (found.shape, found.dtype) == ((48, 48), np.uint8), (found.shape, found.dtype)
 
 
-def _write_cached(path: Path, content: bytes) -> None:
-    """A table, and `content` in place of its cache."""
-    path.write_text(table())
-    cache_path(path).write_bytes(content)
+def _write_beside(name: str, other: bytes, path: Path, content: bytes) -> None:
+    path.with_name(name).write_bytes(other)
+    path.write_bytes(content)
 
 
 def _cache() -> bytes:
+    """The cache of `table()`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "fer2013.csv"
-        _write_cached(path, b"")
+        path.write_text(table())
         _read_cache(path)
         return cache_path(path).read_bytes()
 
 
 def _read_cache(path: Path) -> None:
     with patch("data.cache.fingerprint", lambda _: "of this table"):
-        found = read_cached(path)
+        found = read_cached(path.with_name("fer2013.csv"))
     same = found.images[1] == pixels()
     assert (same.all(), found.labels.tolist()) == (True, [0, 1, 2]), "not as in the source"
 
@@ -670,15 +640,10 @@ def _read_folder(path: Path) -> None:
             load(path)
 
 
-def _write_manifest(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    path.with_name("w.pt").write_bytes(b"")
-
-
 def file_readers() -> dict[str, Reader]:
     """The readers of data sets, pictures, tables and texts."""
-    faces, cache = image_samples(), _cache()
-    trees = st.dictionaries(names(), st.sampled_from([*faces, png(0), png(1), b"", b"x"]))
+    faces = damaged(*(samples := image_samples()))
+    trees = st.dictionaries(names(), st.sampled_from([*samples, *FACES, b"", b"x"]))
     similar = pd.DataFrame(fes.TRAINING_FES, CLASSES, CLASSES).to_csv()
     header = ",".join(("Usage", "Image name", *fes.VOTES_OF_CLASSES))
     votes = "\n".join([header, *(f"{split},x.png,1,0,2,0,0,3,4" for split in SPLITS)])
@@ -691,17 +656,19 @@ def file_readers() -> dict[str, Reader]:
             f"archive {suffix}": Reader(f"f{suffix}", archives(suffix), load_set)
             for suffix in (".zip", ".tar", ".tar.gz", ".tar.xz")
         },
-        "image": Reader("i.png", damaged(*faces), lambda p: images.decode_image(p, str(p))),
-        "picture": Reader("i.png", damaged(*faces), _read_face),
-        "image of JAFFE": Reader("KA.AN1.39.tiff", damaged(*faces),
+        "image": Reader("i.png", faces, lambda p: images.decode_image(p, str(p))),
+        "picture": Reader("i.png", faces, _read_face),
+        "image of JAFFE": Reader("KA.AN1.39.tiff", faces,
                                  lambda p: jaffe.load_jaffe(p.parent)),
         "folder": Reader("set", trees, _read_folder, _write_tree),
         "votes": Reader("v.csv", texts(votes), fes.load_votes),
         "similarities": Reader("f.csv", texts(similar), fes.load_fes),
         "genotype": Reader("g.txt", texts(genotype), genotypes.load_genotype),
         "manifest": Reader(weights.MANIFEST, texts(json.dumps(manifest)),
-                           lambda p: weights.verify(p.with_name("w.pt")), _write_manifest),
-        "cache": Reader("fer2013.csv", damaged(cache), _read_cache, _write_cached),
+                           lambda p: weights.verify(p.with_name("w.pt")),
+                           partial(_write_beside, "w.pt", b"")),
+        "cache": Reader("fer2013.csv.cache.npz", damaged(_cache()), _read_cache,
+                        partial(_write_beside, "fer2013.csv", table().encode())),
     }
     # fmt: on
 
@@ -743,9 +710,9 @@ def fault_of(reader: Reader, value: Any) -> str | None:
     return f"{seconds:.0f} s of CPU time" if seconds > SLOW else reason
 
 
-def try_inputs(reader: Reader, count: int, seed: int) -> list[tuple[str | None, Any]]:
-    """What `fault_of` returned for about `count` generated inputs, and each input."""
-    found: list[tuple[str | None, Any]] = []
+def try_inputs(reader: Reader, count: int, seed: int) -> list[str | None]:
+    """For about `count` generated inputs None, or why the input did not hold and its beginning."""
+    reasons: list[str | None] = []
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -754,10 +721,11 @@ def try_inputs(reader: Reader, count: int, seed: int) -> list[tuple[str | None, 
     )  # fmt: skip
     @hypothesis.given(reader.inputs)
     def each(value: Any) -> None:
-        found.append((fault_of(reader, value), value))
+        reason = fault_of(reader, value)
+        reasons.append(reason and f"{reason}; {str(value)[:200]}")
 
     each()
-    return found
+    return reasons
 
 
 # --- the command
@@ -779,55 +747,54 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def cases(args: argparse.Namespace, bench: Bench) -> Iterator[tuple[str, Case]]:
+    """Every case of the campaign, with its kind."""
+    readers = {**checkpoint_readers(bench), **file_readers()} if args.examples else {}
+    for name, reader in readers.items():
+        examples = args.examples // len(readers)
+        yield f"input: {name}", partial(try_inputs, reader, examples, args.seed)
+    for script, (name, fault) in product(DISTURBED, FAULTS.items()):
+        yield f"{script}: {name}", partial(_try_fault, fault, bench, script)
+    rng = random.Random(args.seed)
+    for number in range(args.kills):
+        script = DISTURBED[number % len(DISTURBED)]
+        kill = partial(killed, rng.random(), rng.choice([None, rng.random()]))
+        yield f"{script}: killed and resumed", partial(_try_fault, kill, bench, script)
+
+
+def _try_fault(fault: Fault, bench: Bench, script: str) -> list[str | None]:
+    try:
+        fault(bench, script)
+    except Exception as error:
+        return [f"{type(error).__name__}: {error}"]
+    return [None]
+
+
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Run the campaign; returns the counts. Raises UserError when anything did not hold."""
-    found: dict[str, list[str | None]] = {}  # by kind, for each that was tried why it did not hold
+    counts: dict[str, dict[str, Any]] = {}
     started = time.monotonic()
-
-    def count(kind: str, *reasons: str | None) -> None:
-        row = found.setdefault(kind, [])
-        row += reasons
-        seconds = time.monotonic() - started
-        print(f"{seconds:6.0f} s  {kind}: {row.count(None)} of {len(row)} held", flush=True)
-        for reason in [each for each in reasons if each is not None][:3]:
-            print(f"    {reason}", flush=True)
-
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder))
-        readers = {**checkpoint_readers(bench), **file_readers()} if args.examples else {}
-        for name, reader in readers.items():
-            if args.only in (kind := f"input: {name}"):
-                tried = try_inputs(reader, args.examples // len(readers), args.seed)
-                count(kind, *(why and f"{why}; {str(value)[:200]}" for why, value in tried))
-        for script, (name, case) in product(DISTURBED, FAULTS.items()):
-            if args.only in (kind := f"{script}: {name}"):
-                count(kind, _held(case, bench, script))
-        rng = random.Random(args.seed)
-        for number in range(args.kills):
-            script = DISTURBED[number % len(DISTURBED)]
-            if args.only in (kind := f"{script}: killed and resumed"):
-                bench.whole(script)
-                moment, again = (rng.uniform(0, bench.seconds[script]) for _ in range(2))
-                case = partial(killed, moment, rng.choice([None, again]))
-                count(kind, _held(case, bench, script))
-    counts = {kind: {"tried": len(row), "held": row.count(None)} for kind, row in found.items()}
-    table = pd.DataFrame(counts, ["tried", "held"]).T
-    table.loc["all"] = total = table.sum().astype(int)
-    print(format_table(["kind", *table], table.reset_index().to_numpy().tolist()))
-    reasons = {kind: [why for why in row if why][:KEPT] for kind, row in found.items()}
-    rows = {kind: {**counts[kind], "reasons": reasons[kind]} for kind in found}
-    report = {"seed": args.seed, "seconds": time.monotonic() - started, "counts": rows}
+        for kind, case in cases(args, Bench(Path(folder))):
+            if args.only not in kind:
+                continue
+            results = case()
+            reasons = [reason for reason in results if reason is not None]
+            row = counts.setdefault(kind, {"tried": 0, "held": 0, "reasons": []})
+            row["tried"] += len(results)
+            row["held"] += len(results) - len(reasons)
+            row["reasons"] = [*row["reasons"], *reasons][:KEPT]
+            seconds = time.monotonic() - started
+            line = f"{seconds:6.0f} s  {kind}: {row['held']} of {row['tried']} held"
+            print("\n    ".join([line, *reasons[:3]]), flush=True)
+    table = [[kind, row["tried"], row["held"]] for kind, row in counts.items()]
+    tried, held = (sum(row[column] for row in table) for column in (1, 2))
+    print(format_table(["kind", "tried", "held"], [*table, ["all", tried, held]]))
+    report = {"seed": args.seed, "seconds": time.monotonic() - started, "counts": counts}
     write_text(args.out, json.dumps(report, indent=2) + "\n")
-    if failed := total["tried"] - total["held"]:
-        raise UserError(f"{failed} of {total['tried']} did not hold; see {args.out}")
+    if tried > held:
+        raise UserError(f"{tried - held} of {tried} did not hold; see {args.out}")
     return report
-
-
-def _held(case: Callable[[Bench, str], str | None], bench: Bench, script: str) -> str | None:
-    try:
-        return case(bench, script)
-    except Exception as error:  # a case that fails has not held
-        return f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def write_archive(
     pack = _pack_zip if form == ".zip" else _pack_tar
 
     def write(file: BinaryIO) -> None:
-        with _compressed(file, form) as packed:
+        with compressed(file, form) as packed:
             pack(packed, files)
 
     atomic_write(path, write)
@@ -176,7 +176,8 @@ def _write_files(folder: Path | str, files: Iterable[tuple[str, bytes]]) -> None
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _compressed(file: BinaryIO, form: str) -> AbstractContextManager[Any]:
+def compressed(file: BinaryIO, form: str) -> AbstractContextManager[Any]:
+    """`file` for the bytes of a .tar, compressed when `form` says so."""
     if form == ".tar.gz":
         return gzip.GzipFile("", "wb", fileobj=file, mtime=0)
     if form == ".tar.xz":

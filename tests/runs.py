@@ -1,26 +1,20 @@
-"""Command lines for the tests and a network to start from; `benchmarks.runs` starts them."""
+"""Command lines for the tests, what runs them, and a network to start from."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
-from benchmarks.runs import (  # noqa: F401 (for the tests)
-    ROOT,
-    Child,
-    command,
-    difference,
-    run,
-    same,
-    stop_when,
-    without_times,
-)
+from benchmarks.runs import ONE_THREAD, ROOT, Child, difference, same  # noqa: F401 (for the tests)
 from common.cli import run_script
 from genotypes import Auto_FERNet, format_genotype
 from model import build_network
@@ -41,6 +35,33 @@ SEARCH = (
     "--batch_increase 4 --warmup_dec_epoch 1 --decision_freq 1 --use_history --post_val "
     "--limit_batches 3 --report_freq 1 --device cpu --model_path {out}"
 ).split()
+
+
+def command(template: list[str], data: Path | str, out: Path, *more: str) -> list[str]:
+    """The words of a script's command line, with `{data}` and `{out}` filled in."""
+    return [sys.executable, *(word.format(data=data, out=out) for word in template), *more]
+
+
+def run(words: list[str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end on one thread, with its output as text."""
+    env = {**os.environ, **ONE_THREAD}
+    return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+def stop_when(
+    words: list[str], line: str, number: int, log: Path, cwd: Path = ROOT
+) -> subprocess.Popen[str]:
+    """Start a command, send signal `number` once the file `log` holds `line`; wait for its end."""
+    env, pipe = {**os.environ, **ONE_THREAD}, subprocess.PIPE
+    process = subprocess.Popen(words, cwd=cwd, env=env, stderr=pipe, stdout=pipe, text=True)
+    deadline = time.monotonic() + 600
+    while not (log.is_file() and line in log.read_text()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"{line!r} not found in {log}"
+        time.sleep(0.002)
+    process.send_signal(number)
+    process.wait(timeout=60)
+    return process
 
 
 def weights(path: Path, seed: int = 0, **changes) -> Path:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import run
 
 from benchmarks import campaign
 from benchmarks.campaign import FAULTS, Bench, killed
-from benchmarks.runs import difference, run
+from benchmarks.runs import difference
 from common import arguments, cli
 from data.cache import cache_path
 from data.sets import load_set
@@ -71,7 +72,10 @@ def test_difference_of_runs_is_found(bench):
 
 
 def test_campaign_counts_and_its_status_tells(tmp_path, capsys, monkeypatch):
-    cases = {"held": lambda *_: None, "not held": lambda *_: "why", "failed": lambda *_: 1 / 0}
+    def not_held(*_):
+        raise AssertionError("why")
+
+    cases = {"held": lambda *_: None, "not held": not_held, "failed": lambda *_: 1 / 0}
     monkeypatch.setattr(campaign, "FAULTS", cases)
     out = tmp_path / "f.json"
     words = f"--kills 0 --examples 0 --only train --out {out}".split()

@@ -52,7 +52,7 @@ FILES = file_readers()
 @pytest.mark.parametrize("name", FILES)
 def test_hostile_file_is_a_value_or_one_line(name):
     tried = try_inputs(FILES[name], EXAMPLES, seed=0)
-    assert not [reason for reason, _ in tried if reason is not None][:3]
+    assert not [reason for reason in tried if reason is not None][:3]
     assert len(tried) > EXAMPLES // 20
 
 
@@ -63,7 +63,7 @@ def test_hostile_checkpoint_is_a_value_or_one_line(tmp_path):
     (tmp_path / "read").mkdir()
     for name, reader in checkpoint_readers(bench).items():
         tried = try_inputs(reader, EXAMPLES // 5, seed=0)
-        assert not [(name, reason) for reason, _ in tried if reason is not None][:3]
+        assert not [(name, reason) for reason in tried if reason is not None][:3]
         if name in valid:  # accepted when nothing is wrong with it
             whole = bench.whole(valid[name]) / {"w.pt": "weights.pt"}.get(reader.file, reader.file)
             (tmp_path / "read" / reader.file).write_bytes(whole.read_bytes())
