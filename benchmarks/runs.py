@@ -1,4 +1,4 @@
-"""Start, watch, kill and compare runs of the scripts, for tests and `benchmarks.campaign`."""
+"""Start, watch, kill and compare runs of the scripts, for tests and `benchmarks.faults`."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import torch
 from runs import run
 
 from benchmarks import campaign
-from benchmarks.campaign import FAULTS, Bench, killed
+from benchmarks.faults import FAULTS, Bench, killed
 from benchmarks.runs import difference
 from common import arguments, cli
 from data.cache import cache_path

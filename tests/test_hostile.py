@@ -23,10 +23,10 @@ from runs import weights
 
 import data.bounded
 from auto_fernet.pictures import centre_face, open_picture
-from benchmarks.campaign import (
+from benchmarks.faults import Bench
+from benchmarks.hostile import (
     MARKER,
     PAYLOADS,
-    Bench,
     Reader,
     checkpoint_readers,
     encoded,

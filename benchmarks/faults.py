@@ -1,0 +1,270 @@
+"""Faults of runs: processes are broken, stopped and killed, and what they saved must go on.
+
+Each fault takes a Bench and the name of a script, and raises an error when the run did not hold.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pkgutil
+import random
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain, count, repeat
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock, patch
+
+import torch
+
+from benchmarks.runs import Child, difference
+from data.cache import cache_path, read_cached
+from data.synthetic import draw_fer2013
+from data.synthetic_cross import draw_ck48
+from data.types import SPLITS
+from data.writers import write_ck48, write_csv
+
+# Small runs that have all that a real one has: several epochs of several steps, decisions.
+_COMMON = "--device cpu --report_freq 1 --limit_batches 2 --epochs 3 --model_path {out}"
+SCRIPTS = {
+    "train": "train_FER2013.py --data {data} --init_channels 4 --layers 1 --batch_size 8 ",
+    "search": "search.py --data {data} --init_channels 4 --layers 1 --batch_size 4 "
+    "--batch_increase 2 --warmup_dec_epoch 1 --decision_freq 1 --use_history ",
+    "folds": "test_CK48.py --data {faces} --checkpoint {out}/train-whole --batch_size 8 --folds 2 ",
+}
+DISTURBED = ("train", "search")
+SECOND_EPOCH = "epoch 2 step 1/"  # the line of its first step
+
+
+class Bench:
+    """A folder with small data sets, and an undisturbed run of each script."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.data, self.faces = folder, folder / "fer2013.csv", folder / "CK+48"
+        write_csv(draw_fer2013(counts=dict.fromkeys(SPLITS, 14)), self.data)
+        write_ck48(draw_ck48(subjects=4, sequences=14), self.faces)
+        self.seconds: dict[str, float] = {}  # of the undisturbed runs
+        self._numbers = count(1)
+
+    def start(
+        self, script: str, *flags: str, before: Callable[[], Any] | None = None, line: str = ""
+    ) -> tuple[Child, Path]:
+        """Start `script`, in a new folder unless `flags` name one, and wait until it prints `line`.
+
+        `before` is called in its process first.
+        """
+        label = f"{script}-{next(self._numbers)}"
+        places = {"data": self.data, "faces": self.faces, "out": self.folder}
+        words = (SCRIPTS[script] + _COMMON).format(**places).split()
+        if not {"--save", "--resume", "--model_path"} & set(flags):
+            words += ["--save", label]
+        child = Child([*words, *flags], self.folder / f"{label}.txt", before)
+        child.wait_for(line)
+        return child, self.folder / label
+
+    def whole(self, script: str) -> Path:
+        """The folder of the undisturbed run, which is made first when it is missing."""
+        folder = self.folder / f"{script}-whole"
+        if script not in self.seconds:
+            started = time.monotonic()
+            check_end(self.start(script, "--save", folder.name)[0], 0)
+            self.seconds[script] = time.monotonic() - started
+        return folder
+
+    def resume(self, script: str, folder: Path) -> Child:
+        """Continue the run in `folder`, or start it again when it saved no checkpoint."""
+        flag = "--resume" if (folder / "checkpoint.pt").is_file() else "--save"
+        return self.start(script, flag, str(folder))[0]
+
+    def finish(self, script: str, child: Child, folder: Path) -> None:
+        """Check that `child` ends well, and its folder as that of the undisturbed run."""
+        check_end(child, 0)
+        different = difference(folder, self.whole(script))
+        assert different is None, different
+
+    def check_rest(self, script: str, folder: Path) -> None:
+        """Check that no unfinished file is left, and that the run continues to the same end."""
+        left = [path.name for path in folder.glob("*.tmp")]
+        assert not left, f"{', '.join(left)} left"
+        self.finish(script, self.resume(script, folder), folder)
+
+
+def check_end(child: Child, status: int, *words: str) -> None:
+    """Check that `child` ends with `status`, a last line with all `words`, and no traceback."""
+    found, printed = child.wait(), child.printed()
+    last = printed.strip().split("\n")[-1]
+    held = found == status and all(word in last for word in words) and "Traceback" not in printed
+    assert held, f"status {found}, expected {status} with {', '.join(words)}: {printed[-400:]}"
+
+
+def _replace_after(calls: int, target: str, effect: Any) -> None:
+    """Let the function named `target` raise `effect`, or call it instead, after `calls` calls."""
+    turns = chain(repeat(pkgutil.resolve_name(target), calls), repeat(Mock(side_effect=effect)))
+    patch(target, lambda *args, **kwargs: next(turns)(*args, **kwargs)).start()
+
+
+def _limit_memory() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + (200 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _exhaust_memory(*_args: Any, **_kwargs: Any) -> None:
+    torch.empty(1 << 50)
+
+
+def _step_to_nan(optimizer: torch.optim.SGD, *_args: Any) -> None:
+    optimizer.param_groups[0]["params"][0].data.fill_(float("nan"))
+
+
+_STEP = "torch.optim.SGD.step"
+
+# What breaks a process, in time in the second step of the second epoch; what its last line says.
+BROKEN: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
+    "disk full": (
+        partial(_replace_after, 8, "os.fsync", OSError(errno.ENOSPC, "No space left on device")),
+        ("No space left on device", "free some room", "--resume"),
+    ),
+    "file size limit": (  # a checkpoint is larger
+        partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20_000, 20_000)),
+        ("File too large", "ulimit -f"),
+    ),
+    "folder read-only in time": (
+        partial(_replace_after, 8, "os.replace", OSError(errno.EROFS, "Read-only file system")),
+        ("Read-only file system", "make the folder writable"),
+    ),
+    "loss not a number": (
+        partial(_replace_after, 3, _STEP, _step_to_nan),
+        ("epoch 2, step 2: ", "not finite", "--learning_rate"),
+    ),
+    "memory of the device": (
+        partial(_replace_after, 3, _STEP, torch.cuda.OutOfMemoryError("CUDA out of memory.")),
+        ("out of memory", "lower --batch_size", "--resume"),
+    ),
+    "memory of the machine": (_limit_memory, ("out of memory", "lower --batch_size")),
+    "memory in time": (
+        partial(_replace_after, 3, _STEP, _exhaust_memory),
+        ("out of memory", "lower --batch_size", "--resume"),
+    ),
+}
+
+
+def broken(kind: str, bench: Bench, script: str) -> None:
+    """A run that fails as `kind` says ends with one line and loses nothing that was saved."""
+    cause, told = BROKEN[kind]
+    at_once = kind == "memory of the machine"
+    sizes = ("--init_channels", "256", "--batch_size", "42") if at_once else ()
+    child, folder = bench.start(script, *sizes, before=cause)
+    check_end(child, 2, *told)
+    if at_once:  # before its first step, at which it may have saved what a resumed run begins with
+        shutil.rmtree(folder, ignore_errors=True)
+    bench.check_rest(script, folder)
+
+
+def read_only_at_once(bench: Bench, script: str) -> None:
+    # Root may write to read-only folders, but not to folders that cannot exist.
+    for place in (str(bench.data / "below"), "/proc/none"):
+        child, _ = bench.start(script, "--model_path", place)
+        check_end(child, 2, place, "cannot create a run folder")
+
+
+def folder_removed(bench: Bench, script: str) -> None:
+    child, folder = bench.start(script, line=SECOND_EPOCH)
+    # First renamed, so that nothing is written to it meanwhile.
+    shutil.rmtree(folder.rename(folder.with_suffix(".removed")))
+    check_end(child, 2, "cannot be written", "was its folder removed?")
+    assert not folder.exists(), "created again"
+    bench.check_rest(script, folder)
+
+
+def _stop_clock() -> None:
+    patch("time.strftime", return_value="20260101-000000").start()
+
+
+def two_at_once(cached: bool, bench: Bench, script: str) -> None:
+    """Two runs start in one second in one parent folder, and without a cache both write it."""
+    place, cache = bench.folder / f"{script}-{cached}", cache_path(bench.data)
+    if not cached:
+        cache.unlink(missing_ok=True)
+    flags = ("--model_path", str(place))
+    for child in [bench.start(script, *flags, before=_stop_clock)[0] for _ in range(2)]:
+        check_end(child, 0)
+    ends = [difference(folder, bench.whole(script)) for folder in place.iterdir()]
+    assert ends == [None, None], ends
+    before = cache.stat().st_mtime_ns
+    read_cached(bench.data)
+    assert cache.stat().st_mtime_ns == before, "the cache was damaged"
+
+
+def two_in_a_folder(bench: Bench, script: str) -> None:
+    first, folder = bench.start(script, line="epoch 1 step 1/")
+    first.signal(signal.SIGSTOP)  # it would end before the others begin
+    try:
+        for flag in ("--resume", "--save"):
+            check_end(bench.start(script, flag, str(folder))[0], 2, str(folder))
+    finally:
+        first.signal(signal.SIGCONT)
+    bench.finish(script, first, folder)
+
+
+def stop(bench: Bench, script: str, status: int, *numbers: int) -> Path:
+    """Send a run signals in its second epoch, after which it ends with `status`; its folder."""
+    child, folder = bench.start(script, line=SECOND_EPOCH)
+    for number in numbers:
+        child.signal(number)
+        time.sleep(random.random() / 20)
+    check_end(child, status, "saved")
+    return folder
+
+
+def stopped(status: int, numbers: Sequence[int], bench: Bench, script: str) -> None:
+    bench.check_rest(script, stop(bench, script, status, *numbers))
+
+
+def streams_closed(bench: Bench, script: str) -> None:
+    bench.finish(script, *bench.start(script, before=partial(os.closerange, 1, 3)))
+
+
+def other_data(bench: Bench, script: str) -> None:
+    """A run is resumed with one other label in its data: refused, then resumed with its own."""
+    folder = stop(bench, script, 143, signal.SIGTERM)
+    own = bench.data.read_text()
+    bench.data.write_text(own.replace("\n0,", "\n1,", 1))
+    try:
+        check_end(bench.resume(script, folder), 2, "--data", "expected the same")
+    finally:
+        bench.data.write_text(own)
+    bench.check_rest(script, folder)
+
+
+def killed(moment: float, again: float | None, bench: Bench, script: str) -> None:
+    """SIGKILL after the share `moment` of a run's time, and `again` of the resumed; then finish."""
+    bench.whole(script)
+    child, folder = bench.start(script)
+    for share in (moment, again):
+        if share is not None:
+            time.sleep(share * bench.seconds[script])
+            child.signal(signal.SIGKILL)
+            assert child.wait() in (0, -signal.SIGKILL), child.printed()[-300:]
+            child = bench.resume(script, folder)
+    bench.finish(script, child, folder)
+
+
+Fault = Callable[[Bench, str], None]
+FAULTS: dict[str, Fault] = {
+    **{kind: partial(broken, kind) for kind in BROKEN},
+    "folder read-only at once": read_only_at_once,
+    "folder removed": folder_removed,
+    "two in a second": partial(two_at_once, True),
+    "two in a folder": two_in_a_folder,
+    "cache written twice": partial(two_at_once, False),
+    "second Ctrl-C": partial(stopped, 130, [signal.SIGINT, signal.SIGINT]),
+    "hang-up": partial(stopped, 129, [signal.SIGHUP]),
+    "streams closed": streams_closed,
+    "other data": other_data,
+}
