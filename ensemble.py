@@ -29,7 +29,7 @@ from common.report import (
     write_summary,
 )
 from common.training import EVALUATED, evaluation_splits
-from common.weights import find_weights, load_trained, network_flags, require_classes
+from common.weights import DEFAULT, find_weights, load_trained, network_flags, require_classes
 from data.sets import load_set
 from engine import Scores, evaluate_splits
 from utils import LOGGER_NAME, UserError, open_log
@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = arguments.new_parser(__doc__)
     # fmt: off
     add = parser.add_argument_group("the members").add_argument
-    add("--model_names", type=arguments.names, required=True, metavar="A,B,...",
+    add("--model_names", type=arguments.names, default=DEFAULT, metavar="A,B,...",
         help="checkpoints or run folders, as given, with .pt added or inside --model_path, or "
         "names of weights in checkpoints/")
     add("--layers", type=depths, default=[], metavar="L,M,...",

@@ -67,7 +67,6 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     except PictureError as error:
         raise UserError(str(error)) from error
     rng = np.random.default_rng(args.seed)
-    rng = np.random.default_rng(args.seed)
     jaffe = load_jaffe(args.jaffe, crop=BOX)
     frames = whole_frames(args.jaffe, jaffe.names)
     show_fit(detector, frames)

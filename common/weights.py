@@ -32,6 +32,7 @@ from utils import (
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 MANIFEST = "MANIFEST.json"
+DEFAULT = "auto_fernet"  # the paper's network
 DROP_PATH_PROB = 0.2  # of training, as published
 # What a bare state dict is taken for without flags: the paper's network.
 _PUBLISHED: dict[str, Any] = {"init_channels": 36, "layers": 12, "arch": "Auto_FERNet"}
@@ -237,7 +238,7 @@ def fit_classes(trained: Trained, classes: Sequence[str], reset: bool) -> Networ
     return model
 
 
-def load_network(name: str, model_path: str = "saved_models") -> Network:
+def load_network(name: str = DEFAULT, model_path: str = "saved_models") -> Network:
     """A trained network by name, as --checkpoint finds it: on the CPU, in evaluation mode.
 
     network(images)[0] are the logits (N, K) of float images (N, 1, 48, 48) in [0, 1].

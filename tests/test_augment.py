@@ -278,4 +278,5 @@ def test_gpu_gives_the_same_epoch(split: Split) -> None:
     assert images.is_cuda
     assert labels.is_cuda
     assert labels.cpu().equal(expected[1])
-    torch.testing.assert_close(images.cpu(), expected[0], atol=1e-6, rtol=0.0)
+    # A warp interpolates at places that differ in the last bits: 1.2e-5 was seen on an H200.
+    torch.testing.assert_close(images.cpu(), expected[0], atol=1e-4, rtol=0.0)

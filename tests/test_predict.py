@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from runs import run, weights
 
+import ensemble
 from auto_fernet.drawing import draw_sheet
 from auto_fernet.pictures import (
     SIDE,
@@ -240,6 +241,18 @@ def predicted(place: Path, pictures: str, *more: str) -> int:
     words = [str(place / pictures), "--checkpoint", "a", "--model_path", str(place), "--out",
              str(place / "out"), *more]  # fmt: skip
     return cli.run_script(predict.main, predict.build_parser(), words)
+
+
+def test_shipped_network_answers_by_default(place):
+    parse = predict.build_parser().parse_args
+    assert parse(["x.png"]).checkpoint == ["auto_fernet"]
+    assert ensemble.build_parser().parse_args([]).model_names == ["auto_fernet"]
+    out = [str(place / "out"), str(place / "named")]
+    for folder, more in zip(out, ([], ["--checkpoint", "auto_fernet"]), strict=True):
+        words = [str(place / "faces" / "one.png"), "--out", folder, "--device", "cpu", *more]
+        assert cli.run_script(predict.main, predict.build_parser(), words) == 0
+    first, second = (Path(folder, "predictions.csv").read_text() for folder in out)
+    assert first == second
 
 
 def test_file_names_are_printed_on_one_line(face, place, capsys):

@@ -1,7 +1,7 @@
 """Name the expressions of the faces in pictures or in a video, by the networks of checkpoints.
 
-    python -m tools.predict PICTURE_OR_FOLDER... --checkpoint NAME[,NAME...] [--detect]
-    python -m tools.predict --video FILE_OR_CAMERA --checkpoint NAME[,NAME...]
+    python -m tools.predict PICTURE_OR_FOLDER... [--checkpoint NAME[,NAME...]] [--detect]
+    python -m tools.predict --video FILE_OR_CAMERA [--checkpoint NAME[,NAME...]]
 
 Prints a line per face, the most likely expression and the probabilities of all classes, and writes
 `predictions.csv` and `faces.png`, a sheet of the faces, to --out. With --detect every face of a
@@ -25,7 +25,7 @@ from auto_fernet.command import add_picture_arguments, predict
 from auto_fernet.pictures import PictureError
 from common import arguments
 from common.cli import resolve_device, run_script
-from common.weights import load_members, network_flags
+from common.weights import DEFAULT, load_members, network_flags
 from data.augment import to_float
 from data.views import tta_predict
 from utils import UserError
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = arguments.new_parser(__doc__, "python -m tools.predict")
     # fmt: off
     add = parser.add_argument
-    add("--checkpoint", type=arguments.names, required=True, metavar="X,Y,...",
+    add("--checkpoint", type=arguments.names, default=DEFAULT, metavar="X,Y,...",
         help="trained networks, named as for test_JAFFE.py; the logits of several are averaged")
     add("--model_path", default="saved_models", metavar="FOLDER", help="where run folders lie")
     # fmt: on
