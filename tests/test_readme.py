@@ -87,7 +87,7 @@ def test_seed_commands_run(tmp_path):
 
 def test_picture_commands_run(tmp_path):
     lines = [line for line in bash_lines(ROOT / "README.md") if "demo/faces" in line]
-    assert len(lines) == 2
+    assert len(lines) == 3
     for line in lines:
         words = [word.replace("demo/", f"{tmp_path}/") for word in shlex.split(line)]
         done = run([sys.executable, *words[1:], *_out(words, tmp_path)], cwd=ROOT)
