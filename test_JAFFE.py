@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--crop", type=box, default=BOX,
         metavar="LEFT,TOP,RIGHT,BOTTOM|none",
         help="box of the 256x256 frame that is used, by default with the framing of FER2013; "
-        "images in class folders are used whole")
+        "images that are cropped already are used whole")
     # fmt: on
     add_crossval_arguments(parser, mode="evaluate")
     arguments.add_checkpoint_arguments(parser)

@@ -202,8 +202,8 @@ def add_run_arguments(parser: argparse.ArgumentParser, script: str) -> None:
     # fmt: off
     add = parser.add_argument_group("the run").add_argument
     add("--protocol", choices=["clean", "paper"], default="clean",
-        help="clean keeps test images out of training, search and every choice; paper does what "
-        "the published figures were made with")
+        help="clean trains and searches on training images only and chooses weights on "
+        "PublicTest; paper does what the published figures were made with")
     add("--resume", metavar="RUN",
         help="continue this run: its folder or its checkpoint.pt; other flags are then the run's "
         "own, except that a search or a training takes a larger --epochs")
