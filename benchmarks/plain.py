@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 import model
 import model_search
+from kernels.convolutions import DepthwiseConv2d
 from model_search import EDGES, NODES, OPEN, PRUNED
-from operations import ConvBlock, DepthwiseConv2d, FactorizedReduce, Ghost
+from operations import ConvBlock, FactorizedReduce, Ghost
 
 
 class PlainNetwork(nn.Module):

@@ -10,17 +10,9 @@ from runs import ROOT, run
 from torch import nn
 
 from genotypes import EXTRA_PRIMITIVES, PRIMITIVES, Genotype
+from kernels.layouts import ConcatNodes, EvenOddPlaces, concat_nodes, even_odd_places
 from model import Cell
-from operations import (
-    PRIMITIVE_TABLE,
-    ConcatNodes,
-    EvenOddPlaces,
-    FactorizedReduce,
-    build_primitive,
-    concat_nodes,
-    drop_path,
-    even_odd_places,
-)
+from operations import PRIMITIVE_TABLE, FactorizedReduce, build_primitive, drop_path
 
 STRIDES = (1, 2)
 # Primitive, stride, channels, size; the factorised reduction needs even channels and sizes.

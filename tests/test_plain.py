@@ -14,10 +14,11 @@ from architect import Architect
 from benchmarks.plain import PlainNetwork, PlainSupernet
 from engine import autocast
 from genotypes import NAMED
+from kernels.convolutions import DepthwiseConv2d
 from model import Network
 from model_search import EDGES, OPEN, PRUNED
 from model_search import Network as Supernet
-from operations import ConvBlock, DepthwiseConv2d, Ghost
+from operations import ConvBlock, Ghost
 
 CPU = torch.device("cpu")
 WIDTH, CELLS, BATCH = 4, 3, 8
