@@ -34,24 +34,18 @@ from data.relabel import Relabelling
 from data.types import CLASSES, Split
 from data.views import tta_predict
 from model import Network, fuse_batch_norms
-from utils import (
-    LOGGER_NAME,
-    AverageMeter,
-    GracefulStop,
-    Interrupted,
-    UserError,
+from runtime.errors import UserError, is_out_of_memory, reading
+from runtime.logs import LOGGER_NAME
+from runtime.processes import (
     average_gradients,
     broadcast_model,
-    derive_seed,
     gather_rows,
     hide_progress,
-    is_out_of_memory,
-    load_state,
     rank,
-    reading,
     shard,
-    stop_on_signals,
 )
+from runtime.stop import GracefulStop, Interrupted, stop_on_signals
+from utils import AverageMeter, derive_seed, load_state
 
 _log = logging.getLogger(LOGGER_NAME)
 

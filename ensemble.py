@@ -15,12 +15,12 @@ import sys
 import time
 from typing import Any
 
-import common.startup  # noqa: F401 (before torch, which takes seconds)
+import runtime.startup  # noqa: F401 (before torch, which takes seconds)
 
 import torch
 
 from common import arguments
-from common.cli import resolve_device, run_script, start_run
+from common.cli import run_script
 from common.report import (
     format_table,
     report_split,
@@ -28,11 +28,13 @@ from common.report import (
     split_headline,
     write_summary,
 )
+from common.start import resolve_device, start_run
 from common.training import EVALUATED, evaluation_splits
 from common.weights import DEFAULT, find_weights, load_trained, network_flags, require_classes
 from data.sets import load_set
 from engine import Scores, evaluate_splits
-from utils import LOGGER_NAME, UserError, open_log
+from runtime.errors import UserError
+from runtime.logs import LOGGER_NAME, open_log
 
 _log = logging.getLogger(LOGGER_NAME)
 

@@ -16,7 +16,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from operations import PRIMITIVE_TABLE
-from utils import UserError, reading, write_text
+from runtime.errors import UserError, reading
+from runtime.files import write_text
 
 # Alphas and decided edges refer to the index of a searched primitive.
 PRIMITIVES = tuple(name for name, entry in PRIMITIVE_TABLE.items() if entry.searched)

@@ -19,12 +19,13 @@ import sys
 from functools import partial
 from typing import Any
 
-import common.startup  # noqa: F401 (before torch, which takes seconds)
+import runtime.startup  # noqa: F401 (before torch, which takes seconds)
 
 import torch
 
 from common import arguments
-from common.cli import resolve_device, run_script, start_run
+from common.cli import run_script
+from common.start import resolve_device, start_run
 from common.training import evaluation_splits, report_training, save_training
 from common.weights import (
     fit_classes,
@@ -39,7 +40,8 @@ from data.relabel import Relabelling
 from data.sets import load_set
 from data.types import CLASSES
 from engine import TrainState, fit
-from utils import LOGGER_NAME, UserError, open_log
+from runtime.errors import UserError
+from runtime.logs import LOGGER_NAME, open_log
 
 _log = logging.getLogger(LOGGER_NAME)
 

@@ -22,7 +22,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import common.startup  # noqa: F401 (before torch, which takes seconds)
+import runtime.startup  # noqa: F401 (before torch, which takes seconds)
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,9 @@ from architect import (
     take_shard,
 )
 from common import arguments
-from common.cli import resolve_device, run_script, start_run
+from common.cli import run_script
 from common.search_report import describe_edges, report_search
+from common.start import resolve_device, start_run
 from common.weights import rebuild_supernet
 from data.augment import count_batches, resize, subsample, training_batches
 from data.halves import alphas_batches, search_halves
@@ -63,20 +64,12 @@ from engine import (
 )
 from genotypes import PRIMITIVES, format_genotype
 from model_search import CELLS, OPEN, Network
-from utils import (
-    LOGGER_NAME,
-    AverageMeter,
-    Interrupted,
-    UserError,
-    average_gradients,
-    broadcast_model,
-    load_state,
-    open_log,
-    reading,
-    save_checkpoint,
-    shard,
-    write_rows,
-)
+from runtime.errors import UserError, reading
+from runtime.files import write_rows
+from runtime.logs import LOGGER_NAME, open_log
+from runtime.processes import average_gradients, broadcast_model, shard
+from runtime.stop import Interrupted
+from utils import AverageMeter, load_state, save_checkpoint
 
 _log = logging.getLogger(LOGGER_NAME)
 

@@ -20,17 +20,18 @@ from argparse import BooleanOptionalAction
 from functools import partial
 from typing import Any
 
-import common.startup  # noqa: F401 (before torch, which takes seconds)
+import runtime.startup  # noqa: F401 (before torch, which takes seconds)
 
 from common import arguments
-from common.cli import resolve_device, run_script, start_run
+from common.cli import run_script
+from common.start import resolve_device, start_run
 from common.training import evaluation_splits, report_training, save_training
 from common.weights import load_teacher, require_classes, resume_network, training_inputs
 from data.sets import load_set
 from engine import DropPath, TrainState, fit
 from genotypes import resolve_genotype
 from model import Network
-from utils import LOGGER_NAME, open_log
+from runtime.logs import LOGGER_NAME, open_log
 
 _log = logging.getLogger(LOGGER_NAME)
 

@@ -21,7 +21,9 @@ from data.folds import Fold, overlap
 from data.types import Faces
 from data.views import tta_predict
 from engine import Run, TrainState, evaluate, fit, image_limit, network_predictor
-from utils import LOGGER_NAME, UserError, derive_seed, reading, save_checkpoint
+from runtime.errors import UserError, reading
+from runtime.logs import LOGGER_NAME
+from utils import derive_seed, save_checkpoint
 
 _log = logging.getLogger(LOGGER_NAME)
 

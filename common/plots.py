@@ -28,7 +28,8 @@ from common.cell_layout import Box, lay_out_cell
 from genotypes import PRIMITIVES
 from model_search import EDGES
 from operations import PRIMITIVE_TABLE
-from utils import UserError, atomic_write
+from runtime.errors import UserError
+from runtime.files import atomic_write
 
 DPI = 160
 INK, QUIET, OPEN = "#22272e", "#7d8590", "#e6e8eb"

@@ -16,7 +16,7 @@ from common.report import format_table, headline, write_summary
 from engine import Run
 from genotypes import GENOTYPE_FILE, PRIMITIVES, Genotype, format_genotype, save_genotype
 from model_search import CELLS, EDGES
-from utils import LOGGER_NAME
+from runtime.logs import LOGGER_NAME
 
 _log = logging.getLogger(LOGGER_NAME)
 

@@ -13,15 +13,11 @@ from common.report import format_table, report_split, row_without_copies, write_
 from data.augment import subsample
 from data.types import Split
 from engine import Run, TrainState, best_epoch, evaluate_splits, first_epoch_reaching, image_limit
-from utils import (
-    LOGGER_NAME,
-    from_rank_zero,
-    load_checkpoint,
-    load_state,
-    reading,
-    save_checkpoint,
-    write_rows,
-)
+from runtime.errors import reading
+from runtime.files import write_rows
+from runtime.logs import LOGGER_NAME
+from runtime.processes import from_rank_zero
+from utils import load_checkpoint, load_state, save_checkpoint
 
 _log = logging.getLogger(LOGGER_NAME)
 

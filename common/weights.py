@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,23 +13,16 @@ from torch import Tensor, nn
 
 import model_search
 from common.arguments import LIMITS
+from common.manifest import digest, verify
 from common.training import CHOSEN
 from data.types import CLASSES, DataSet
 from engine import DropPath, Predict, Run, network_predictor
 from genotypes import GENOTYPE_FILE, Genotype, format_genotype, resolve_genotype
 from model import Network, build_network
-from utils import (
-    UserError,
-    atomic_write,
-    check_state,
-    load_checkpoint,
-    locked,
-    reading,
-    write_text,
-)
+from runtime.errors import UserError, reading
+from utils import check_state, load_checkpoint
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
-MANIFEST = "MANIFEST.json"
 DEFAULT = "auto_fernet"  # the paper's network
 DROP_PATH_PROB = 0.2  # of training, as published
 # What a bare state dict is taken for without flags: the paper's network.
@@ -344,59 +335,3 @@ def resume_network(
         # A training from scratch that was made longer ramps over all of it.
         epochs = found["epochs"] if found["start_epoch"] else max(found["epochs"], args.epochs)
         return model, DropPath(found["start_epoch"], epochs, found["drop_path_prob"])
-
-
-# --- the manifest of checkpoints/
-
-
-def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """The entries of `folder`/MANIFEST.json by name, none without one.
-
-    An entry says `file` and `sha256` at least; tools.export_weights writes the rest.
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        return {}
-    with reading(path, "entries by name, each with its file and sha256"):
-        entries = json.loads(path.read_bytes())
-        return {
-            name: {**each, "file": each["file"], "sha256": each["sha256"]}
-            for name, each in entries.items()
-        }
-
-
-def publish(draft: Path, folder: Path, name: str, entry: Mapping[str, Any]) -> Path:
-    """Put the weights `draft` into `folder` as `name`.pt, with an entry in its manifest.
-
-    One process at a time does so. A killed one leaves the old weights or the new ones, and a
-    manifest that admits them: meanwhile the entry says also what it `replaces`.
-    """
-    path = folder / f"{name}.pt"
-    content, found = draft.read_bytes(), {"file": path.name, "sha256": digest(draft)}
-    with locked(folder):
-        entries = read_manifest(folder)
-        before = {"replaces": digest(path)} if path.is_file() else {}
-        _write_manifest(folder, {**entries, name: {**entry, **found, **before}})
-        atomic_write(path, lambda file: file.write(content))
-        _write_manifest(folder, {**entries, name: {**entry, **found}})
-    return path
-
-
-def _write_manifest(folder: Path, entries: Mapping[str, Any]) -> None:
-    write_text(folder / MANIFEST, json.dumps(entries, indent=2, sort_keys=True) + "\n")
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def verify(path: Path) -> None:
-    """Raise UserError when a manifest beside `path` names the file with another digest."""
-    for name, entry in read_manifest(path.parent).items():
-        known = (entry["sha256"], entry.get("replaces"))
-        if entry["file"] == path.name and (found := digest(path)) not in known:
-            raise UserError(
-                f"{path}: sha256 {found}, expected {entry['sha256']} as {MANIFEST} says of {name}; "
-                "get the file again"
-            )

@@ -181,7 +181,7 @@ def test_state_dicts_of_other_codes_load(wrap, tmp_path):
 
 def test_a_wrong_size_says_what_fits(tmp_path):
     from common.weights import load_trained
-    from utils import UserError
+    from runtime.errors import UserError
 
     own = state(weights(tmp_path / "own.pt"))
     torch.save({"net": own}, tmp_path / "other.pt")

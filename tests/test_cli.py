@@ -18,10 +18,13 @@ import test_JAFFE
 import train_FER2013
 from common import cli
 from common.arguments import LIMITS
+from common.start import resolve_device
 from common.weights import load_trained
 from genotypes import Auto_FERNet, resolve_genotype
+from runtime.errors import UserError
+from runtime.stop import Interrupted
 from tools import export_weights, predict
-from utils import Interrupted, UserError, save_checkpoint
+from utils import save_checkpoint
 
 
 def saved_run(tmp_path, flags, module=train_FER2013) -> str:
@@ -124,7 +127,7 @@ def test_a_signal_ends_the_command_first(tmp_path):
 
 
 def test_each_process_of_torchrun_has_a_gpu(monkeypatch):
-    monkeypatch.setattr(cli, "is_distributed", lambda: True)
+    monkeypatch.setattr("common.start.is_distributed", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     chosen = []
@@ -133,7 +136,7 @@ def test_each_process_of_torchrun_has_a_gpu(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
 
     def resolved(device: str, gpu: int | None = None) -> torch.device:
-        return cli.resolve_device(argparse.Namespace(device=device, gpu=gpu))
+        return resolve_device(argparse.Namespace(device=device, gpu=gpu))
 
     assert resolved("auto") == resolved("cuda") == torch.device("cuda:3")
     assert chosen == [torch.device("cuda:3")] * 2

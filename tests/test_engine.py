@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import train_FER2013
-from common import cli
+from common import parsing
 from data.augment import Augmentation, training_batches
 from data.halves import alphas_batches, search_halves
 from data.types import Split
@@ -41,7 +41,10 @@ from engine import (
     require_finite,
     train_one_epoch,
 )
-from utils import LOGGER_NAME, AverageMeter, GracefulStop, Interrupted, UserError, stop_on_signals
+from runtime.errors import UserError
+from runtime.logs import LOGGER_NAME
+from runtime.stop import GracefulStop, Interrupted, stop_on_signals
+from utils import AverageMeter
 
 CPU = torch.device("cpu")
 FLAGS = "--epochs 3 --batch_size 8 --learning_rate 0.1 --weight_decay 0 --report_freq 100"
@@ -66,7 +69,7 @@ class Small(nn.Module):
 
 
 def parse(words: str, module=train_FER2013) -> Namespace:
-    return cli.parse(module.build_parser(), words.split())
+    return parsing.parse(module.build_parser(), words.split())
 
 
 def new_run() -> Run:

@@ -14,20 +14,15 @@ from fer2013_files import write_small_table
 from runs import ROOT, TRAIN, command, finish, here, weights
 
 import ensemble
+from common.manifest import digest, publish, read_manifest
 from common.training import EVALUATED
-from common.weights import (
-    CHECKPOINTS,
-    digest,
-    find_weights,
-    load_trained,
-    publish,
-    read_manifest,
-)
+from common.weights import CHECKPOINTS, find_weights, load_trained
 from data.sets import load_set
 from data.views import TTA
 from engine import Run, autocast, evaluate_splits
+from runtime.errors import UserError
+from runtime.logs import locked
 from tools import export_weights
-from utils import UserError, locked
 
 CPU = torch.device("cpu")
 

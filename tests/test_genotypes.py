@@ -22,7 +22,7 @@ from genotypes import (
     resolve_genotype,
     save_genotype,
 )
-from utils import UserError
+from runtime.errors import UserError
 
 # The published cells, in a notation of their own: "primitive:state" per edge, then "|" and the
 # states concatenated.

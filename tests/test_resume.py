@@ -35,7 +35,8 @@ import search
 import test_CK48
 import train_FER2013
 from benchmarks.runs import Child
-from utils import TEMPORARY, open_log
+from runtime.files import TEMPORARY
+from runtime.logs import open_log
 
 SCRIPTS = {"train": TRAIN, "search": SEARCH}
 

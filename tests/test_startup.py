@@ -9,7 +9,7 @@ import sys
 import pytest
 from runs import ROOT
 
-from common import startup
+from runtime import startup
 
 SCRIPTS = ["search", "train_FER2013", "relabel_training", "ensemble", "test_CK48", "test_JAFFE"]
 
@@ -59,4 +59,4 @@ def test_scripts_set_it_before_they_import_torch(name):
         for alias in node.names
     ]
     foreign = [each for each in imports if each.split(".")[0] not in sys.stdlib_module_names]
-    assert foreign[0] == "common.startup"
+    assert foreign[0] == "runtime.startup"

@@ -14,20 +14,11 @@ import torch
 from torch import nn
 
 import utils
-from utils import (
-    AverageMeter,
-    UserError,
-    WriteError,
-    create_run_folder,
-    derive_seed,
-    load_checkpoint,
-    load_state,
-    open_log,
-    reading,
-    save_checkpoint,
-    write_rows,
-    write_text,
-)
+from runtime.errors import UserError, WriteError, reading
+from runtime.files import write_rows, write_text
+from runtime.folders import create_run_folder
+from runtime.logs import open_log
+from utils import AverageMeter, derive_seed, load_checkpoint, load_state, save_checkpoint
 
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 

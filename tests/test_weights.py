@@ -9,7 +9,7 @@ import torch
 from runs import weights
 
 from common.weights import find_weights, load_network, load_trained
-from utils import UserError
+from runtime.errors import UserError
 
 
 def refused(content: dict, path: Path, expected: str = "") -> None:

@@ -1,3 +1,3 @@
 """Side programs around the six scripts: `python -m tools.NAME --help`."""
 
-import common.startup  # noqa: F401 (before torch, which takes seconds)
+import runtime.startup  # noqa: F401 (before torch, which takes seconds)

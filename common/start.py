@@ -1,0 +1,141 @@
+"""How a run starts: the device, seeds, folder and log, and what is recorded of it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from runtime.startup import WAITING
+
+import torch
+
+from engine import Run, autocast
+from runtime.errors import UserError
+from runtime.folders import create_run_folder, require_unused
+from runtime.logs import describe_machine, open_log
+from runtime.processes import (
+    describe_processes,
+    from_rank_zero,
+    is_distributed,
+)
+from utils import load_checkpoint, seed_everything
+
+
+def start_run(
+    args: argparse.Namespace,
+    device: torch.device,
+    label: str,
+    kind: str = "",
+    inputs: Mapping[str, str] | None = None,
+) -> Run:
+    """The run of a script: seeds, run folder and log; at --resume those of before.
+
+    `label` begins the name of a new folder without --save; `kind` is that of the checkpoint which
+    --resume reads. `inputs` are digests of what the flags name: data, teachers, a checkpoint.
+    Raises UserError where a resumed run began with others.
+    """
+    seed_everything(args.seed)
+    resumed = None
+    if getattr(args, "resume", None) is None:
+        folder = create_run_folder(args.model_path, args.save, label)
+        log = open_log(folder)
+        # Again, as another process may have run in it before this one locked it.
+        from_rank_zero(lambda: require_unused(folder, args.save))
+    else:
+        folder = Path(args.resume)
+        log = open_log(folder)
+        resumed = load_checkpoint(folder / "checkpoint.pt", [kind])
+    log.info("%s", describe_machine(device))
+    if WAITING:
+        log.info("%s", WAITING)
+    log.info("run folder %s", folder)
+    if getattr(args, "longer_from", None):
+        log.info(
+            "--epochs %d instead of %d: goes on with the schedules of %d epochs",
+            args.epochs,
+            args.longer_from,
+            args.epochs,
+        )
+    # Runs of older versions recorded none.
+    began = {**(inputs or {}), **(resumed or {}).get("inputs", {})}
+    for flag, found in (inputs or {}).items():
+        if began[flag] != found:
+            given = ",".join(getattr(args, flag)) if flag == "teacher" else getattr(args, flag)
+            raise UserError(
+                f"--{flag} {given}: no longer what {folder} began with, expected the same"
+            )
+    return Run(folder, device, autocast(device, args.amp), resumed=resumed, inputs=began)
+
+
+def resolve_device(args: argparse.Namespace) -> torch.device:
+    """The device that --device and --gpu ask for; UserError when it does not exist.
+
+    Under torchrun "auto" and "cuda" are one GPU for each process of the machine.
+    """
+    device = args.device
+    if args.gpu is not None:
+        if device not in ("auto", "cuda", f"cuda:{args.gpu}"):
+            raise UserError(f"--gpu {args.gpu}: contradicts --device {device}; give one of them")
+        flag, device = f"--gpu {args.gpu}", f"cuda:{args.gpu}"
+    else:
+        flag = f"--device {device}"
+    if device == "auto":
+        if torch.cuda.is_available():
+            device = "cuda"
+        elif torch.backends.mps.is_available() and not is_distributed():
+            device = "mps"
+        else:
+            device = "cpu"
+    if device == "cuda" and is_distributed():
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    elif is_distributed() and device != "cpu" and int(os.environ["LOCAL_WORLD_SIZE"]) > 1:
+        raise UserError(
+            f"{flag}: one device for {os.environ['LOCAL_WORLD_SIZE']} processes; expected auto, "
+            "which gives each a GPU of its own, or cpu"
+        )
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"{flag}: expected auto, cpu, cuda, cuda:N or mps") from None
+    found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
+    if resolved.type not in found or (resolved.index or 0) >= found[resolved.type]:
+        raise UserError(
+            f"{flag}: no such device here ({torch.cuda.device_count()} CUDA devices found); "
+            "expected auto, cpu, or an existing one"
+        )
+    if resolved.type == "cuda" and is_distributed():
+        torch.cuda.set_device(resolved)
+    return resolved
+
+
+def describe_start(script: str, argv: Sequence[str]) -> dict[str, str | None]:
+    """The command, the commit of the code and the machine of a run, on which weights depend."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return {
+        "command": shlex.join(["python", script, *argv]),
+        "commit": describe_commit(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores{gpu}, "
+        f"python {platform.python_version()}, torch {torch.__version__}{describe_processes()}",
+    }
+
+
+def describe_commit() -> str | None:
+    """The commit of this code, with -dirty where files differ from it; None outside git."""
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(
+            words,
+            cwd=Path(__file__).parent,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()

@@ -1,0 +1,124 @@
+"""The log of a run, and the lock that keeps its folder to one process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime.errors import UserError, WriteError
+from runtime.files import TEMPORARY
+from runtime.processes import describe_processes, rank
+
+try:
+    import fcntl
+except ImportError:  # not a Unix
+    fcntl = None  # type: ignore[assignment]
+
+LOGGER_NAME = "auto_fernet"
+
+
+def open_log(folder: Path | None = None) -> logging.Logger:
+    """The logger of a run: lines on stderr and, with a date, in `folder`/log.txt.
+
+    Only the first process logs. Raises UserError when another process runs in `folder`, WriteError
+    when it cannot be written.
+    """
+    logger = logging.getLogger(LOGGER_NAME)
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.setLevel(logging.DEBUG)  # tracebacks, in the file alone
+    logger.propagate = False
+    if rank() > 0:
+        logger.addHandler(logging.NullHandler())
+        return logger
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setLevel(logging.INFO)
+    logger.addHandler(terminal)
+    if folder is not None:
+        file = _LogFile(folder / "log.txt")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        logger.addHandler(file)
+        if not file.locked:
+            logger.warning("%s: files cannot be locked here; let one process run in it", folder)
+    return logger
+
+
+def lock(file: Any, *, wait: bool) -> bool:
+    """Lock an open file until it is closed; False where files cannot be locked.
+
+    Raises BlockingIOError when another process has locked it and this one should not `wait`.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        raise
+    except (OSError, AttributeError):  # a file system without locks; not a Unix
+        return False
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time run the block for `folder`; a warning where that cannot be had."""
+    with ExitStack() as stack:
+        descriptor = os.open(folder, os.O_RDONLY) if fcntl else None  # a folder, on a Unix
+        if descriptor is not None:
+            stack.callback(os.close, descriptor)
+        if not lock(descriptor, wait=True):
+            logging.getLogger(LOGGER_NAME).warning("%s: cannot be locked; write to it once", folder)
+        yield
+
+
+class _LogFile(logging.FileHandler):
+    """The log of a run folder, locked as long as the process lives that writes to the folder.
+
+    Unfinished files of a killed process are removed. A full disk is a WriteError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            # File names need not be UTF-8.
+            super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
+        try:
+            self.locked = lock(self.stream, wait=False)
+        except BlockingIOError:
+            self.close()
+            raise UserError(
+                f"{path.parent}: another process runs in it; wait for its end, or start another "
+                "run without --resume, under another --save"
+            ) from None
+        for left in path.parent.glob(f"*{TEMPORARY}") if self.locked else ():
+            with suppress(OSError):
+                left.unlink()
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        # Otherwise it would be written again with every later line.
+        logging.getLogger(LOGGER_NAME).removeHandler(self)
+        raise WriteError(
+            f"{self.baseFilename}: cannot be written ({error.strerror or error})"
+        ) from error
+
+
+def describe_machine(device: torch.device) -> str:
+    """One line for the log: device, threads, and the versions that figures depend on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return (
+        f"device {device} ({name}), {torch.get_num_threads()} CPU threads, "
+        f"python {platform.python_version()}, torch {torch.__version__}{describe_processes()}"
+    )
