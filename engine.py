@@ -84,8 +84,7 @@ class Run:
 
     def check_stop(self) -> None:
         """Raise Interrupted when the run should end."""
-        if self.stop.reason:
-            raise Interrupted(self.stop)
+        self.stop.check()
 
     def log_epoch(self, record: Mapping[str, Any], epochs: int) -> None:
         """Log the record of an epoch: `epoch 3/600 lr 0.02498 train_loss 1.2345 ... seconds 12.3`.
@@ -567,7 +566,7 @@ def train_one_epoch(
             meter.update(loss, logits, labels)
         progress.step = step + 1
         report_step(model, meter, progress, steps, args.report_freq)
-        if run.stop.reason:
+        if run.stop.requested():
             break
     progress.sums = meter.totals()
     return meter

@@ -15,7 +15,9 @@ import sys
 import time
 from typing import Any
 
-import runtime.startup  # noqa: F401 (before torch, which takes seconds)
+from runtime.startup import prepare
+
+prepare()  # before torch is imported
 
 import torch
 

@@ -19,7 +19,9 @@ import sys
 from functools import partial
 from typing import Any
 
-import runtime.startup  # noqa: F401 (before torch, which takes seconds)
+from runtime.startup import prepare
+
+prepare()  # before torch is imported
 
 import torch
 

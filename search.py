@@ -22,7 +22,9 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import runtime.startup  # noqa: F401 (before torch, which takes seconds)
+from runtime.startup import prepare
+
+prepare()  # before torch is imported
 
 import torch
 from torch import Tensor, nn
@@ -215,7 +217,7 @@ def search_one_epoch(
             meter.update(loss, logits, labels)
         progress.step += 1
         report_step(model, meter, progress, steps, args.report_freq)
-        if run.stop.reason:
+        if run.stop.requested():
             break
     progress.sums = meter.totals()
     return meter

@@ -15,7 +15,9 @@ import argparse
 import sys
 from typing import Any
 
-import runtime.startup  # noqa: F401 (before torch, which takes seconds)
+from runtime.startup import prepare
+
+prepare()  # before torch is imported
 
 from auto_fernet.command import box
 from common import arguments

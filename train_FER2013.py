@@ -20,7 +20,9 @@ from argparse import BooleanOptionalAction
 from functools import partial
 from typing import Any
 
-import runtime.startup  # noqa: F401 (before torch, which takes seconds)
+from runtime.startup import prepare
+
+prepare()  # before torch is imported
 
 from common import arguments
 from common.cli import run_script

@@ -25,8 +25,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from runtime.startup import keep_freed_memory
-
 import numpy as np
 import torch
 from PIL import Image
@@ -67,6 +65,7 @@ from runtime.errors import UserError
 from runtime.files import write_text
 from runtime.folders import make_folder
 from runtime.logs import describe_machine
+from runtime.startup import keep_freed_memory
 from utils import seed_everything
 
 Batch = tuple[Tensor, Tensor]

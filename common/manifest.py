@@ -10,7 +10,6 @@ from typing import Any
 
 from runtime.errors import UserError, reading
 from runtime.files import atomic_write, write_text
-from runtime.logs import locked
 
 MANIFEST = "MANIFEST.json"
 
@@ -25,26 +24,24 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
     with reading(path, "entries by name, each with its file and sha256"):
         entries = json.loads(path.read_bytes())
-        return {
-            name: {**each, "file": each["file"], "sha256": each["sha256"]}
-            for name, each in entries.items()
-        }
+        for entry in entries.values():
+            _ = entry["file"], entry["sha256"]
+        return entries
 
 
 def publish(draft: Path, folder: Path, name: str, entry: Mapping[str, Any]) -> Path:
     """Put the weights `draft` into `folder` as `name`.pt, with an entry in its manifest.
 
-    One process at a time does so. A killed one leaves the old weights or the new ones, and a
-    manifest that admits them: meanwhile the entry says also what it `replaces`.
+    A killed process leaves the old weights or the new ones, and a manifest that admits them:
+    meanwhile the entry says also what it `replaces`. One process at a time may call it.
     """
     path = folder / f"{name}.pt"
-    content, found = draft.read_bytes(), {"file": path.name, "sha256": digest(draft)}
-    with locked(folder):
-        entries = read_manifest(folder)
-        before = {"replaces": digest(path)} if path.is_file() else {}
-        _write_manifest(folder, {**entries, name: {**entry, **found, **before}})
-        atomic_write(path, lambda file: file.write(content))
-        _write_manifest(folder, {**entries, name: {**entry, **found}})
+    content, entries = draft.read_bytes(), read_manifest(folder)
+    entries[name] = {**entry, "file": path.name, "sha256": digest(draft)}
+    before = {"replaces": digest(path)} if path.is_file() else {}
+    _write_manifest(folder, {**entries, name: {**entries[name], **before}})
+    atomic_write(path, lambda file: file.write(content))
+    _write_manifest(folder, entries)
     return path
 
 
@@ -61,8 +58,8 @@ def verify(path: Path) -> None:
     """Raise UserError when a manifest beside `path` names the file with another digest."""
     for name, entry in read_manifest(path.parent).items():
         known = (entry["sha256"], entry.get("replaces"))
-        if entry["file"] == path.name and (found := digest(path)) not in known:
+        if entry["file"] == path.name and (own := digest(path)) not in known:
             raise UserError(
-                f"{path}: sha256 {found}, expected {entry['sha256']} as {MANIFEST} says of {name}; "
+                f"{path}: sha256 {own}, expected {entry['sha256']} as {MANIFEST} says of {name}; "
                 "get the file again"
             )

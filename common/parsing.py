@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from utils import load_checkpoint
 
 # Flags that may change at --resume; every other one defines the run.
 _FREE_ON_RESUME = {"amp", "compile", "data", "device", "gpu", "model_path", "report_freq"}
-# Scripts whose finished folds fix the number of epochs.
-_FOLDS = ("test_CK48.py", "test_JAFFE.py")
 # Flags of one start of a run.
 _OF_ONE_START = {"resume", "save", "time_limit", "longer_from"}
+# Scripts whose finished folds fix the number of epochs.
+_FOLDS = ("test_CK48.py", "test_JAFFE.py")
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -26,36 +26,41 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
 
     Raises UserError when the run cannot be resumed or a flag contradicts it.
     """
-    args, given = parser.parse_args(argv), flags_given(parser, argv)
-    if getattr(args, "resume", None) is None:
-        if "recipe" in args:
-            # Defaults, so that flags that are given override them.
-            parser.set_defaults(**RECIPES[args.recipe])
-            args = parser.parse_args(argv)
-            if "size_epochs" in args:
-                _check_training(args)
-        if "script" in args:
-            args.started = describe_start(args.script, sys.argv[1:] if argv is None else argv)
-        return args
+    args = parser.parse_args(argv)
+    if getattr(args, "resume", None) is not None:
+        return _resume(args, flags_given(parser, argv), parser)
+    if "recipe" in args:
+        # Defaults, so that flags that are given override them.
+        parser.set_defaults(**RECIPES[args.recipe])
+        args = parser.parse_args(argv)
+        if "size_epochs" in args:
+            _check_training(args)
+    if "script" in args:
+        args.started = describe_start(args.script, sys.argv[1:] if argv is None else argv)
+    return args
+
+
+def _resume(
+    args: argparse.Namespace, given: dict[str, Any], parser: argparse.ArgumentParser
+) -> argparse.Namespace:
+    """`args` with the flags of the run that --resume names, but those `given` that may change."""
     folder = resolve_run(args.resume, args.model_path)
     path = folder / "checkpoint.pt"
-    found = load_checkpoint(path, ("training", "search", "folds"))
     with reading(path, "a checkpoint of the same script and version"):
-        saved = _saved_flags(parser, found["args"])
-        script = found["args"].get("script", "an older version of the scripts")
-    if script != args.script:
+        saved = dict(load_checkpoint(path, ("training", "search", "folds"))["args"])
+    if saved.get("script") != args.script:
+        script = saved.get("script", "an older version of the scripts")
         raise UserError(f"--resume {args.resume}: a run of {script}, expected one of {args.script}")
     if "save" in given:
         raise UserError(f"--save {args.save}: not with --resume; a resumed run keeps its folder")
-    # Either of the two flags of the device replaces both.
-    moved = "device" in given or "gpu" in given
+    if "device" in given or "gpu" in given:  # either replaces both
+        given |= {"device": args.device, "gpu": args.gpu}
     args.started = args.longer_from = None
     for name in vars(args).keys() - _OF_ONE_START:
         value = saved.get(name, parser.get_default(name))
         if name not in given:
-            if not (moved and name in ("device", "gpu")):
-                setattr(args, name, value)
-        elif name == "epochs" and args.script not in _FOLDS and value and value < given[name]:
+            setattr(args, name, value)
+        elif name == "epochs" and args.script not in _FOLDS and value and value < args.epochs:
             args.longer_from = value
         elif given[name] != value and name not in _FREE_ON_RESUME:
             raise UserError(
@@ -65,21 +70,6 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     return args
 
 
-def _saved_flags(parser: argparse.ArgumentParser, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags of a checkpoint; an exception where no command line gives a flag its value."""
-    for action in parser._actions:
-        value = saved.get(action.dest, action.default)
-        if action.type and type(value) in (int, float, str) and value != action.default:
-            read = action.type(str(value))  # type: ignore[operator]
-            if read != value or type(read) is not type(value):
-                raise ValueError(f"--{action.dest} {value!r}")
-        elif type(value) is not type(action.default) and not (
-            action.default is None or value is None or isinstance(value, str | list | tuple)
-        ):
-            raise ValueError(f"--{action.dest} {value!r}")
-    return dict(saved)
-
-
 def flags_given(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> dict[str, Any]:
@@ -87,8 +77,8 @@ def flags_given(
     # argparse leaves existing attributes alone, so those that change were given.
     missing = object()
     names = vars(parser.parse_args(argv))
-    found = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, missing)))
-    return {name: value for name, value in vars(found).items() if value is not missing}
+    args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, missing)))
+    return {name: value for name, value in vars(args).items() if value is not missing}
 
 
 def _check_training(args: argparse.Namespace) -> None:
@@ -111,9 +101,7 @@ def resolve_run(name: str, model_path: str) -> Path:
 
     Raises UserError where there is no checkpoint.pt.
     """
-    given = Path(name)
-    if given.name == "checkpoint.pt":
-        given = given.parent
+    given = Path(name).parent if Path(name).name == "checkpoint.pt" else Path(name)
     for folder in (given, Path(model_path) / given):
         if (folder / "checkpoint.pt").is_file():
             return folder

@@ -10,19 +10,13 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from runtime.startup import WAITING
-
 import torch
 
 from engine import Run, autocast
 from runtime.errors import UserError
 from runtime.folders import create_run_folder, require_unused
 from runtime.logs import describe_machine, open_log
-from runtime.processes import (
-    describe_processes,
-    from_rank_zero,
-    is_distributed,
-)
+from runtime.processes import describe_processes, from_rank_zero, is_distributed
 from utils import load_checkpoint, seed_everything
 
 
@@ -51,20 +45,14 @@ def start_run(
         log = open_log(folder)
         resumed = load_checkpoint(folder / "checkpoint.pt", [kind])
     log.info("%s", describe_machine(device))
-    if WAITING:
-        log.info("%s", WAITING)
     log.info("run folder %s", folder)
-    if getattr(args, "longer_from", None):
-        log.info(
-            "--epochs %d instead of %d: goes on with the schedules of %d epochs",
-            args.epochs,
-            args.longer_from,
-            args.epochs,
-        )
+    if longer_from := getattr(args, "longer_from", None):
+        line = "--epochs %d instead of %d: goes on with the schedules of %d epochs"
+        log.info(line, args.epochs, longer_from, args.epochs)
     # Runs of older versions recorded none.
     began = {**(inputs or {}), **(resumed or {}).get("inputs", {})}
-    for flag, found in (inputs or {}).items():
-        if began[flag] != found:
+    for flag, digest in (inputs or {}).items():
+        if began[flag] != digest:
             given = ",".join(getattr(args, flag)) if flag == "teacher" else getattr(args, flag)
             raise UserError(
                 f"--{flag} {given}: no longer what {folder} began with, expected the same"
@@ -77,40 +65,33 @@ def resolve_device(args: argparse.Namespace) -> torch.device:
 
     Under torchrun "auto" and "cuda" are one GPU for each process of the machine.
     """
-    device = args.device
+    name, flag = args.device, f"--device {args.device}"
+    mps = torch.backends.mps.is_available()
     if args.gpu is not None:
-        if device not in ("auto", "cuda", f"cuda:{args.gpu}"):
-            raise UserError(f"--gpu {args.gpu}: contradicts --device {device}; give one of them")
-        flag, device = f"--gpu {args.gpu}", f"cuda:{args.gpu}"
-    else:
-        flag = f"--device {device}"
-    if device == "auto":
-        if torch.cuda.is_available():
-            device = "cuda"
-        elif torch.backends.mps.is_available() and not is_distributed():
-            device = "mps"
-        else:
-            device = "cpu"
-    if device == "cuda" and is_distributed():
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    elif is_distributed() and device != "cpu" and int(os.environ["LOCAL_WORLD_SIZE"]) > 1:
+        if name not in ("auto", "cuda", f"cuda:{args.gpu}"):
+            raise UserError(f"--gpu {args.gpu}: contradicts {flag}; give one of them")
+        name, flag = f"cuda:{args.gpu}", f"--gpu {args.gpu}"
+    if name == "auto":
+        alone = "mps" if mps and not is_distributed() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else alone
+    if name == "cuda" and is_distributed():
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    elif is_distributed() and name != "cpu" and int(os.environ["LOCAL_WORLD_SIZE"]) > 1:
         raise UserError(
             f"{flag}: one device for {os.environ['LOCAL_WORLD_SIZE']} processes; expected auto, "
             "which gives each a GPU of its own, or cpu"
         )
-    try:
-        resolved = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"{flag}: expected auto, cpu, cuda, cuda:N or mps") from None
-    found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
-    if resolved.type not in found or (resolved.index or 0) >= found[resolved.type]:
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(mps)}
+    devices = [f"{kind}:{number}" for kind, count in counts.items() for number in range(count)]
+    if name not in devices and f"{name}:0" not in devices:
         raise UserError(
-            f"{flag}: no such device here ({torch.cuda.device_count()} CUDA devices found); "
-            "expected auto, cpu, or an existing one"
+            f"{flag}: no such device here ({counts['cuda']} CUDA devices found); expected auto, "
+            "cpu, cuda, cuda:N or mps"
         )
-    if resolved.type == "cuda" and is_distributed():
-        torch.cuda.set_device(resolved)
-    return resolved
+    device = torch.device(name)
+    if device.type == "cuda" and is_distributed():
+        torch.cuda.set_device(device)
+    return device
 
 
 def describe_start(script: str, argv: Sequence[str]) -> dict[str, str | None]:
@@ -126,16 +107,10 @@ def describe_start(script: str, argv: Sequence[str]) -> dict[str, str | None]:
 
 def describe_commit() -> str | None:
     """The commit of this code, with -dirty where files differ from it; None outside git."""
-    words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    words = "git --no-optional-locks describe --always --dirty --abbrev=40 --exclude=*".split()
     try:
-        found = subprocess.run(
-            words,
-            cwd=Path(__file__).parent,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        return subprocess.check_output(
+            words, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True
+        ).strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()

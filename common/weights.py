@@ -104,25 +104,16 @@ def load_trained(
     that contradicts the checkpoint.
     """
     verify(path)
-    found = load_checkpoint(path, ["weights", "training", "state_dict"])
+    checkpoint = load_checkpoint(path, ["weights", "training", "state_dict"])
     flags: dict[str, Any] = {"init_channels": init_channels, "layers": layers, "arch": arch}
-    progress: dict[str, Any] = {"epoch": 0, "epochs": 0, "drop_path_prob": None}
     with reading(path, "a checkpoint of the scripts"):
-        if found["kind"] == "state_dict":
-            given = {name: _PUBLISHED[name] if v is None else v for name, v in flags.items()}
-            genotype = resolve_genotype(given["arch"], model_path)
-            description = describe_state(found["state_dict"], given, genotype, path)
-            classes = class_names(None, description["num_classes"])
+        state = checkpoint["state_dict"]
+        if checkpoint["kind"] == "state_dict":
+            flags = {name: _PUBLISHED[name] if v is None else v for name, v in flags.items()}
+            genotype = resolve_genotype(flags["arch"], model_path)
+            description = describe_state(state, flags, genotype, path)
         else:
-            description = found["model"]
-            if found.get("average") is not None:
-                # As in the weights that the run saved.
-                found["state_dict"] = {
-                    name.removeprefix("module."): value
-                    for name, value in found["average"].items()
-                    if name != "n_averaged"
-                }
-            progress = {name: found[name] for name in progress}
+            description = checkpoint["model"]
             for name, value in flags.items():
                 wanted = value
                 if name == "arch" and value is not None:
@@ -130,15 +121,20 @@ def load_trained(
                 says = description[_FIELDS[name]]
                 if wanted is not None and wanted != says:
                     raise UserError(f"--{name} {value}: contradicts {path}, which says {says}")
-            classes = class_names(found.get("classes"), description["num_classes"])
-        model = rebuild_network(description, found["state_dict"], path)
-        if not (
-            # Larger than any sum of flags, as fine-tuning adds to the epochs before it.
-            all(0 <= progress[name] < 2**62 for name in ("epoch", "epochs"))
-            and (progress["drop_path_prob"] is None or 0 <= progress["drop_path_prob"] < 1)
-        ):
-            raise ValueError(f"trained for {progress}")
-    return Trained(path, model, classes=classes, **progress)
+            if checkpoint.get("average") is not None:  # as in the weights that the run saved
+                state = {
+                    name.removeprefix("module."): tensor
+                    for name, tensor in checkpoint["average"].items()
+                    if name != "n_averaged"
+                }
+        return Trained(
+            path,
+            rebuild_network(description, state, path),
+            checkpoint.get("epoch", 0),
+            checkpoint.get("epochs", 0),
+            checkpoint.get("drop_path_prob"),
+            class_names(checkpoint.get("classes"), description["num_classes"]),
+        )
 
 
 def class_names(saved: Sequence[str] | None, count: int) -> tuple[str, ...]:
@@ -169,18 +165,17 @@ def describe_state(
             f"{path}: holds no stem, cells and classifier, expected the weights of such a network"
         )
     if len(stem) != 3 * given["init_channels"]:
-        fits = f"{len(stem)} = 3 x {len(stem) // 3}: give --init_channels {len(stem) // 3}"
         raise UserError(
-            f"{path}: a stem of {len(stem)} channels, expected {3 * given['init_channels']}"
-            + (f"; {fits}" if len(stem) % 3 == 0 else "")
+            f"{path}: a stem of {len(stem)} channels, expected {3 * given['init_channels']}; "
+            f"give --init_channels {len(stem) // 3}"
         )
     if len(cells) != given["layers"]:
         raise UserError(
             f"{path}: {len(cells)} cells, expected {given['layers']}; give --layers {len(cells)}"
         )
-    for name in [name for name in state if name.endswith(".running_var")]:
-        counter = name.replace("running_var", "num_batches_tracked")
-        state.setdefault(counter, torch.tensor(0))
+    for name in list(state):
+        if name.endswith(".running_var"):
+            state.setdefault(name.replace("running_var", "num_batches_tracked"), torch.tensor(0))
     return {
         "C": given["init_channels"],
         "num_classes": len(classifier),
@@ -204,11 +199,11 @@ def network_flags(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
-def require_classes(path: Path | str, found: Sequence[str], expected: Sequence[str]) -> None:
+def require_classes(path: Path | str, classes: Sequence[str], expected: Sequence[str]) -> None:
     """Raise UserError unless the network of `path` has the expected classes, in their order."""
-    if tuple(found) != tuple(expected):
+    if tuple(classes) != tuple(expected):
         raise UserError(
-            f"{path}: a network of the classes {', '.join(found)}; expected {', '.join(expected)}"
+            f"{path}: a network of the classes {', '.join(classes)}; expected {', '.join(expected)}"
         )
 
 
@@ -217,16 +212,14 @@ def fit_classes(trained: Trained, classes: Sequence[str], reset: bool) -> Networ
 
     Raises UserError where they differ without `reset` (--reset_classifier).
     """
-    model = trained.model
-    if trained.classes == tuple(classes):
-        return model
-    if not reset:
-        raise UserError(
-            f"{trained.path}: a network of the classes {', '.join(trained.classes)}, the data has "
-            f"{', '.join(classes)}; give --reset_classifier for a new last layer"
-        )
-    model.reset_classifier(len(classes))
-    return model
+    if trained.classes != tuple(classes):
+        if not reset:
+            raise UserError(
+                f"{trained.path}: a network of the classes {', '.join(trained.classes)}, the data "
+                f"has {', '.join(classes)}; give --reset_classifier for a new last layer"
+            )
+        trained.model.reset_classifier(len(classes))
+    return trained.model
 
 
 def load_network(name: str = DEFAULT, model_path: str = "saved_models") -> Network:
@@ -238,10 +231,7 @@ def load_network(name: str = DEFAULT, model_path: str = "saved_models") -> Netwo
 
 
 def load_members(
-    flag: str,
-    names: Sequence[str],
-    device: torch.device,
-    **flags: Any,
+    flag: str, names: Sequence[str], device: torch.device, **flags: Any
 ) -> tuple[Predict, tuple[str, ...]]:
     """The checkpoints that `flag` names as one function, the mean of their logits; their classes.
 
@@ -252,9 +242,9 @@ def load_members(
     model_path = flags.get("model_path", "saved_models")
     trained = [load_trained(find_weights(flag, name, model_path), **flags) for name in names]
     classes = trained[0].classes
-    for each in trained:
-        require_classes(each.path, each.classes, classes)
-    members = [network_predictor(each.model.to(device)) for each in trained]
+    for member in trained:
+        require_classes(member.path, member.classes, classes)
+    members = [network_predictor(member.model.to(device)) for member in trained]
 
     @torch.no_grad()
     def mean_logits(images: Tensor) -> Tensor:
@@ -306,7 +296,7 @@ def _rebuild(
 ) -> Built:
     with reading(source, "a checkpoint of such a network"):
         for name, most in LIMITS.items():
-            if type(description[name]) is not int or not 1 <= description[name] <= most:
+            if description[name] not in range(1, most + 1):
                 raise ValueError(f"{name} {description[name]}, expected 1 to {most}")
         # Without memory first: a small file must not make us build a huge network.
         with torch.device("meta"):
@@ -323,15 +313,17 @@ def resume_network(
 
     Raises UserError when it was trained on other `classes`.
     """
-    found, path = run.resumed or {}, run.folder / "checkpoint.pt"
+    checkpoint, path = run.resumed or {}, run.folder / "checkpoint.pt"
     with reading(path, "a checkpoint of the same script and version"):
-        model = rebuild_network(found["model"], found["state_dict"], path)
-        own = class_names(found.get("classes"), found["model"]["num_classes"])
+        model = rebuild_network(checkpoint["model"], checkpoint["state_dict"], path)
+        own = class_names(checkpoint.get("classes"), checkpoint["model"]["num_classes"])
         if own != tuple(classes):
             raise UserError(
                 f"{path}: of the classes {', '.join(own)}, the data has {', '.join(classes)}; "
                 "expected the same data"
             )
         # A training from scratch that was made longer ramps over all of it.
-        epochs = found["epochs"] if found["start_epoch"] else max(found["epochs"], args.epochs)
-        return model, DropPath(found["start_epoch"], epochs, found["drop_path_prob"])
+        start, epochs = checkpoint["start_epoch"], checkpoint["epochs"]
+        if start == 0:
+            epochs = max(epochs, args.epochs)
+        return model, DropPath(start, epochs, checkpoint["drop_path_prob"])

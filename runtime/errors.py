@@ -1,4 +1,4 @@
-"""Errors that end as one line, and the guard around what reads a user's file."""
+"""Errors that end as one line, and the guard around code that reads a user's file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ class UserError(Exception):
     """An error that the user can correct: one line naming what was found and what was expected."""
 
     def __init__(self, text: str) -> None:
-        shown = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
-        super().__init__(shown if len(shown) <= MAX_LINE else f"{shown[: MAX_LINE - 3]}...")
+        line = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+        super().__init__(line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 3]}...")
 
 
 class WriteError(UserError):
-    """A file that could not be written; `__cause__` is the OSError."""
+    """A file that could not be written, for the reason that `error` gives."""
+
+    def __init__(self, path: Path | str, error: OSError) -> None:
+        super().__init__(f"{path}: cannot be written ({error.strerror or error})")
 
 
 class PeerLost(Exception):
@@ -46,9 +49,14 @@ def reading(path: Path | str, expected: str = "") -> Iterator[None]:
         elif isinstance(error, OSError):
             reason = f"cannot be read ({error.strerror or error})"
         else:
-            text = (str(error).strip().splitlines() or [""])[0]
-            reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+            reason = describe_error(error)
         raise UserError(f"{path}: {reason}{expected and f'; expected {expected}'}") from error
+
+
+def describe_error(error: BaseException) -> str:
+    """The type of an exception and the first line of its text, of at most 200 characters."""
+    name, lines = type(error).__name__, str(error).strip().splitlines()
+    return f"{name}: {lines[0][:200]}" if lines else name
 
 
 def is_out_of_memory(error: BaseException) -> bool:

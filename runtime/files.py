@@ -35,7 +35,7 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], Any]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise WriteError(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()

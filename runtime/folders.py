@@ -1,4 +1,4 @@
-"""Run folders: new ones, and those that are in use."""
+"""Run folders, and other folders that users name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ def create_run_folder(model_path: Path | str, label: str | None, default: str) -
 
 def _create_run_folder(parent: Path, label: str | None, default: str) -> Path:
     try:
-        parent.mkdir(parents=True, exist_ok=True)
         if label is not None:
             folder = parent / label
             folder.mkdir(parents=True, exist_ok=True)
@@ -32,12 +31,14 @@ def _create_run_folder(parent: Path, label: str | None, default: str) -> Path:
         for suffix in ["", *(f"-{k}" for k in range(2, 100))]:
             folder = parent / f"{default}-{stamp}{suffix}"
             with suppress(FileExistsError):
-                folder.mkdir()
+                folder.mkdir(parents=True)
                 return folder
         raise UserError(f"{parent}: no free name for a run folder")
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{parent}: cannot create a run folder ({reason})") from None
+        raise UserError(
+            f"{parent / (label or '')}: cannot create a run folder ({reason})"
+        ) from None
 
 
 def require_unused(folder: Path, label: str | None) -> None:
@@ -53,9 +54,8 @@ def require_unused(folder: Path, label: str | None) -> None:
 
 def make_folder(flag: str, name: str) -> Path:
     """The folder that `flag` names, created where it is missing; UserError where that fails."""
-    folder = Path(name)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        Path(name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{flag} {folder}: {error.strerror}, expected a folder") from error
-    return folder
+        raise UserError(f"{flag} {name}: {error.strerror}, expected a folder") from error
+    return Path(name)

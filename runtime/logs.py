@@ -6,10 +6,8 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -53,32 +51,6 @@ def open_log(folder: Path | None = None) -> logging.Logger:
     return logger
 
 
-def lock(file: Any, *, wait: bool) -> bool:
-    """Lock an open file until it is closed; False where files cannot be locked.
-
-    Raises BlockingIOError when another process has locked it and this one should not `wait`.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        raise
-    except (OSError, AttributeError):  # a file system without locks; not a Unix
-        return False
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time run the block for `folder`; a warning where that cannot be had."""
-    with ExitStack() as stack:
-        descriptor = os.open(folder, os.O_RDONLY) if fcntl else None  # a folder, on a Unix
-        if descriptor is not None:
-            stack.callback(os.close, descriptor)
-        if not lock(descriptor, wait=True):
-            logging.getLogger(LOGGER_NAME).warning("%s: cannot be locked; write to it once", folder)
-        yield
-
-
 class _LogFile(logging.FileHandler):
     """The log of a run folder, locked as long as the process lives that writes to the folder.
 
@@ -90,18 +62,21 @@ class _LogFile(logging.FileHandler):
             # File names need not be UTF-8.
             super().__init__(path, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
-            raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
+            raise WriteError(path, error) from error
         try:
-            self.locked = lock(self.stream, wait=False)
+            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[arg-type]
+            self.locked = True
         except BlockingIOError:
             self.close()
             raise UserError(
                 f"{path.parent}: another process runs in it; wait for its end, or start another "
                 "run without --resume, under another --save"
             ) from None
-        for left in path.parent.glob(f"*{TEMPORARY}") if self.locked else ():
+        except (OSError, AttributeError):  # a file system without locks; not a Unix
+            self.locked = False
+        for unfinished in path.parent.glob(f"*{TEMPORARY}") if self.locked else ():
             with suppress(OSError):
-                left.unlink()
+                unfinished.unlink()
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
@@ -110,15 +85,15 @@ class _LogFile(logging.FileHandler):
             return
         # Otherwise it would be written again with every later line.
         logging.getLogger(LOGGER_NAME).removeHandler(self)
-        raise WriteError(
-            f"{self.baseFilename}: cannot be written ({error.strerror or error})"
-        ) from error
+        raise WriteError(self.baseFilename, error) from error
 
 
 def describe_machine(device: torch.device) -> str:
     """One line for the log: device, threads, and the versions that figures depend on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    spins = os.environ.get("GOMP_SPINCOUNT")
     return (
-        f"device {device} ({name}), {torch.get_num_threads()} CPU threads, "
+        f"device {device} ({name}), {torch.get_num_threads()} CPU threads"
+        f"{f' (GOMP_SPINCOUNT={spins})' if spins else ''}, "
         f"python {platform.python_version()}, torch {torch.__version__}{describe_processes()}"
     )

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from runtime.errors import PeerLost, is_out_of_memory
+from runtime.errors import PeerLost, describe_error, is_out_of_memory
 
 Value = TypeVar("Value")
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -43,12 +43,12 @@ def shard_of(total: int, processes: int, number: int) -> Shard:
     No shard is a single image, which batch norm could not normalise, unless it is the only one.
     """
     filled = max(1, min(processes, total // 2))
-    each, more = divmod(total, filled)
-    largest = each + (more > 0)
+    size, larger = divmod(total, filled)  # the first `larger` shards have one image more
+    largest = size + (larger > 0)
     if number >= filled:
         return Shard(slice(0, largest), 0, 0.0, largest)
-    start = number * each + min(number, more)
-    count = each + (number < more)
+    start = number * size + min(number, larger)
+    count = size + (number < larger)
     return Shard(slice(start, start + count), count, count / max(1, total), largest)
 
 
@@ -97,7 +97,7 @@ def process_group() -> Iterator[Callable[[], bool]]:
         store, number, count = next(dist.rendezvous("env://"))
         dist.init_process_group(backend, store=store, rank=number, world_size=count)
     except (RuntimeError, ValueError) as error:
-        raise PeerLost(f"the processes cannot meet ({_first_line(error)})") from error
+        raise PeerLost(f"the processes cannot meet ({describe_error(error)})") from error
 
     def first() -> bool:
         try:
@@ -121,11 +121,9 @@ def _exchange() -> Iterator[None]:
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        raise PeerLost(f"another process of this run has ended ({_first_line(error)})") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise PeerLost(
+            f"another process of this run has ended ({describe_error(error)})"
+        ) from error
 
 
 @torch.no_grad()
@@ -179,10 +177,10 @@ def all_reduce_max(number: int) -> int:
     """The highest `number` of all processes, without waiting for a device."""
     if not is_distributed():
         return number
-    found = torch.tensor(number)
+    highest = torch.tensor(number)
     with _exchange():
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-    return int(found)
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+    return int(highest)
 
 
 def gather_rows(rows: Tensor) -> Tensor:
@@ -194,10 +192,10 @@ def gather(value: Value) -> list[Value]:
     """`value` of every process; all get all."""
     if not is_distributed():
         return [value]
-    found: list[Any] = [None] * world_size()
+    values: list[Any] = [None] * world_size()
     with _exchange():
-        dist.all_gather_object(found, value)
-    return found
+        dist.all_gather_object(values, value)
+    return values
 
 
 def from_rank_zero(make: Callable[[], Value]) -> Value:

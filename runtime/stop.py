@@ -13,10 +13,17 @@ from runtime.processes import all_reduce_max, is_distributed
 _REASONS = (None, "time limit", "SIGHUP", "SIGTERM", "SIGINT")
 
 
-class GracefulStop:
-    """Why a run should end early: `reason` is one of _REASONS.
+class Interrupted(Exception):
+    """A run that ends early: `reason`, and whether --resume can continue it."""
 
-    The loops ask after each step. All processes ask together and get the same answer.
+    def __init__(self, reason: str, *, resumable: bool) -> None:
+        super().__init__(reason)
+        self.reason, self.resumable = reason, resumable
+
+
+class GracefulStop:
+    """What a run asks after each step: whether it should end early.
+
     `resumable`: whether the run leaves something that --resume continues.
     """
 
@@ -25,25 +32,24 @@ class GracefulStop:
         self._deadline = None if minutes is None else time.monotonic() + 60.0 * minutes
         self._signal: str | None = None
 
-    @property
-    def reason(self) -> str | None:
-        own = self._signal
-        if own is None and self._deadline is not None and time.monotonic() >= self._deadline:
-            own = "time limit"
-        return _REASONS[all_reduce_max(_REASONS.index(own))]
+    def requested(self) -> str | None:
+        """Why the run should end now, one of _REASONS.
+
+        All processes ask together, wait for each other and get the same answer.
+        """
+        reason = self._signal
+        if reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
+            reason = "time limit"
+        return _REASONS[all_reduce_max(_REASONS.index(reason))]
+
+    def check(self) -> None:
+        """Raise Interrupted when the run should end; asks as `requested` does."""
+        if reason := self.requested():
+            raise Interrupted(reason, resumable=self.resumable)
 
     def notice(self, number: int) -> None:
         """Remember a signal."""
         self._signal = signal.Signals(number).name
-
-
-class Interrupted(Exception):
-    """A run that ends early, for the `reason` of its `stop`, `resumable` or not."""
-
-    def __init__(self, stop: GracefulStop) -> None:
-        self.reason = stop.reason
-        self.resumable = stop.resumable
-        super().__init__(self.reason)
 
 
 @contextmanager
@@ -56,10 +62,10 @@ def stop_on_signals(
     in time; nor after a SIGHUP, which shell and terminal both send. nohup ignores SIGHUP.
     """
     stop = GracefulStop(minutes, resumable=resumable)
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     hang_up = getattr(signal, "SIGHUP", None)  # not on Windows
     if hang_up and signal.getsignal(hang_up) != signal.SIG_IGN:
-        before[hang_up] = signal.getsignal(hang_up)
+        handlers[hang_up] = signal.getsignal(hang_up)
 
     def notice(number: int, _frame: object) -> None:
         stop.notice(number)
@@ -67,10 +73,10 @@ def stop_on_signals(
             restore()
 
     def restore() -> None:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
-    for number in before:
+    for number in handlers:
         signal.signal(number, notice)
     try:
         yield stop

@@ -279,8 +279,7 @@ class StopAt(GracefulStop):
         super().__init__()
         self.looks = looks
 
-    @property
-    def reason(self) -> str | None:
+    def requested(self) -> str | None:
         self.looks -= 1
         return "SIGTERM" if self.looks < 0 else None
 
@@ -336,12 +335,12 @@ def test_weights_and_statistics_must_be_finite():
 def test_signals_are_noticed_and_handlers_restored():
     before = signal.getsignal(signal.SIGINT)
     with stop_on_signals() as stop:
-        assert stop.reason is None
+        assert stop.requested() is None
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.reason == "SIGINT"
+        assert stop.requested() == "SIGINT"
     assert signal.getsignal(signal.SIGINT) is before
-    assert GracefulStop(minutes=1e-9).reason == "time limit"
-    assert GracefulStop(minutes=60).reason is None
+    assert GracefulStop(minutes=1e-9).requested() == "time limit"
+    assert GracefulStop(minutes=60).requested() is None
 
 
 def test_amp_auto_is_full_precision_on_a_cpu():
