@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from argparse import Namespace
@@ -35,7 +34,7 @@ from data.types import CLASSES, Split
 from data.views import tta_predict
 from model import Network, fuse_batch_norms
 from runtime.errors import UserError, is_out_of_memory, reading
-from runtime.logs import LOGGER_NAME
+from runtime.logs import log
 from runtime.processes import (
     average_gradients,
     broadcast_model,
@@ -46,8 +45,6 @@ from runtime.processes import (
 )
 from runtime.stop import GracefulStop, Interrupted, stop_on_signals
 from utils import AverageMeter, derive_seed, load_state
-
-_log = logging.getLogger(LOGGER_NAME)
 
 # The random stream of a step (drop-path); data.augment names the others.
 STEP_STREAM = 2
@@ -96,7 +93,7 @@ class Run:
             for name, value in record.items()
             if name != "epoch" and isinstance(value, float)
         )
-        _log.info("epoch %d/%d %s", record["epoch"], epochs, " ".join(values))
+        log.info("epoch %d/%d %s", record["epoch"], epochs, " ".join(values))
 
 
 @dataclass
@@ -176,7 +173,7 @@ def report_step(
     if progress.step % report_freq == 0:
         loss, accuracy = meter.read()
         title = f"epoch {progress.epoch + 1}"
-        _log.info("%s step %d/%d loss %.4f top-1 %.2f", title, progress.step, steps, loss, accuracy)
+        log.info("%s step %d/%d loss %.4f top-1 %.2f", title, progress.step, steps, loss, accuracy)
         require_finite(model, loss, f"{title}, step {progress.step}")
 
 
@@ -412,7 +409,7 @@ def compiled(model: nn.Module, batch_size: int) -> Forward:
                 raise
             usable = False
             reason = " ".join(str(error).split())[:200]
-            _log.warning("--compile: not possible here, going on without (%s)", reason)
+            log.warning("--compile: not possible here, going on without (%s)", reason)
             return model(images)
 
     return forward
@@ -648,7 +645,7 @@ def fit(
             if relabel_now is not None:
                 repairs = relabel_now.read()
                 record |= repairs.record()
-                _log.info("%s", repairs.describe())
+                log.info("%s", repairs.describe())
                 progress.extra.setdefault("changes", []).extend(repairs.rows(epoch + 1))
                 del progress.extra["counts"]
 

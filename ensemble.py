@@ -10,7 +10,6 @@ members agree.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
 from typing import Any
@@ -36,9 +35,7 @@ from common.weights import DEFAULT, find_weights, load_trained, network_flags, r
 from data.sets import load_set
 from engine import Scores, evaluate_splits
 from runtime.errors import UserError
-from runtime.logs import LOGGER_NAME, open_log
-
-_log = logging.getLogger(LOGGER_NAME)
+from runtime.logs import log, open_log
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,7 +78,7 @@ def member_depths(args: argparse.Namespace) -> list[int | None]:
     names, layers = args.model_names, args.layers
     if len(layers) > len(names):
         unused = ",".join(map(str, layers[len(names) :]))
-        _log.warning(
+        log.warning(
             "--layers: %d depths for %d models; not used: %s", len(layers), len(names), unused
         )
     elif 0 < len(layers) < len(names):
@@ -164,7 +161,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         rows.append([name, "", *figures, *[""] * len(paths)])
     columns = ["top-1 accuracy in %", "parameters", *EVALUATED]
     columns += [f"like {k + 1}" for k in range(len(paths))]
-    _log.info(
+    log.info(
         "\n%s\n\nlike K: predictions on PrivateTest equal to member K's, in %%; "
         "reports and pictures in %s",
         format_table(columns, rows),

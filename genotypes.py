@@ -23,7 +23,6 @@ PRIMITIVES = tuple(name for name, entry in PRIMITIVE_TABLE.items() if entry.sear
 EXTRA_PRIMITIVES = tuple(name for name in PRIMITIVE_TABLE if name not in PRIMITIVES)
 
 GENOTYPE_FILE = "genotype.txt"
-MAX_FILE = 1 << 22  # bytes read from the end of a log
 _CALL = re.compile(r"\bGenotype\s*\(")
 
 Edge = tuple[str, int]
@@ -142,17 +141,12 @@ AmoebaNet = Genotype(
     ),
     reduce_concat=(3, 4, 6),
 )
-# fmt: on
 
 NAMED: Mapping[str, Genotype] = {
-    "Auto_FERNet": Auto_FERNet,
-    "DARTS_V1": DARTS_V1,
-    "DARTS_V2": DARTS_V2,
-    "SGAS_CRI1": SGAS_CRI1,
-    "SGAS_CRI2": SGAS_CRI2,
-    "NASNet": NASNet,
-    "AmoebaNet": AmoebaNet,
+    "Auto_FERNet": Auto_FERNet, "DARTS_V1": DARTS_V1, "DARTS_V2": DARTS_V2, "SGAS_CRI1": SGAS_CRI1,
+    "SGAS_CRI2": SGAS_CRI2, "NASNet": NASNet, "AmoebaNet": AmoebaNet,
 }
+# fmt: on
 
 
 def resolve_genotype(spec: str, model_path: Path | str = "saved_models") -> Genotype:
@@ -186,9 +180,8 @@ def load_genotype(path: Path | str, name: str | None = None) -> Genotype:
     The file may be a genotype file, a log or Python source, in which a name may stand for another.
     Raises UserError naming the file.
     """
-    with reading(path, "a genotype file"), open(path, "rb") as file:
-        file.seek(-min(MAX_FILE, os.fstat(file.fileno()).st_size), os.SEEK_END)
-        text = file.read().decode("utf-8-sig", errors="replace")
+    with reading(path, "a genotype file"):
+        text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
     if name is not None:
         assigned = re.finditer(r"^(\w+)\s*=\s*(?:\w+\.)*(\w+)", text, re.MULTILINE)
         values = {match[1]: match for match in assigned}  # the last of each name

@@ -14,7 +14,6 @@ many labels of each class became which.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from functools import partial
 from typing import Any
@@ -43,9 +42,7 @@ from data.sets import load_set
 from data.types import CLASSES
 from engine import TrainState, fit
 from runtime.errors import UserError
-from runtime.logs import LOGGER_NAME, open_log
-
-_log = logging.getLogger(LOGGER_NAME)
+from runtime.logs import log, open_log
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -115,7 +112,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     elif run.resumed is not None:
         train.load_state_dict(run.resumed, run.folder / "checkpoint.pt")
         settings = train.progress.extra
-    _log.info("from %s, epoch %d", settings["checkpoint"], drop_path.start_epoch)
+    log.info("from %s, epoch %d", settings["checkpoint"], drop_path.start_epoch)
     relabel = Relabelling(
         data.splits["Training"],
         threshold=args.relabel_threshold,

@@ -12,7 +12,6 @@ folder), the pictures `normal.png`, `reduction.png`, `alphas_normal.png`, `alpha
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from argparse import BooleanOptionalAction
 from collections.abc import Callable, Iterable, Mapping
@@ -68,12 +67,10 @@ from genotypes import PRIMITIVES, format_genotype
 from model_search import CELLS, OPEN, Network
 from runtime.errors import UserError, reading
 from runtime.files import write_rows
-from runtime.logs import LOGGER_NAME, open_log
+from runtime.logs import log, open_log
 from runtime.processes import average_gradients, broadcast_model, shard
 from runtime.stop import Interrupted
 from utils import AverageMeter, load_state, save_checkpoint
-
-_log = logging.getLogger(LOGGER_NAME)
 
 JITTER = 0.5  # of brightness and contrast, as published for the search
 
@@ -289,11 +286,11 @@ def search(
                     model.set_states(**states_before)  # decided again when the run is resumed
                     raise
             for decision in decisions:
-                _log.info(
+                log.info(
                     "decided: %(cell)s edge %(edge)d %(primitive)s, pruned %(pruned)s", decision
                 )
                 progress.decisions.append({"epoch": epoch + 1, **decision})
-            _log.info("%s", format_genotype(derive_genotype(model, scores)))
+            log.info("%s", format_genotype(derive_genotype(model, scores)))
             for cell in CELLS:
                 progress.rows += describe_edges(
                     epoch + 1, cell, model.alphas[cell], scores[cell], model.states[cell]
@@ -352,7 +349,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     state = SearchState(model.to(device), args, run.precision)
     if run.resumed is not None:
         state.load_state_dict(run.resumed, run.folder / "checkpoint.pt")
-    _log.info(
+    log.info(
         "%d epochs, %d images for the weights, %d for the alphas",
         epochs,
         len(train.labels),

@@ -14,7 +14,6 @@ matrix of PublicTest and PrivateTest, `curves.png` and `summary.json`. With `--p
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from argparse import BooleanOptionalAction
 from functools import partial
@@ -33,9 +32,7 @@ from data.sets import load_set
 from engine import DropPath, TrainState, fit
 from genotypes import resolve_genotype
 from model import Network
-from runtime.logs import LOGGER_NAME, open_log
-
-_log = logging.getLogger(LOGGER_NAME)
+from runtime.logs import log, open_log
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -83,8 +80,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     train = TrainState(model.to(device), args, drop_path, data.classes)
     if run.resumed is not None:
         train.load_state_dict(run.resumed, run.folder / "checkpoint.pt")
-    _log.info("%d parameters without the auxiliary head", model.size)
-    _log.info("%s", model.description["genotype"])
+    log.info("%d parameters without the auxiliary head", model.size)
+    log.info("%s", model.description["genotype"])
 
     evaluations = evaluation_splits(data.splits, args)
     save = partial(save_training, train, args, run)

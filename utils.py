@@ -101,7 +101,7 @@ def load_checkpoint(path: Path | str, kinds: Sequence[str]) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             raise UserError(
-                f"{path}: no file of torch.save, or one with more than tensors and plain values, "
+                f"{path}: holds more than tensors and plain values, or is no file of torch.save, "
                 f"and was not run; expected {expected}"
             ) from None
         # Views of a few bytes would make us build a huge network.

@@ -62,8 +62,7 @@ from model import Network
 from model_search import CELLS, NODES, OPEN
 from model_search import Network as Supernet
 from runtime.errors import UserError
-from runtime.files import write_text
-from runtime.folders import make_folder
+from runtime.files import make_folder, write_text
 from runtime.logs import describe_machine
 from runtime.startup import keep_freed_memory
 from utils import seed_everything

@@ -297,7 +297,7 @@ def add_reset_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     """What describes a bare state dict; other checkpoints describe themselves."""
-    add = parser.add_argument_group("a bare state dict (default: the paper's network)").add_argument
+    add = parser.add_argument_group("a bare state dict (default: the paper's cells)").add_argument
     add("--arch", nargs="?", const="Auto_FERNet", metavar="GENOTYPE",
         help="its genotype: a name of genotypes.py, a literal Genotype(...), a file with one, such "
         "as a log, FILE:NAME for one of several, or the run of a search")

@@ -6,7 +6,6 @@ import argparse
 import errno
 import io
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 
 from common.parsing import parse
 from runtime.errors import PeerLost, UserError, WriteError, describe_error, is_out_of_memory
-from runtime.logs import LOGGER_NAME
+from runtime.logs import log
 from runtime.processes import gather, process_group, rank, world_size
 from runtime.startup import keep_freed_memory
 from runtime.stop import Interrupted, stop_on_signals
@@ -97,7 +96,7 @@ def _run(
         line = _explain(error)
         if line is None:
             raise
-        logging.getLogger(LOGGER_NAME).debug("%s", line, exc_info=True)
+        log.debug("%s", line, exc_info=True)
         return 2, f"error: {line}"
     return 0, None
 

@@ -15,7 +15,7 @@ import torch
 from engine import Run, autocast
 from runtime.errors import UserError
 from runtime.folders import create_run_folder, require_unused
-from runtime.logs import describe_machine, open_log
+from runtime.logs import describe_machine, log, open_log
 from runtime.processes import describe_processes, from_rank_zero, is_distributed
 from utils import load_checkpoint, seed_everything
 
@@ -37,12 +37,12 @@ def start_run(
     resumed = None
     if getattr(args, "resume", None) is None:
         folder = create_run_folder(args.model_path, args.save, label)
-        log = open_log(folder)
+        open_log(folder)
         # Again, as another process may have run in it before this one locked it.
         from_rank_zero(lambda: require_unused(folder, args.save))
     else:
         folder = Path(args.resume)
-        log = open_log(folder)
+        open_log(folder)
         resumed = load_checkpoint(folder / "checkpoint.pt", [kind])
     log.info("%s", describe_machine(device))
     log.info("run folder %s", folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from common.manifest import digest, verify
 from common.training import CHOSEN
 from data.types import CLASSES, DataSet
 from engine import DropPath, Predict, Run, network_predictor
-from genotypes import GENOTYPE_FILE, Genotype, format_genotype, resolve_genotype
+from genotypes import GENOTYPE_FILE, Auto_FERNet, format_genotype, resolve_genotype
 from model import Network, build_network
 from runtime.errors import UserError, reading
 from utils import check_state, load_checkpoint
@@ -25,8 +25,6 @@ from utils import check_state, load_checkpoint
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 DEFAULT = "auto_fernet"  # the paper's network
 DROP_PATH_PROB = 0.2  # of training, as published
-# What a bare state dict is taken for without flags: the paper's network.
-_PUBLISHED: dict[str, Any] = {"init_channels": 36, "layers": 12, "arch": "Auto_FERNet"}
 _FIELDS = {"init_channels": "C", "layers": "layers", "arch": "genotype"}
 
 Built = TypeVar("Built", bound=nn.Module)
@@ -97,36 +95,30 @@ def load_trained(
     arch: str | None = None,
     model_path: str = "saved_models",
 ) -> Trained:
-    """Build the network of a checkpoint, or of a bare state dict as the flags describe it.
+    """Build the network of a checkpoint, or of a bare state dict, which does not say its `arch`.
 
-    The flags are also what `arch` is resolved with, inside `model_path`. Raises UserError for what
-    is no network, for a file that differs from its entry in a manifest beside it, and for a flag
-    that contradicts the checkpoint.
+    `arch` is resolved inside `model_path`. Raises UserError for what is no network, for a file that
+    differs from its entry in a manifest beside it, and for a flag that contradicts the file.
     """
     verify(path)
     checkpoint = load_checkpoint(path, ["weights", "training", "state_dict"])
     flags: dict[str, Any] = {"init_channels": init_channels, "layers": layers, "arch": arch}
     with reading(path, "a checkpoint of the scripts"):
         state = checkpoint["state_dict"]
-        if checkpoint["kind"] == "state_dict":
-            flags = {name: _PUBLISHED[name] if v is None else v for name, v in flags.items()}
-            genotype = resolve_genotype(flags["arch"], model_path)
-            description = describe_state(state, flags, genotype, path)
-        else:
-            description = checkpoint["model"]
-            for name, value in flags.items():
-                wanted = value
-                if name == "arch" and value is not None:
-                    wanted = format_genotype(resolve_genotype(value, model_path))
-                says = description[_FIELDS[name]]
-                if wanted is not None and wanted != says:
-                    raise UserError(f"--{name} {value}: contradicts {path}, which says {says}")
-            if checkpoint.get("average") is not None:  # as in the weights that the run saved
-                state = {
-                    name.removeprefix("module."): tensor
-                    for name, tensor in checkpoint["average"].items()
-                    if name != "n_averaged"
-                }
+        if arch is not None:
+            flags["arch"] = format_genotype(resolve_genotype(arch, model_path))
+        description = checkpoint.get("model") or describe_state(state, flags["arch"], path)
+        for flag, value in flags.items():
+            says = description[_FIELDS[flag]]
+            if value not in (None, says):
+                given = arch if flag == "arch" else value
+                raise UserError(f"--{flag} {given}: contradicts {path}, which says {says}")
+        if checkpoint.get("average") is not None:  # as in the weights that the run saved
+            state = {
+                name.removeprefix("module."): tensor
+                for name, tensor in checkpoint["average"].items()
+                if name != "n_averaged"
+            }
         return Trained(
             path,
             rebuild_network(description, state, path),
@@ -150,38 +142,26 @@ def class_names(saved: Sequence[str] | None, count: int) -> tuple[str, ...]:
     return names
 
 
-def describe_state(
-    state: dict[str, Tensor], given: Mapping[str, Any], genotype: Genotype, path: Path
-) -> dict[str, Any]:
+def describe_state(state: dict[str, Tensor], genotype: str | None, path: Path) -> dict[str, Any]:
     """The description of the network of a bare state dict, to which tensors may be added.
 
-    Batch counts that older codes did not save become 0. Raises UserError that says which flag
-    fits, where width or depth are not those `given`.
+    `genotype` is the paper's when None. Batch counts that older codes did not save become 0.
+    Raises UserError for the weights of something else.
     """
-    stem, classifier = state.get("stem.0.weight"), state.get("classifier.weight")
     cells = {name.split(".")[1] for name in state if name.startswith("cells.")}
-    if stem is None or classifier is None or not cells:
+    if not cells or not {"stem.0.weight", "classifier.weight"} <= state.keys():
         raise UserError(
             f"{path}: holds no stem, cells and classifier, expected the weights of such a network"
-        )
-    if len(stem) != 3 * given["init_channels"]:
-        raise UserError(
-            f"{path}: a stem of {len(stem)} channels, expected {3 * given['init_channels']}; "
-            f"give --init_channels {len(stem) // 3}"
-        )
-    if len(cells) != given["layers"]:
-        raise UserError(
-            f"{path}: {len(cells)} cells, expected {given['layers']}; give --layers {len(cells)}"
         )
     for name in list(state):
         if name.endswith(".running_var"):
             state.setdefault(name.replace("running_var", "num_batches_tracked"), torch.tensor(0))
     return {
-        "C": given["init_channels"],
-        "num_classes": len(classifier),
-        "layers": given["layers"],
+        "C": len(state["stem.0.weight"]) // 3,
+        "num_classes": len(state["classifier.weight"]),
+        "layers": len(cells),
         "auxiliary": any(name.startswith("auxiliary_head.") for name in state),
-        "genotype": format_genotype(genotype),
+        "genotype": genotype or format_genotype(Auto_FERNet),
     }
 
 

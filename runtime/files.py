@@ -1,9 +1,7 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders for them."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from runtime.errors import WriteError
+import pandas as pd
+
+from runtime.errors import UserError, WriteError
 from runtime.processes import rank
 
 TEMPORARY = ".unfinished.tmp"  # the suffix of a file until it is complete
@@ -48,10 +48,15 @@ def write_text(path: Path | str, text: str) -> None:
 
 def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Write rows of plain values as CSV, columns in order of first appearance."""
-    rows = list(rows)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    # dtype: integers of a column with gaps stay integers.
+    table = pd.DataFrame(list(rows), dtype=object)
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def make_folder(flag: str, name: str) -> Path:
+    """The folder that `flag` names, created where it is missing; UserError where that fails."""
+    try:
+        Path(name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{flag} {name}: {error.strerror}, expected a folder") from error
+    return Path(name)

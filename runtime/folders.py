@@ -1,4 +1,4 @@
-"""Run folders, and other folders that users name."""
+"""Run folders: new ones, and those that are in use."""
 
 from __future__ import annotations
 
@@ -50,12 +50,3 @@ def require_unused(folder: Path, label: str | None) -> None:
             f"--save {label}: {folder} is not empty; choose another label"
             + (f", or go on with --resume {folder}" if resumable else "")
         )
-
-
-def make_folder(flag: str, name: str) -> Path:
-    """The folder that `flag` names, created where it is missing; UserError where that fails."""
-    try:
-        Path(name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{flag} {name}: {error.strerror}, expected a folder") from error
-    return Path(name)

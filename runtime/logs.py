@@ -21,6 +21,7 @@ except ImportError:  # not a Unix
     fcntl = None  # type: ignore[assignment]
 
 LOGGER_NAME = "auto_fernet"
+log = logging.getLogger(LOGGER_NAME)
 
 
 def open_log(folder: Path | None = None) -> logging.Logger:
@@ -29,26 +30,25 @@ def open_log(folder: Path | None = None) -> logging.Logger:
     Only the first process logs. Raises UserError when another process runs in `folder`, WriteError
     when it cannot be written.
     """
-    logger = logging.getLogger(LOGGER_NAME)
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
         handler.close()
-    logger.setLevel(logging.DEBUG)  # tracebacks, in the file alone
-    logger.propagate = False
+    log.setLevel(logging.DEBUG)  # tracebacks, in the file alone
+    log.propagate = False
     if rank() > 0:
-        logger.addHandler(logging.NullHandler())
-        return logger
+        log.addHandler(logging.NullHandler())
+        return log
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(logging.Formatter("%(message)s"))
     terminal.setLevel(logging.INFO)
-    logger.addHandler(terminal)
+    log.addHandler(terminal)
     if folder is not None:
         file = _LogFile(folder / "log.txt")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        logger.addHandler(file)
+        log.addHandler(file)
         if not file.locked:
-            logger.warning("%s: files cannot be locked here; let one process run in it", folder)
-    return logger
+            log.warning("%s: files cannot be locked here; let one process run in it", folder)
+    return log
 
 
 class _LogFile(logging.FileHandler):
@@ -84,7 +84,7 @@ class _LogFile(logging.FileHandler):
             super().handleError(record)
             return
         # Otherwise it would be written again with every later line.
-        logging.getLogger(LOGGER_NAME).removeHandler(self)
+        log.removeHandler(self)
         raise WriteError(self.baseFilename, error) from error
 
 

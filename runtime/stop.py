@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from runtime.processes import all_reduce_max, is_distributed
 
@@ -62,23 +62,17 @@ def stop_on_signals(
     in time; nor after a SIGHUP, which shell and terminal both send. nohup ignores SIGHUP.
     """
     stop = GracefulStop(minutes, resumable=resumable)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     hang_up = getattr(signal, "SIGHUP", None)  # not on Windows
-    if hang_up and signal.getsignal(hang_up) != signal.SIG_IGN:
-        handlers[hang_up] = signal.getsignal(hang_up)
+    with ExitStack() as handlers:
 
-    def notice(number: int, _frame: object) -> None:
-        stop.notice(number)
-        if not is_distributed() and number != hang_up:
-            restore()
+        def notice(number: int, _frame: object) -> None:
+            stop.notice(number)
+            if not is_distributed() and number != hang_up:
+                handlers.close()
 
-    def restore() -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-    for number in handlers:
-        signal.signal(number, notice)
-    try:
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if hang_up and signal.getsignal(hang_up) != signal.SIG_IGN:
+            numbers.append(hang_up)
+        for number in numbers:
+            handlers.callback(signal.signal, number, signal.signal(number, notice))
         yield stop
-    finally:
-        restore()

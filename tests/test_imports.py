@@ -31,7 +31,7 @@ FLOORS = {
 }
 # Of these every import of ours is of the same package.
 INDEPENDENT = ("runtime", "auto_fernet")
-MOST_PARAMETERS = 11
+MOST_PARAMETERS = 10
 
 Sources = dict[str, str]  # text by path from the repository root
 
@@ -157,6 +157,6 @@ def long_signatures(sources: Sources) -> list[str]:
 
 def test_functions_have_few_parameters(sources):
     assert long_signatures(sources) == []
-    twelve = "def f(self, a, b, /, c, d, e, *f, g, h, i, j, k, **l): pass"
-    assert long_signatures({"engine.py": twelve}) == ["engine.py: f has 12 parameters"]
-    assert long_signatures({"engine.py": twelve.replace(", **l", "")}) == []
+    eleven = "def f(self, a, b, /, c, d, e, *f, g, h, i, j, **k): pass"
+    assert long_signatures({"engine.py": eleven}) == ["engine.py: f has 11 parameters"]
+    assert long_signatures({"engine.py": eleven.replace(", **k", "")}) == []

@@ -14,7 +14,7 @@ from common import cli
 from common.arguments import new_parser
 from common.plots import draw_cell
 from genotypes import NAMED, format_genotype, resolve_genotype
-from runtime.folders import make_folder
+from runtime.files import make_folder
 
 
 def build_parser() -> argparse.ArgumentParser:

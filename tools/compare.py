@@ -31,8 +31,7 @@ from common.plots import SPLITS as COLOURS
 from common.report import format_table
 from data.types import SPLITS
 from runtime.errors import UserError, reading
-from runtime.files import write_rows
-from runtime.folders import make_folder
+from runtime.files import make_folder, write_rows
 from tools.collect import Run, accuracy_by_seed, check_alike, merge, read_run
 
 TESTS = SPLITS[1:]

@@ -20,8 +20,7 @@ from common import cli
 from common.arguments import new_parser
 from common.report import format_table
 from runtime.errors import UserError
-from runtime.files import write_text
-from runtime.folders import make_folder
+from runtime.files import make_folder, write_text
 
 COMMANDS = {
     "search": "search.py --init_channels 4 --layers 3 --batch_size 32 --batch_increase 8 "

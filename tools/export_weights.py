@@ -34,7 +34,7 @@ from data.types import CLASSES, Split
 from data.views import TTA
 from engine import Run, autocast, evaluate_splits
 from runtime.errors import UserError, reading
-from runtime.folders import make_folder
+from runtime.files import make_folder
 from runtime.logs import open_log
 from utils import load_checkpoint, save_checkpoint
 

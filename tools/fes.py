@@ -24,7 +24,7 @@ from common.arguments import new_parser
 from common.plots import INK, OPEN, QUIET, heat_map, new_figure, save_figure
 from data.fes import fes_matrix, load_votes, save_fes
 from data.types import CLASSES, SPLITS
-from runtime.folders import make_folder
+from runtime.files import make_folder
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -29,8 +29,7 @@ from genotypes import PRIMITIVES, Edge, Genotype, format_genotype, resolve_genot
 from model import Network
 from model_search import NODES
 from runtime.errors import UserError
-from runtime.files import write_text
-from runtime.folders import make_folder
+from runtime.files import make_folder, write_text
 
 TOLERANCE = 0.03  # largest relative difference, of parameters and of multiply-adds
 MAX_DRAWS = 100_000  # about a minute

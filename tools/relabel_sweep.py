@@ -31,8 +31,7 @@ from common.weights import find_weights
 from data.bounded import read_json
 from data.types import SPLITS
 from runtime.errors import UserError, reading
-from runtime.files import write_rows, write_text
-from runtime.folders import make_folder
+from runtime.files import make_folder, write_rows, write_text
 
 # Flags of relabel_training.py that the sweep sets itself.
 OWN = ("relabel_threshold", "fes_threshold", "save", "resume", "time_limit")

@@ -30,8 +30,7 @@ from data.writers import (
     write_votes,
 )
 from runtime.errors import UserError
-from runtime.files import atomic_write
-from runtime.folders import make_folder
+from runtime.files import atomic_write, make_folder
 
 # The file or folder of each form below --out: the names that --data looks for.
 FORMS = {
