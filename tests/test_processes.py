@@ -20,22 +20,9 @@ from benchmarks.runs import Child
 from data import relabel
 from data.augment import Augmentation, training_batches
 from data.types import Split
+from runtime import processes
 from runtime.errors import UserError
-from runtime.processes import (
-    Shard,
-    all_reduce_max,
-    all_reduce_sum,
-    average_tensors,
-    from_rank_zero,
-    gather_rows,
-    is_distributed,
-    process_group,
-    rank,
-    rank_zero_first,
-    shard,
-    shard_of,
-    world_size,
-)
+from runtime.processes import shard_of
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 12, 77])
@@ -58,16 +45,17 @@ def test_one_process_exchanges_nothing(monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", None)
     tensor = torch.rand(3)
     before = tensor.clone()
-    with process_group() as first, rank_zero_first():
+    with processes.process_group() as first, processes.rank_zero_first():
         assert first()
-        average_tensors([tensor], 0.5)
+        processes.average_tensors([tensor], 0.5)
         assert tensor.equal(before)
-        assert all_reduce_sum(tensor) is tensor
-        assert all_reduce_max(3) == 3
-        assert gather_rows(tensor) is tensor
-        assert from_rank_zero(lambda: 3) == 3
-        assert (rank(), world_size(), is_distributed()) == (0, 1, False)
-        assert shard(5) == Shard(slice(0, 5), 5, 1.0, 5)
+        assert processes.all_reduce_sum(tensor) is tensor
+        assert processes.all_reduce_max(3) == 3
+        assert processes.gather_rows(tensor) is tensor
+        assert processes.from_rank_zero(lambda: 3) == 3
+        assert (processes.rank(), processes.world_size()) == (0, 1)
+        assert not processes.is_distributed()
+        assert processes.shard(5) == processes.Shard(slice(0, 5), 5, 1.0, 5)
 
 
 def test_true_labels_are_of_the_shard(monkeypatch):
