@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from genotypes import PRIMITIVES, Edge, Genotype
 from model_search import CELLS, EDGES, NODES, OPEN, PRUNED, Network
 from operations import PRIMITIVE_TABLE
-from utils import average_tensors, shard
+from runtime.processes import average_tensors, shard
 
 Batch = tuple[Tensor, Tensor]
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from argparse import Namespace
@@ -34,26 +33,18 @@ from data.relabel import Relabelling
 from data.types import CLASSES, Split
 from data.views import tta_predict
 from model import Network, fuse_batch_norms
-from utils import (
-    LOGGER_NAME,
-    AverageMeter,
-    GracefulStop,
-    Interrupted,
-    UserError,
+from runtime.errors import UserError, is_out_of_memory, reading
+from runtime.logs import log
+from runtime.processes import (
     average_gradients,
     broadcast_model,
-    derive_seed,
     gather_rows,
     hide_progress,
-    is_out_of_memory,
-    load_state,
     rank,
-    reading,
     shard,
-    stop_on_signals,
 )
-
-_log = logging.getLogger(LOGGER_NAME)
+from runtime.stop import GracefulStop, Interrupted, stop_on_signals
+from utils import AverageMeter, derive_seed, load_state
 
 # The random stream of a step (drop-path); data.augment names the others.
 STEP_STREAM = 2
@@ -90,8 +81,7 @@ class Run:
 
     def check_stop(self) -> None:
         """Raise Interrupted when the run should end."""
-        if self.stop.reason:
-            raise Interrupted(self.stop)
+        self.stop.check()
 
     def log_epoch(self, record: Mapping[str, Any], epochs: int) -> None:
         """Log the record of an epoch: `epoch 3/600 lr 0.02498 train_loss 1.2345 ... seconds 12.3`.
@@ -103,7 +93,7 @@ class Run:
             for name, value in record.items()
             if name != "epoch" and isinstance(value, float)
         )
-        _log.info("epoch %d/%d %s", record["epoch"], epochs, " ".join(values))
+        log.info("epoch %d/%d %s", record["epoch"], epochs, " ".join(values))
 
 
 @dataclass
@@ -183,7 +173,7 @@ def report_step(
     if progress.step % report_freq == 0:
         loss, accuracy = meter.read()
         title = f"epoch {progress.epoch + 1}"
-        _log.info("%s step %d/%d loss %.4f top-1 %.2f", title, progress.step, steps, loss, accuracy)
+        log.info("%s step %d/%d loss %.4f top-1 %.2f", title, progress.step, steps, loss, accuracy)
         require_finite(model, loss, f"{title}, step {progress.step}")
 
 
@@ -419,7 +409,7 @@ def compiled(model: nn.Module, batch_size: int) -> Forward:
                 raise
             usable = False
             reason = " ".join(str(error).split())[:200]
-            _log.warning("--compile: not possible here, going on without (%s)", reason)
+            log.warning("--compile: not possible here, going on without (%s)", reason)
             return model(images)
 
     return forward
@@ -573,7 +563,7 @@ def train_one_epoch(
             meter.update(loss, logits, labels)
         progress.step = step + 1
         report_step(model, meter, progress, steps, args.report_freq)
-        if run.stop.reason:
+        if run.stop.requested():
             break
     progress.sums = meter.totals()
     return meter
@@ -655,7 +645,7 @@ def fit(
             if relabel_now is not None:
                 repairs = relabel_now.read()
                 record |= repairs.record()
-                _log.info("%s", repairs.describe())
+                log.info("%s", repairs.describe())
                 progress.extra.setdefault("changes", []).extend(repairs.rows(epoch + 1))
                 del progress.extra["counts"]
 

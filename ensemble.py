@@ -10,17 +10,18 @@ members agree.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
 from typing import Any
 
-import common.startup  # noqa: F401 (before torch, which takes seconds)
+from runtime.startup import prepare
+
+prepare()  # before torch is imported
 
 import torch
 
 from common import arguments
-from common.cli import resolve_device, run_script, start_run
+from common.cli import run_script
 from common.report import (
     format_table,
     report_split,
@@ -28,13 +29,13 @@ from common.report import (
     split_headline,
     write_summary,
 )
+from common.start import resolve_device, start_run
 from common.training import EVALUATED, evaluation_splits
 from common.weights import DEFAULT, find_weights, load_trained, network_flags, require_classes
 from data.sets import load_set
 from engine import Scores, evaluate_splits
-from utils import LOGGER_NAME, UserError, open_log
-
-_log = logging.getLogger(LOGGER_NAME)
+from runtime.errors import UserError
+from runtime.logs import log, open_log
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,7 +78,7 @@ def member_depths(args: argparse.Namespace) -> list[int | None]:
     names, layers = args.model_names, args.layers
     if len(layers) > len(names):
         unused = ",".join(map(str, layers[len(names) :]))
-        _log.warning(
+        log.warning(
             "--layers: %d depths for %d models; not used: %s", len(layers), len(names), unused
         )
     elif 0 < len(layers) < len(names):
@@ -160,7 +161,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         rows.append([name, "", *figures, *[""] * len(paths)])
     columns = ["top-1 accuracy in %", "parameters", *EVALUATED]
     columns += [f"like {k + 1}" for k in range(len(paths))]
-    _log.info(
+    log.info(
         "\n%s\n\nlike K: predictions on PrivateTest equal to member K's, in %%; "
         "reports and pictures in %s",
         format_table(columns, rows),

@@ -14,17 +14,19 @@ many labels of each class became which.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from functools import partial
 from typing import Any
 
-import common.startup  # noqa: F401 (before torch, which takes seconds)
+from runtime.startup import prepare
+
+prepare()  # before torch is imported
 
 import torch
 
 from common import arguments
-from common.cli import resolve_device, run_script, start_run
+from common.cli import run_script
+from common.start import resolve_device, start_run
 from common.training import evaluation_splits, report_training, save_training
 from common.weights import (
     fit_classes,
@@ -39,9 +41,8 @@ from data.relabel import Relabelling
 from data.sets import load_set
 from data.types import CLASSES
 from engine import TrainState, fit
-from utils import LOGGER_NAME, UserError, open_log
-
-_log = logging.getLogger(LOGGER_NAME)
+from runtime.errors import UserError
+from runtime.logs import log, open_log
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -111,7 +112,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     elif run.resumed is not None:
         train.load_state_dict(run.resumed, run.folder / "checkpoint.pt")
         settings = train.progress.extra
-    _log.info("from %s, epoch %d", settings["checkpoint"], drop_path.start_epoch)
+    log.info("from %s, epoch %d", settings["checkpoint"], drop_path.start_epoch)
     relabel = Relabelling(
         data.splits["Training"],
         threshold=args.relabel_threshold,

@@ -12,7 +12,6 @@ folder), the pictures `normal.png`, `reduction.png`, `alphas_normal.png`, `alpha
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from argparse import BooleanOptionalAction
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +21,9 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import common.startup  # noqa: F401 (before torch, which takes seconds)
+from runtime.startup import prepare
+
+prepare()  # before torch is imported
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +41,9 @@ from architect import (
     take_shard,
 )
 from common import arguments
-from common.cli import resolve_device, run_script, start_run
+from common.cli import run_script
 from common.search_report import describe_edges, report_search
+from common.start import resolve_device, start_run
 from common.weights import rebuild_supernet
 from data.augment import count_batches, resize, subsample, training_batches
 from data.halves import alphas_batches, search_halves
@@ -63,22 +65,12 @@ from engine import (
 )
 from genotypes import PRIMITIVES, format_genotype
 from model_search import CELLS, OPEN, Network
-from utils import (
-    LOGGER_NAME,
-    AverageMeter,
-    Interrupted,
-    UserError,
-    average_gradients,
-    broadcast_model,
-    load_state,
-    open_log,
-    reading,
-    save_checkpoint,
-    shard,
-    write_rows,
-)
-
-_log = logging.getLogger(LOGGER_NAME)
+from runtime.errors import UserError, reading
+from runtime.files import write_rows
+from runtime.logs import log, open_log
+from runtime.processes import average_gradients, broadcast_model, shard
+from runtime.stop import Interrupted
+from utils import AverageMeter, load_state, save_checkpoint
 
 JITTER = 0.5  # of brightness and contrast, as published for the search
 
@@ -222,7 +214,7 @@ def search_one_epoch(
             meter.update(loss, logits, labels)
         progress.step += 1
         report_step(model, meter, progress, steps, args.report_freq)
-        if run.stop.reason:
+        if run.stop.requested():
             break
     progress.sums = meter.totals()
     return meter
@@ -294,11 +286,11 @@ def search(
                     model.set_states(**states_before)  # decided again when the run is resumed
                     raise
             for decision in decisions:
-                _log.info(
+                log.info(
                     "decided: %(cell)s edge %(edge)d %(primitive)s, pruned %(pruned)s", decision
                 )
                 progress.decisions.append({"epoch": epoch + 1, **decision})
-            _log.info("%s", format_genotype(derive_genotype(model, scores)))
+            log.info("%s", format_genotype(derive_genotype(model, scores)))
             for cell in CELLS:
                 progress.rows += describe_edges(
                     epoch + 1, cell, model.alphas[cell], scores[cell], model.states[cell]
@@ -357,7 +349,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     state = SearchState(model.to(device), args, run.precision)
     if run.resumed is not None:
         state.load_state_dict(run.resumed, run.folder / "checkpoint.pt")
-    _log.info(
+    log.info(
         "%d epochs, %d images for the weights, %d for the alphas",
         epochs,
         len(train.labels),

@@ -15,10 +15,12 @@ import argparse
 import sys
 from typing import Any
 
-import common.startup  # noqa: F401 (before torch, which takes seconds)
+from runtime.startup import prepare
+
+prepare()  # before torch is imported
 
 from common import arguments
-from common.cli import resolve_device, run_script, start_run
+from common.cli import run_script
 from common.crossval import (
     add_crossval_arguments,
     choose_fold,
@@ -26,11 +28,13 @@ from common.crossval import (
     evaluate_faces,
     summary_facts,
 )
-from common.weights import digest, load_start, require_classes
+from common.manifest import digest
+from common.start import resolve_device, start_run
+from common.weights import load_start, require_classes
 from data.ck48 import CK_CLASSES, load_ck48
 from data.folds import published_ck48_folds, subject_folds
 from data.types import CLASSES
-from utils import open_log
+from runtime.logs import open_log
 
 SHARED = len(CK_CLASSES) - 1  # classes that CK+ and FER2013 share, in the same order
 

@@ -15,11 +15,13 @@ import argparse
 import sys
 from typing import Any
 
-import common.startup  # noqa: F401 (before torch, which takes seconds)
+from runtime.startup import prepare
+
+prepare()  # before torch is imported
 
 from auto_fernet.command import box
 from common import arguments
-from common.cli import resolve_device, run_script, start_run
+from common.cli import run_script
 from common.crossval import (
     add_crossval_arguments,
     choose_fold,
@@ -27,11 +29,13 @@ from common.crossval import (
     evaluate_faces,
     summary_facts,
 )
-from common.weights import digest, load_start, require_classes
+from common.manifest import digest
+from common.start import resolve_device, start_run
+from common.weights import load_start, require_classes
 from data.folds import leave_one_subject_out
 from data.jaffe import BOX, load_jaffe
 from data.types import CLASSES
-from utils import open_log
+from runtime.logs import open_log
 
 
 def build_parser() -> argparse.ArgumentParser:

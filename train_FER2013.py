@@ -14,25 +14,25 @@ matrix of PublicTest and PrivateTest, `curves.png` and `summary.json`. With `--p
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from argparse import BooleanOptionalAction
 from functools import partial
 from typing import Any
 
-import common.startup  # noqa: F401 (before torch, which takes seconds)
+from runtime.startup import prepare
+
+prepare()  # before torch is imported
 
 from common import arguments
-from common.cli import resolve_device, run_script, start_run
+from common.cli import run_script
+from common.start import resolve_device, start_run
 from common.training import evaluation_splits, report_training, save_training
 from common.weights import load_teacher, require_classes, resume_network, training_inputs
 from data.sets import load_set
 from engine import DropPath, TrainState, fit
 from genotypes import resolve_genotype
 from model import Network
-from utils import LOGGER_NAME, open_log
-
-_log = logging.getLogger(LOGGER_NAME)
+from runtime.logs import log, open_log
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -80,8 +80,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     train = TrainState(model.to(device), args, drop_path, data.classes)
     if run.resumed is not None:
         train.load_state_dict(run.resumed, run.folder / "checkpoint.pt")
-    _log.info("%d parameters without the auxiliary head", model.size)
-    _log.info("%s", model.description["genotype"])
+    log.info("%d parameters without the auxiliary head", model.size)
+    log.info("%s", model.description["genotype"])
 
     evaluations = evaluation_splits(data.splits, args)
     save = partial(save_training, train, args, run)

@@ -28,7 +28,8 @@ from benchmarks.faults import DISTURBED, FAULTS, Bench, Fault, killed
 from benchmarks.hostile import checkpoint_readers, file_readers, try_inputs
 from common import arguments, cli
 from common.report import format_table
-from utils import UserError, write_text
+from runtime.errors import UserError
+from runtime.files import write_text
 
 KEPT = 20  # reasons of each kind in the JSON
 Case = Callable[[], list[str | None]]  # tries inputs or a run: None for each that held, or why not

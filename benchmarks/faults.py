@@ -128,15 +128,15 @@ _STEP = "torch.optim.SGD.step"
 BROKEN: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "disk full": (
         partial(_replace_after, 8, "os.fsync", OSError(errno.ENOSPC, "No space left on device")),
-        ("No space left on device", "free some room", "--resume"),
+        ("No space left on device", "--resume"),
     ),
     "file size limit": (  # a checkpoint is larger
         partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20_000, 20_000)),
-        ("File too large", "ulimit -f"),
+        ("File too large", "--resume"),
     ),
     "folder read-only in time": (
         partial(_replace_after, 8, "os.replace", OSError(errno.EROFS, "Read-only file system")),
-        ("Read-only file system", "make the folder writable"),
+        ("Read-only file system", "--resume"),
     ),
     "loss not a number": (
         partial(_replace_after, 3, _STEP, _step_to_nan),
@@ -177,7 +177,7 @@ def folder_removed(bench: Bench, script: str) -> None:
     child, folder = bench.start(script, line=SECOND_EPOCH)
     # First renamed, so that nothing is written to it meanwhile.
     shutil.rmtree(folder.rename(folder.with_suffix(".removed")))
-    check_end(child, 2, "cannot be written", "was its folder removed?")
+    check_end(child, 2, "cannot be written", "--resume")
     assert not folder.exists(), "created again"
     bench.check_rest(script, folder)
 

@@ -40,8 +40,10 @@ import test_CK48
 import train_FER2013
 from auto_fernet.pictures import PictureError, centre_face, open_picture
 from benchmarks.faults import SCRIPTS, Bench
-from common import cli, weights
+from common import weights
 from common.crossval import FoldsFile, choose_fold
+from common.manifest import MANIFEST, digest, verify
+from common.parsing import parse
 from data import ck48, fes, images, jaffe
 from data.cache import cache_path, read_cached
 from data.folds import subject_folds
@@ -49,8 +51,9 @@ from data.sets import load_set
 from data.types import CLASSES, SPLITS
 from data.writers import compressed
 from engine import Run, TrainState, autocast
+from runtime.errors import UserError, reading
 from tools import collect
-from utils import UserError, load_checkpoint, reading
+from utils import load_checkpoint
 
 SLOW = 20.0  # seconds of CPU time after which an input counts as not held
 MARKER = "payload-was-run"  # what a payload leaves in the working folder when it is run
@@ -282,7 +285,7 @@ def checkpoint_readers(bench: Bench) -> dict[str, Reader]:
     faces = ck48.load_ck48(bench.faces)
 
     def resume(script: Any, kind: str, path: Path) -> tuple[argparse.Namespace, Run, Any]:
-        args = cli.parse(script.build_parser(), ["--resume", str(path.parent)])
+        args = parse(script.build_parser(), ["--resume", str(path.parent)])
         found = load_checkpoint(path, [kind])
         run = Run(path.parent, CPU, autocast(CPU, "off"), resumed=found)
         run.inputs = found.get("inputs", {})
@@ -382,7 +385,7 @@ def file_readers() -> dict[str, Reader]:
     header = ",".join(("Usage", "Image name", *fes.VOTES_OF_CLASSES))
     votes = "\n".join([header, *(f"{split},x.png,1,0,2,0,0,3,4" for split in SPLITS)])
     genotype = genotypes.format_genotype(genotypes.Auto_FERNet)
-    manifest = {"w": {"file": "w.pt", "sha256": weights.digest(Path(os.devnull))}}
+    manifest = {"w": {"file": "w.pt", "sha256": digest(Path(os.devnull))}}
     # fmt: off
     return {
         "table": Reader("fer2013.csv", texts(table()), load_set),
@@ -398,8 +401,8 @@ def file_readers() -> dict[str, Reader]:
         "votes": Reader("v.csv", texts(votes), fes.load_votes),
         "similarities": Reader("f.csv", texts(similar), fes.load_fes),
         "genotype": Reader("g.txt", texts(genotype), genotypes.load_genotype),
-        "manifest": Reader(weights.MANIFEST, texts(json.dumps(manifest)),
-                           lambda p: weights.verify(p.with_name("w.pt")),
+        "manifest": Reader(MANIFEST, texts(json.dumps(manifest)),
+                           lambda p: verify(p.with_name("w.pt")),
                            partial(_write_beside, "w.pt", b"")),
         "cache": Reader("fer2013.csv.cache.npz", damaged(_cache()), _read_cache,
                         partial(_write_beside, "fer2013.csv", table().encode())),

@@ -33,7 +33,7 @@ from data.augment import to_float
 from data.sets import load_set
 from data.types import CLASSES
 from engine import Predict, Run, autocast, evaluate, network_predictor
-from utils import UserError
+from runtime.errors import UserError
 
 PEER_SIDE = 64
 BATCH, ROUNDS = 64, 5

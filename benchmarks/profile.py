@@ -19,10 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed import CASES, Setup, Step, wait_for
 from common import arguments
-from common.cli import resolve_device, run_script
+from common.cli import run_script
 from common.report import format_table
+from common.start import resolve_device
 from engine import autocast
-from utils import describe_machine, seed_everything
+from runtime.logs import describe_machine
+from utils import seed_everything
 
 # Operators by parts of their names; the first kind that matches counts.
 KINDS = {

@@ -38,8 +38,9 @@ from architect import Architect, decide, derive_genotype, score_cells
 from benchmarks.plain import PlainNetwork, PlainSupernet
 from benchmarks.runs import ROOT
 from common import arguments
-from common.cli import describe_commit, keep_freed_memory, make_folder, resolve_device, run_script
+from common.cli import run_script
 from common.report import format_table
+from common.start import describe_commit, resolve_device
 from data.augment import CROP, Augmentation, training_batches
 from data.fes import TRAINING_FES
 from data.relabel import relabel
@@ -60,7 +61,11 @@ from genotypes import Auto_FERNet, Genotype
 from model import Network
 from model_search import CELLS, NODES, OPEN
 from model_search import Network as Supernet
-from utils import UserError, describe_machine, seed_everything, write_text
+from runtime.errors import UserError
+from runtime.files import make_folder, write_text
+from runtime.logs import describe_machine
+from runtime.startup import keep_freed_memory
+from utils import seed_everything
 
 Batch = tuple[Tensor, Tensor]
 

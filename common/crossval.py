@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,9 +20,9 @@ from data.folds import Fold, overlap
 from data.types import Faces
 from data.views import tta_predict
 from engine import Run, TrainState, evaluate, fit, image_limit, network_predictor
-from utils import LOGGER_NAME, UserError, derive_seed, reading, save_checkpoint
-
-_log = logging.getLogger(LOGGER_NAME)
+from runtime.errors import UserError, reading
+from runtime.logs import log
+from utils import derive_seed, save_checkpoint
 
 JITTER = 0.5  # of brightness and contrast, as published for CK+
 
@@ -176,7 +175,7 @@ def cross_validate(
     file.check_done(list(folds.values()))
     total = facts["details"]["folds"]
     for number, fold in list(folds.items())[len(file.done) :]:
-        _log.info(
+        log.info(
             "fold %d of %d: %d to train on, %d to test", number, total, len(fold[0]), len(fold[1])
         )
         # Each fold has its own random numbers, the same when it is run again.
@@ -185,10 +184,10 @@ def cross_validate(
         result = finetune_fold(trained, faces, classes, number, fold, file, fold_args, run)
         file.done.append(result)
         file.save(None)
-        _log.info("fold %d: %.2f %% after the last epoch", number, result["accuracy"])
+        log.info("fold %d: %.2f %% after the last epoch", number, result["accuracy"])
     figures = summarise_folds(name, file.done, faces, classes, run.folder)
     seconds = sum(result["seconds"] for result in file.done)
-    _log.info("\n%s\n\nreport and picture in %s", tabulate_folds(name, figures), run.folder)
+    log.info("\n%s\n\nreport and picture in %s", tabulate_folds(name, figures), run.folder)
     return write_summary(run.folder, args, seconds=seconds, figures={name: figures}, **facts)
 
 
@@ -224,6 +223,6 @@ def evaluate_faces(
         ["images of a sequence vote", figures["images"], figures["sequence_accuracy"]],
     ]
     table = format_table([name, "images", "top-1 accuracy in %"], rows)
-    _log.info("\n%s\n\nreport and picture in %s", table, run.folder)
+    log.info("\n%s\n\nreport and picture in %s", table, run.folder)
     seconds = time.monotonic() - started
     return write_summary(run.folder, args, seconds=seconds, figures={name: figures}, **facts)

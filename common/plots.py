@@ -27,7 +27,8 @@ from matplotlib.ticker import MaxNLocator
 from common.cell_layout import Box, lay_out_cell
 from genotypes import EXTRA_PRIMITIVES, PRIMITIVES
 from model_search import EDGES
-from utils import UserError, atomic_write
+from runtime.errors import UserError
+from runtime.files import atomic_write
 
 DPI = 160
 INK, QUIET, OPEN = "#22272e", "#7d8590", "#e6e8eb"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,11 @@ from common.report import format_table, report_split, row_without_copies, write_
 from data.augment import subsample
 from data.types import Split
 from engine import Run, TrainState, best_epoch, evaluate_splits, first_epoch_reaching, image_limit
-from utils import (
-    LOGGER_NAME,
-    from_rank_zero,
-    load_checkpoint,
-    load_state,
-    reading,
-    save_checkpoint,
-    write_rows,
-)
-
-_log = logging.getLogger(LOGGER_NAME)
+from runtime.errors import reading
+from runtime.files import write_rows
+from runtime.logs import log
+from runtime.processes import from_rank_zero
+from utils import load_checkpoint, load_state, save_checkpoint
 
 EVALUATED = ("PublicTest", "PrivateTest")
 CHOSEN = "best_val_weights.pt"
@@ -142,7 +135,7 @@ def report_training(
         chosen_row = str(row[0])
     rows += row_without_copies(chosen_row, scores)
     table = format_table(["top-1 accuracy in %", *scores], rows)
-    _log.info("\n%s\n\nreports and pictures in %s", table, run.folder)
+    log.info("\n%s\n\nreports and pictures in %s", table, run.folder)
     return summary
 
 

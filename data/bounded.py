@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import pandas as pd
 
-from utils import UserError, reading
+from runtime.errors import UserError, reading
 
 MAX_HEADER = 1024  # bytes of a table's first line; a hundred columns take less
 MAX_LINE = 1 << 16  # bytes; a row of FER2013 takes up to 9,300

@@ -14,7 +14,10 @@ import numpy as np
 from data.readers import Arrays, read_set
 from data.sources import is_archive, open_source, time_mark
 from data.types import SIDE, SPLITS
-from utils import LOGGER_NAME, UserError, atomic_write, rank_zero_first
+from runtime.errors import UserError
+from runtime.files import atomic_write
+from runtime.logs import LOGGER_NAME
+from runtime.processes import rank_zero_first
 
 FORMAT = "set-cache/4"
 

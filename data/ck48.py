@@ -11,7 +11,7 @@ from data.layouts import class_of
 from data.sources import Entry, Item, Sets, Sought, class_folders, find_source, open_source
 from data.synthetic_cross import draw_ck48
 from data.types import CK_CLASSES, Faces, Row, gather
-from utils import UserError
+from runtime.errors import UserError
 
 # Images per class, in the order of CK_CLASSES, which is not that of the folders.
 COUNTS = (135, 177, 75, 207, 84, 249, 54)

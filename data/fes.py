@@ -15,7 +15,8 @@ import pandas as pd
 
 from data.bounded import quoted, read_table
 from data.types import CLASSES, SPLITS
-from utils import UserError, reading, write_text
+from runtime.errors import UserError, reading
+from runtime.files import write_text
 
 # The columns of the votes, in the order of CLASSES.
 VOTES_OF_CLASSES = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")

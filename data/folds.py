@@ -17,7 +17,7 @@ from torch import Tensor
 from data.ck48 import COUNTS
 from data.jaffe import EXAMPLE
 from data.types import CK_CLASSES
-from utils import UserError
+from runtime.errors import UserError
 
 Fold = tuple[Tensor, Tensor]
 

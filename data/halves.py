@@ -10,7 +10,8 @@ from torch import Tensor
 
 from data.augment import ALPHAS_STREAM, Augmentation, count_batches, training_batches
 from data.types import SPLITS, Split
-from utils import UserError, derive_seed
+from runtime.errors import UserError
+from utils import derive_seed
 
 
 def search_halves(

@@ -15,7 +15,7 @@ from data.layouts import class_of
 from data.sources import Entry, Item, Sets, Sought, class_folders, find_source, open_source
 from data.synthetic_cross import draw_jaffe
 from data.types import CLASSES, JAFFE_CODES, Faces, Row, gather
-from utils import UserError
+from runtime.errors import UserError
 
 # Images per class, in the order of CLASSES.
 COUNTS = (30, 29, 32, 31, 31, 30, 30)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from data.bounded import quoted
 from data.types import CLASSES, JAFFE_CODES, SPLITS
-from utils import UserError
+from runtime.errors import UserError
 
 CLASSES_8 = (*CLASSES, "contempt")  # of FER+, AffectNet and the extended CK+
 _SYNONYMS = (

@@ -21,7 +21,8 @@ from data.images import SUFFIXES
 from data.layouts import are_evident, plain, resolve_classes, split_of
 from data.sources import Entry, Item, Sets, Sought, Source, class_folders, is_archive, open_source
 from data.types import CLASSES, SIDE, SPLITS
-from utils import UserError, hide_progress, reading
+from runtime.errors import UserError, reading
+from runtime.processes import hide_progress
 
 TABLE_NAMES = ("fer2013.csv", "icml_face_data.csv")
 COLUMNS = ("emotion", "pixels", "Usage")

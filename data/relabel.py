@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.augment import Augmentation, training_batches
 from data.types import CLASSES, Split
-from utils import all_reduce_sum, rank, shard
+from runtime.processes import all_reduce_sum, rank, shard
 
 
 def relabel(

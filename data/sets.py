@@ -15,7 +15,8 @@ from data.readers import SOUGHT, Arrays, sets_in
 from data.sources import Entry, Sets, find_source
 from data.synthetic import draw_fer2013
 from data.types import CLASSES, SPLITS, DataSet, Split, count_differences
-from utils import LOGGER_NAME, UserError
+from runtime.errors import UserError
+from runtime.logs import LOGGER_NAME
 
 # FER2013's images per class, in the order of CLASSES.
 COUNTS = {

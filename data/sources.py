@@ -27,7 +27,9 @@ from data.bounded import Unpacked, decompressed, quoted
 from data.images import SUFFIXES, decode_image
 from data.layouts import are_evident, describe_choice, place_of, rank, split_of
 from data.types import SIDE, Faces, count_differences
-from utils import LOGGER_NAME, UserError, hide_progress, reading
+from runtime.errors import UserError, reading
+from runtime.logs import LOGGER_NAME
+from runtime.processes import hide_progress
 
 MAX_MEMBERS = 200_000
 MAX_DEPTH, MAX_AROUND = 8, 3  # folders around a file of a set, and around an archive

@@ -24,7 +24,8 @@ from PIL import Image
 from data.synthetic import VOTE_COLUMNS
 from data.synthetic_cross import CrossSet
 from data.types import CK_CLASSES, CLASSES, SPLITS, Split
-from utils import UserError, atomic_write, write_text
+from runtime.errors import UserError
+from runtime.files import atomic_write, write_text
 
 ARCHIVE_FORMS = (".zip", ".tar", ".tar.gz", ".tar.xz")
 # JAFFE keeps 23 of its 213 files as palette images: about one in nine.

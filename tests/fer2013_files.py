@@ -17,7 +17,8 @@ from PIL import Image
 
 from data.readers import Arrays
 from data.types import CLASSES, SPLITS
-from utils import LOGGER_NAME, UserError
+from runtime.errors import UserError
+from runtime.logs import LOGGER_NAME
 
 TAR_MODES = {
     ".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz", ".tar.xz": "w:xz", ".tar.bz2": "w:bz2"

@@ -11,8 +11,9 @@ from runs import weights
 import test_CK48
 from common import cli
 from data import synthetic_cross, writers
+from runtime.errors import UserError
 from tools import collect
-from utils import UserError, load_checkpoint, save_checkpoint
+from utils import load_checkpoint, save_checkpoint
 
 ARGS = {"script": "train_FER2013.py", "learning_rate": 0.1, "data": "here", "seed": 0}
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from engine import compiled
 from genotypes import Auto_FERNet, Genotype, format_genotype
 from model import Network
-from utils import LOGGER_NAME
+from runtime.logs import LOGGER_NAME
 
 BATCH = 4
 

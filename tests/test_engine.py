@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import train_FER2013
-from common import cli
+from common import parsing
 from data.augment import Augmentation, training_batches
 from data.halves import alphas_batches, search_halves
 from data.types import Split
@@ -41,7 +41,10 @@ from engine import (
     require_finite,
     train_one_epoch,
 )
-from utils import LOGGER_NAME, AverageMeter, GracefulStop, Interrupted, UserError, stop_on_signals
+from runtime.errors import UserError
+from runtime.logs import LOGGER_NAME
+from runtime.stop import GracefulStop, Interrupted, stop_on_signals
+from utils import AverageMeter
 
 CPU = torch.device("cpu")
 FLAGS = "--epochs 3 --batch_size 8 --learning_rate 0.1 --weight_decay 0 --report_freq 100"
@@ -66,7 +69,7 @@ class Small(nn.Module):
 
 
 def parse(words: str, module=train_FER2013) -> Namespace:
-    return cli.parse(module.build_parser(), words.split())
+    return parsing.parse(module.build_parser(), words.split())
 
 
 def new_run() -> Run:
@@ -276,8 +279,7 @@ class StopAt(GracefulStop):
         super().__init__()
         self.looks = looks
 
-    @property
-    def reason(self) -> str | None:
+    def requested(self) -> str | None:
         self.looks -= 1
         return "SIGTERM" if self.looks < 0 else None
 
@@ -333,12 +335,12 @@ def test_weights_and_statistics_must_be_finite():
 def test_signals_are_noticed_and_handlers_restored():
     before = signal.getsignal(signal.SIGINT)
     with stop_on_signals() as stop:
-        assert stop.reason is None
+        assert stop.requested() is None
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.reason == "SIGINT"
+        assert stop.requested() == "SIGINT"
     assert signal.getsignal(signal.SIGINT) is before
-    assert GracefulStop(minutes=1e-9).reason == "time limit"
-    assert GracefulStop(minutes=60).reason is None
+    assert GracefulStop(minutes=1e-9).requested() == "time limit"
+    assert GracefulStop(minutes=60).requested() is None
 
 
 def test_amp_auto_is_full_precision_on_a_cpu():

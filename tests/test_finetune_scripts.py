@@ -194,8 +194,8 @@ WRONG = {
     ),
     "code": (["--checkpoint", "code"], ["code.pt: holds more than tensors", "was not run"]),
     "a bare dict of another width": (
-        ["--checkpoint", "bare"],
-        ["bare.pt", "expected 108", "give --init_channels 4"],
+        ["--checkpoint", "bare", "--init_channels", "8"],
+        ["--init_channels 8: contradicts bare.pt", "which says 4"],
     ),
 }
 

@@ -43,7 +43,8 @@ from common.weights import load_trained, rebuild_network
 from data.fes import load_votes
 from data.images import decode_image
 from data.sets import load_set
-from utils import UserError, load_checkpoint, save_checkpoint
+from runtime.errors import UserError
+from utils import load_checkpoint, save_checkpoint
 
 EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "40"))
 FILES = file_readers()

@@ -16,12 +16,13 @@ from rank_runs import EACH, TRAIN, finish, parts, start, words_of
 from runs import LIMIT, raise_after, read, run, stop_when, weights
 
 import train_FER2013
-import utils
 from benchmarks.runs import Child
 from data import relabel
 from data.augment import Augmentation, training_batches
 from data.types import Split
-from utils import UserError, shard_of
+from runtime import processes
+from runtime.errors import UserError
+from runtime.processes import shard_of
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 12, 77])
@@ -44,16 +45,17 @@ def test_one_process_exchanges_nothing(monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", None)
     tensor = torch.rand(3)
     before = tensor.clone()
-    with utils.process_group() as first, utils.rank_zero_first():
+    with processes.process_group() as first, processes.rank_zero_first():
         assert first()
-        utils.average_tensors([tensor], 0.5)
+        processes.average_tensors([tensor], 0.5)
         assert tensor.equal(before)
-        assert utils.all_reduce_sum(tensor) is tensor
-        assert utils.all_reduce_max(3) == 3
-        assert utils.gather_rows(tensor) is tensor
-        assert utils.from_rank_zero(lambda: 3) == 3
-        assert (utils.rank(), utils.world_size(), utils.is_distributed()) == (0, 1, False)
-        assert utils.shard(5) == utils.Shard(slice(0, 5), 5, 1.0, 5)
+        assert processes.all_reduce_sum(tensor) is tensor
+        assert processes.all_reduce_max(3) == 3
+        assert processes.gather_rows(tensor) is tensor
+        assert processes.from_rank_zero(lambda: 3) == 3
+        assert (processes.rank(), processes.world_size()) == (0, 1)
+        assert not processes.is_distributed()
+        assert processes.shard(5) == processes.Shard(slice(0, 5), 5, 1.0, 5)
 
 
 def test_true_labels_are_of_the_shard(monkeypatch):

@@ -17,15 +17,15 @@ from torch.nn import functional as F
 import search
 from architect import decide, frozen, score_cells
 from benchmarks.runs import Child
-from common import cli
+from common.parsing import parse
 from data import augment
 from data.augment import Augmentation, training_batches
 from data.halves import alphas_batches
 from data.types import Split
 from engine import Run, autocast, cosine
 from model_search import OPEN, PRUNED, Network
+from runtime.processes import process_group, rank
 from search import SearchState
-from utils import process_group, rank
 
 CPU = torch.device("cpu")
 AUGMENTATION = Augmentation(crop=8, jitter=0.5)
@@ -48,7 +48,7 @@ class Small:
         images = torch.randint(0, 256, (42, 1, 8, 8), dtype=torch.uint8, generator=generator)
         labels = torch.arange(42) % 7
         self.train, self.valid = Split(images[:21], labels[:21]), Split(images[21:], labels[21:])
-        self.args = cli.parse(search.build_parser(), f"{FLAGS} {flags}".split())
+        self.args = parse(search.build_parser(), f"{FLAGS} {flags}".split())
         self.run = Run(Path(), CPU, autocast(CPU, "off"))
         torch.manual_seed(2)
         self.state = SearchState(Network(4, 7, 3), self.args, self.run.precision)

@@ -21,7 +21,7 @@ from data.mix import mixing
 from data.relabel import Relabelling
 from engine import evaluate, network_predictor, objective, train_one_epoch
 from model import build_network
-from utils import UserError
+from runtime.errors import UserError
 
 STRONG = RECIPES["strong"]
 

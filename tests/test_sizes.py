@@ -14,7 +14,7 @@ from test_engine import Small, fit_small, parse
 
 from data.augment import resize
 from engine import size_at
-from utils import UserError
+from runtime.errors import UserError
 
 
 @pytest.mark.parametrize("size", [32, 36, 48])

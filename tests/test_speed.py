@@ -16,7 +16,7 @@ from data.fes import TRAINING_FES
 from data.relabel import relabel
 from engine import autocast
 from model_search import OPEN
-from utils import UserError
+from runtime.errors import UserError
 
 CPU = torch.device("cpu")
 VARIANTS = [(case, v) for case in CASES for v in CASES[case].variants if v != "compiled"]

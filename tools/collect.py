@@ -26,7 +26,9 @@ from common import cli
 from common.arguments import new_parser
 from common.report import format_table
 from data.bounded import read_json
-from utils import UserError, load_checkpoint, reading, write_text
+from runtime.errors import UserError, reading
+from runtime.files import write_text
+from utils import load_checkpoint
 
 MAX_FOLDS = 10_000  # more than any set has subjects
 # Flags that may differ between merged runs: where they ran, names, and what they printed.

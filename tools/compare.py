@@ -30,8 +30,9 @@ from common.plots import INK, OPEN, QUIET, new_figure, quiet, save_figure, whole
 from common.plots import SPLITS as COLOURS
 from common.report import format_table
 from data.types import SPLITS
+from runtime.errors import UserError, reading
+from runtime.files import make_folder, write_rows
 from tools.collect import Run, accuracy_by_seed, check_alike, merge, read_run
-from utils import UserError, reading, write_rows
 
 TESTS = SPLITS[1:]
 NUMBER = re.compile(r"[-_]?\d+$")
@@ -127,7 +128,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     print(format_table(columns, rows))
     print(f"\n+: difference to {reference.name}, seed by seed; ± and *: 95 % by Student's t")
     if args.out:
-        out = cli.make_folder("--out", args.out)
+        out = make_folder("--out", args.out)
         write_rows([_row(name, found) for name, found in result.items()], out / "compare.csv")
         curves = {variant.name: variant.curve for variant in variants}
         figures = {name: found["figures"] for name, found in result.items()}

@@ -19,7 +19,8 @@ from typing import Any
 from common import cli
 from common.arguments import new_parser
 from common.report import format_table
-from utils import UserError, write_text
+from runtime.errors import UserError
+from runtime.files import make_folder, write_text
 
 COMMANDS = {
     "search": "search.py --init_channels 4 --layers 3 --batch_size 32 --batch_increase 8 "
@@ -48,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Run the scripts, then print their figures and the paths of the pictures."""
-    out, summaries = cli.make_folder("--out", args.out), {}
+    out, summaries = make_folder("--out", args.out), {}
     _remove_last(out)
     for label, command in COMMANDS.items():
         started = time.monotonic()

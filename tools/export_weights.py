@@ -23,23 +23,20 @@ from typing import Any
 import torch
 
 from common import arguments
-from common.cli import make_folder, resolve_device, run_script
+from common.cli import run_script
+from common.manifest import digest, publish, read_manifest
 from common.report import format_table
+from common.start import resolve_device
 from common.training import EVALUATED
-from common.weights import (
-    CHECKPOINTS,
-    digest,
-    find_weights,
-    load_trained,
-    publish,
-    read_manifest,
-    require_classes,
-)
+from common.weights import CHECKPOINTS, find_weights, load_trained, require_classes
 from data.sets import load_set
 from data.types import CLASSES, Split
 from data.views import TTA
 from engine import Run, autocast, evaluate_splits
-from utils import UserError, load_checkpoint, open_log, reading, save_checkpoint
+from runtime.errors import UserError, reading
+from runtime.files import make_folder
+from runtime.logs import open_log
+from utils import load_checkpoint, save_checkpoint
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 MAX_BYTES = 10_000_000

@@ -28,7 +28,8 @@ from data.types import CLASSES
 from genotypes import PRIMITIVES, Edge, Genotype, format_genotype, resolve_genotype
 from model import Network
 from model_search import NODES
-from utils import UserError, write_text
+from runtime.errors import UserError
+from runtime.files import make_folder, write_text
 
 TOLERANCE = 0.03  # largest relative difference, of parameters and of multiply-adds
 MAX_DRAWS = 100_000  # about a minute
@@ -146,7 +147,7 @@ def draw_like(
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Print and write the cells; return the costs of --like and of each cell."""
-    folder = None if args.out is None else cli.make_folder("--out", args.out)
+    folder = None if args.out is None else make_folder("--out", args.out)
     target, _ = count_costs(resolve_genotype(args.like), args.init_channels, args.layers)
     print(f"# like: {describe(args.init_channels, args.layers, target, target)}")
     drawn = draw_like(target, args.init_channels, args.layers, random.Random(args.seed))

@@ -23,13 +23,15 @@ from matplotlib.figure import Figure
 
 import relabel_training
 from common import arguments, cli
+from common.parsing import flags_given, parse
 from common.plots import INK, QUIET, new_figure, save_figure
 from common.plots import SPLITS as COLOURS
 from common.report import format_table
 from common.weights import find_weights
 from data.bounded import read_json
 from data.types import SPLITS
-from utils import UserError, reading, write_rows, write_text
+from runtime.errors import UserError, reading
+from runtime.files import make_folder, write_rows, write_text
 
 # Flags of relabel_training.py that the sweep sets itself.
 OWN = ("relabel_threshold", "fes_threshold", "save", "resume", "time_limit")
@@ -64,7 +66,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     If cells are left, as after --cell, print and return their names instead.
     """
     flags = _checked(args.flags)
-    out = cli.make_folder("--out", args.out)
+    out = make_folder("--out", args.out)
     record, given = out / "flags.txt", shlex.join(args.flags)
     before = record.read_text(errors="replace").strip() if record.is_file() else given
     if before != given:
@@ -113,8 +115,8 @@ def _figures(folder: Path) -> dict[str, Any]:
 def _checked(words: list[str]) -> dict[str, Any]:
     """The flags in `words` by name; UserError without --checkpoint and for those in OWN."""
     parser = relabel_training.build_parser()
-    cli.parse(parser, words)
-    flags = cli.flags_given(parser, words)
+    parse(parser, words)
+    flags = flags_given(parser, words)
     wrong = [f"--{name}" for name in flags if name in OWN]
     if wrong or "checkpoint" not in flags:
         raise UserError(

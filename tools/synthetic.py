@@ -29,7 +29,8 @@ from data.writers import (
     write_jaffe,
     write_votes,
 )
-from utils import UserError, atomic_write
+from runtime.errors import UserError
+from runtime.files import atomic_write, make_folder
 
 # The file or folder of each form below --out: the names that --data looks for.
 FORMS = {
@@ -67,7 +68,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError("nothing to do; expected --out FOLDER or --sheet FILE.png")
     written = {}
     if args.out is not None:
-        folder = cli.make_folder("--out", args.out)
+        folder = make_folder("--out", args.out)
         for form in FORMS if args.form == "all" else [args.form]:
             written[form] = folder / FORMS[form]
             write_form(form, written[form], args.seed)
