@@ -50,8 +50,9 @@ from data.folds import subject_folds
 from data.sets import load_set
 from data.types import CLASSES, SPLITS
 from data.writers import compressed
-from engine import Run, TrainState, autocast
+from engine import TrainState
 from runtime.errors import UserError, reading
+from runtime.run import Run, autocast
 from tools import collect
 from utils import load_checkpoint
 

@@ -22,8 +22,8 @@ from common import arguments
 from common.cli import run_script
 from common.report import format_table
 from common.start import resolve_device
-from engine import autocast
 from runtime.logs import describe_machine
+from runtime.run import autocast
 from utils import seed_everything
 
 # Operators by parts of their names; the first kind that matches counts.

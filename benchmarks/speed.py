@@ -34,7 +34,7 @@ from torchvision.transforms import ColorJitter, Compose, RandomCrop, RandomHoriz
 
 import search
 import train_FER2013
-from architect import Architect, decide, derive_genotype, score_cells
+from architect import Architect
 from benchmarks.plain import PlainNetwork, PlainSupernet
 from benchmarks.runs import ROOT
 from common import arguments
@@ -42,29 +42,22 @@ from common.cli import run_script
 from common.report import format_table
 from common.start import describe_commit, resolve_device
 from data.augment import CROP, Augmentation, training_batches
-from data.fes import TRAINING_FES
-from data.relabel import relabel
 from data.synthetic import draw_fer2013
 from data.types import CLASSES, Split
-from engine import (
-    DropPath,
-    Run,
-    TrainState,
-    autocast,
-    build_optimizer,
-    compiled,
-    evaluate,
-    network_predictor,
-    train_one_epoch,
-)
+from engine import TrainState, build_optimizer, evaluate, network_predictor, train_one_epoch
 from genotypes import Auto_FERNet, Genotype
 from model import Network
 from model_search import CELLS, NODES, OPEN
 from model_search import Network as Supernet
+from recipe.compiling import compiled
+from recipe.schedules import DropPath
+from relabelling import TRAINING_FES, relabel
 from runtime.errors import UserError
 from runtime.files import make_folder, write_text
 from runtime.logs import describe_machine
+from runtime.run import Run, autocast
 from runtime.startup import keep_freed_memory
+from sgas import decide, derive_genotype, score_cells
 from utils import seed_everything
 
 Batch = tuple[Tensor, Tensor]

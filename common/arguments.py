@@ -11,7 +11,7 @@ from argparse import BooleanOptionalAction
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from data.views import TTA
+from recipe.views import TTA
 
 # Defaults of flags by --recipe; learning rate, batch and epochs are each script's own. "strong" is,
 # except for a longer warm-up, what the best training of the small network used (docs/results.md).

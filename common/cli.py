@@ -23,7 +23,7 @@ from runtime.startup import keep_freed_memory
 from runtime.stop import Interrupted, stop_on_signals
 
 # What may differ between the machines of a run.
-_OF_ONE_MACHINE = {"data", "device", "gpu", "model_path", "started"}
+_OF_ONE_MACHINE = {"data", "device", "gpu", "model_path", "resumed", "started"}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "time limit": 0}
 

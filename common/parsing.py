@@ -16,7 +16,7 @@ from utils import load_checkpoint
 # Flags that may change at --resume; every other one defines the run.
 _FREE_ON_RESUME = {"amp", "compile", "data", "device", "gpu", "model_path", "report_freq"}
 # Flags of one start of a run.
-_OF_ONE_START = {"resume", "save", "time_limit", "longer_from"}
+_OF_ONE_START = {"resume", "resumed", "save", "time_limit", "longer_from"}
 # Scripts whose finished folds fix the number of epochs.
 _FOLDS = ("test_CK48.py", "test_JAFFE.py")
 
@@ -43,11 +43,15 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
 def _resume(
     args: argparse.Namespace, given: dict[str, Any], parser: argparse.ArgumentParser
 ) -> argparse.Namespace:
-    """`args` with the flags of the run that --resume names, but those `given` that may change."""
+    """`args` with the flags of the run that --resume names, but those `given` that may change.
+
+    `args.resumed` is the content of its checkpoint.
+    """
     folder = resolve_run(args.resume, args.model_path)
     path = folder / "checkpoint.pt"
     with reading(path, "a checkpoint of the same script and version"):
-        saved = dict(load_checkpoint(path, ("training", "search", "folds"))["args"])
+        args.resumed = load_checkpoint(path, ("training", "search", "folds"))
+        saved = dict(args.resumed["args"])
     if saved.get("script") != args.script:
         script = saved.get("script", "an older version of the scripts")
         raise UserError(f"--resume {args.resume}: a run of {script}, expected one of {args.script}")

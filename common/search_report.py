@@ -9,13 +9,13 @@ from typing import Any
 import pandas as pd
 import torch
 
-from architect import EdgeScores
 from common.plots import draw_alphas, draw_cell, draw_curves, draw_decisions
 from common.report import format_table, headline, write_summary
-from engine import Run
 from genotypes import GENOTYPE_FILE, PRIMITIVES, Genotype, format_genotype, save_genotype
 from model_search import CELLS, EDGES
 from runtime.logs import log
+from runtime.run import Run
+from sgas import EdgeScores
 
 
 def describe_edges(

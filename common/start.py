@@ -7,35 +7,32 @@ import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from engine import Run, autocast
+from common.manifest import digest
+from common.weights import find_weights
+from data.types import DataSet, Faces
 from runtime.errors import UserError
 from runtime.folders import create_run_folder, require_unused
 from runtime.logs import describe_machine, log, open_log
 from runtime.processes import describe_processes, from_rank_zero, is_distributed
-from utils import load_checkpoint, seed_everything
+from runtime.run import Run, autocast
+from utils import seed_everything
 
 
-def start_run(
-    args: argparse.Namespace,
-    device: torch.device,
-    label: str,
-    kind: str = "",
-    inputs: Mapping[str, str] | None = None,
-) -> Run:
-    """The run of a script: seeds, run folder and log; at --resume those of before.
+def start_run(args: argparse.Namespace, label: str) -> Run:
+    """The run of a script: device, seeds, run folder and log; at --resume those of before.
 
-    `label` begins the name of a new folder without --save; `kind` is that of the checkpoint which
-    --resume reads. `inputs` are digests of what the flags name: data, teachers, a checkpoint.
-    Raises UserError where a resumed run began with others.
+    `label` begins the name of a new folder without --save.
     """
+    open_log()
+    device = resolve_device(args)
     seed_everything(args.seed)
-    resumed = None
-    if getattr(args, "resume", None) is None:
+    resumed = vars(args).pop("resumed", None)  # read with the flags; not one of them
+    if resumed is None:
         folder = create_run_folder(args.model_path, args.save, label)
         open_log(folder)
         # Again, as another process may have run in it before this one locked it.
@@ -43,21 +40,35 @@ def start_run(
     else:
         folder = Path(args.resume)
         open_log(folder)
-        resumed = load_checkpoint(folder / "checkpoint.pt", [kind])
     log.info("%s", describe_machine(device))
     log.info("run folder %s", folder)
     if longer_from := getattr(args, "longer_from", None):
         line = "--epochs %d instead of %d: goes on with the schedules of %d epochs"
         log.info(line, args.epochs, longer_from, args.epochs)
-    # Runs of older versions recorded none.
-    began = {**(inputs or {}), **(resumed or {}).get("inputs", {})}
-    for flag, digest in (inputs or {}).items():
-        if began[flag] != digest:
-            given = ",".join(getattr(args, flag)) if flag == "teacher" else getattr(args, flag)
+    return Run(folder, device, autocast(device, args.amp), resumed=resumed)
+
+
+def check_inputs(
+    run: Run, args: argparse.Namespace, data: DataSet | Faces, start: Path | None = None
+) -> None:
+    """Keep with the run the digests of its data, teachers and the weights that it starts from.
+
+    Raises UserError where a resumed run began with others.
+    """
+    inputs = {"data": data.digest()}
+    if teachers := getattr(args, "teacher", []):
+        paths = (find_weights("--teacher", name, args.model_path) for name in teachers)
+        inputs["teacher"] = " ".join(map(digest, paths))
+    if start is not None:
+        inputs["checkpoint"] = digest(start)
+    began = (run.resumed or {}).get("inputs", {})  # runs of older versions recorded none
+    for flag, value in inputs.items():
+        if began.get(flag, value) != value:
+            given = ",".join(teachers) if flag == "teacher" else getattr(args, flag)
             raise UserError(
-                f"--{flag} {given}: no longer what {folder} began with, expected the same"
+                f"--{flag} {given}: no longer what {run.folder} began with, expected the same"
             )
-    return Run(folder, device, autocast(device, args.amp), resumed=resumed, inputs=began)
+    run.inputs = inputs | began
 
 
 def resolve_device(args: argparse.Namespace) -> torch.device:

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 
 import model_search
 from common.arguments import LIMITS
-from common.manifest import digest, verify
-from common.training import CHOSEN
-from data.types import CLASSES, DataSet
-from engine import DropPath, Predict, Run, network_predictor
+from common.manifest import verify
+from data.types import CLASSES
+from engine import Predict, network_predictor
 from genotypes import GENOTYPE_FILE, Auto_FERNet, format_genotype, resolve_genotype
 from model import Network, build_network
+from recipe.schedules import DropPath
 from runtime.errors import UserError, reading
 from utils import check_state, load_checkpoint
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+CHOSEN = "best_val_weights.pt"  # the weights of a run folder: the best on PublicTest
 DEFAULT = "auto_fernet"  # the paper's network
 DROP_PATH_PROB = 0.2  # of training, as published
 _FIELDS = {"init_channels": "C", "layers": "layers", "arch": "genotype"}
@@ -234,25 +235,17 @@ def load_members(
 
 
 def load_teacher(
-    args: argparse.Namespace, device: torch.device
-) -> tuple[Predict | None, tuple[str, ...]]:
-    """The networks that --teacher names and their classes, as `load_members`; None without any."""
+    args: argparse.Namespace, classes: Sequence[str], device: torch.device
+) -> Predict | None:
+    """The networks that --teacher names, as `load_members`; None without any.
+
+    Raises UserError unless they are of `classes`.
+    """
     if not args.teacher:
-        return None, ()
-    return load_members("--teacher", args.teacher, device, model_path=args.model_path)
-
-
-def training_inputs(
-    data: DataSet, args: argparse.Namespace, start: Trained | None = None
-) -> dict[str, str]:
-    """Digests, by flag, of the files that a training reads: the data, --teacher, its `start`."""
-    inputs = {"data": data.digest()}
-    if args.teacher:
-        paths = [find_weights("--teacher", name, args.model_path) for name in args.teacher]
-        inputs["teacher"] = " ".join(map(digest, paths))
-    if start is not None:
-        inputs["checkpoint"] = digest(start.path)
-    return inputs
+        return None
+    teacher, own = load_members("--teacher", args.teacher, device, model_path=args.model_path)
+    require_classes(",".join(args.teacher), own, classes)
+    return teacher
 
 
 # --- networks from checkpoints
@@ -278,32 +271,10 @@ def _rebuild(
         for name, most in LIMITS.items():
             if description[name] not in range(1, most + 1):
                 raise ValueError(f"{name} {description[name]}, expected 1 to {most}")
-        # Without memory first: a small file must not make us build a huge network.
+        # Without memory first, as a small file must not make us build a huge network; and without
+        # random numbers, which are those of the run.
         with torch.device("meta"):
-            check_state(build(description), state, source)
-        model = build(description)
-        model.load_state_dict(state)
+            model = build(description)
+        check_state(model, state, source)
+        model.to_empty(device="cpu").load_state_dict(state)
         return model
-
-
-def resume_network(
-    run: Run, classes: Sequence[str], args: argparse.Namespace
-) -> tuple[Network, DropPath]:
-    """The network and the drop-path schedule of the training that `run` resumes.
-
-    Raises UserError when it was trained on other `classes`.
-    """
-    checkpoint, path = run.resumed or {}, run.folder / "checkpoint.pt"
-    with reading(path, "a checkpoint of the same script and version"):
-        model = rebuild_network(checkpoint["model"], checkpoint["state_dict"], path)
-        own = class_names(checkpoint.get("classes"), checkpoint["model"]["num_classes"])
-        if own != tuple(classes):
-            raise UserError(
-                f"{path}: of the classes {', '.join(own)}, the data has {', '.join(classes)}; "
-                "expected the same data"
-            )
-        # A training from scratch that was made longer ramps over all of it.
-        start, epochs = checkpoint["start_epoch"], checkpoint["epochs"]
-        if start == 0:
-            epochs = max(epochs, args.epochs)
-        return model, DropPath(start, epochs, checkpoint["drop_path_prob"])

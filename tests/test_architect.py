@@ -13,10 +13,11 @@ from torch.nn import functional as F
 import search
 from architect import Architect, Batch, complexity
 from common.parsing import parse
-from engine import autocast, build_optimizer
+from engine import build_optimizer
 from genotypes import PRIMITIVES
 from model_search import OPEN, PRUNED, Network, Source
 from operations import PRIMITIVE_TABLE
+from runtime.run import autocast
 
 LEARNING_RATE = 0.1
 ARGS = parse(

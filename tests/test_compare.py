@@ -11,7 +11,7 @@ from PIL import Image
 from test_collect import ARGS, summary
 
 from common import cli
-from engine import Progress
+from runtime.run import Progress
 from tools import compare
 from utils import save_checkpoint
 

@@ -12,9 +12,9 @@ from fer2013_files import write_small_table
 from runs import TRAIN, command, difference, finish, kill
 from torch.nn import functional as F
 
-from engine import compiled
 from genotypes import Auto_FERNet, Genotype, format_genotype
 from model import Network
+from recipe.compiling import compiled
 from runtime.logs import LOGGER_NAME
 
 BATCH = 4

@@ -20,9 +20,9 @@ from PIL import Image
 from runs import ROOT
 
 from data.layouts import CLASSES_8, class_of, split_of
-from data.relabel import Relabelling
 from data.sets import load_set
 from data.types import CLASSES, SPLITS, Split
+from relabelling import Relabelling
 
 EIGHT = tuple(sorted(CLASSES_8))
 RAF = ("surprise", "fear", "disgust", "happy", "sad", "angry", "neutral")

@@ -23,26 +23,20 @@ from data.augment import Augmentation, training_batches
 from data.halves import alphas_batches, search_halves
 from data.types import Split
 from engine import (
-    DropPath,
-    Run,
     TrainState,
-    autocast,
-    best_epoch,
     build_augmentation,
-    compiled,
-    cosine,
     evaluate,
-    first_epoch_reaching,
     fit,
-    learning_rate_at,
-    linear_ramp,
     load_optimizer,
     network_predictor,
     require_finite,
     train_one_epoch,
 )
+from recipe.compiling import compiled
+from recipe.schedules import DropPath, cosine, learning_rate_at, linear_ramp
 from runtime.errors import UserError
 from runtime.logs import LOGGER_NAME
+from runtime.run import Run, autocast, best_epoch, first_epoch_reaching
 from runtime.stop import GracefulStop, Interrupted, stop_on_signals
 from utils import AverageMeter
 

@@ -17,9 +17,10 @@ from common.manifest import digest, publish, read_manifest
 from common.training import EVALUATED
 from common.weights import CHECKPOINTS, find_weights, load_trained
 from data.sets import load_set
-from data.views import TTA
-from engine import Run, autocast, evaluate_splits
+from engine import evaluate_splits
+from recipe.views import TTA
 from runtime.errors import UserError
+from runtime.run import Run, autocast
 from tools import export_weights
 
 CPU = torch.device("cpu")

@@ -16,8 +16,8 @@ import ensemble
 import relabel_training
 import test_CK48
 import test_JAFFE
-from data.fes import PUBLISHED_FES, TRAINING_FES, save_fes
 from engine import Scores
+from relabelling import PUBLISHED_FES, TRAINING_FES, save_fes
 
 
 def summary_of(place: Path, label: str) -> dict:

@@ -40,9 +40,9 @@ from benchmarks.hostile import (
     try_inputs,
 )
 from common.weights import load_trained, rebuild_network
-from data.fes import load_votes
 from data.images import decode_image
 from data.sets import load_set
+from data.votes import load_votes
 from runtime.errors import UserError
 from utils import load_checkpoint, save_checkpoint
 

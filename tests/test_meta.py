@@ -18,13 +18,14 @@ import model_search
 import search
 from data.augment import training_batches
 from data.halves import alphas_batches
-from data.mix import mixing
-from data.relabel import Relabelling
 from data.types import Split
-from engine import Run, build_augmentation, network_predictor, train_one_epoch
+from engine import build_augmentation, network_predictor, train_one_epoch
 from genotypes import Auto_FERNet
 from model import Network
 from model_search import EDGES, OPEN, PRUNED
+from recipe.mixing import mixing
+from relabelling import Relabelling
+from runtime.run import Run
 from search import SearchState, search_one_epoch
 from utils import AverageMeter
 

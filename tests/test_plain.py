@@ -12,13 +12,13 @@ from torch.nn import functional as F
 import search
 from architect import Architect
 from benchmarks.plain import PlainNetwork, PlainSupernet
-from engine import autocast
 from genotypes import NAMED
 from kernels.convolutions import DepthwiseConv2d
 from model import Network
 from model_search import EDGES, OPEN, PRUNED
 from model_search import Network as Supernet
 from operations import ConvBlock, Ghost
+from runtime.run import autocast
 
 CPU = torch.device("cpu")
 WIDTH, CELLS, BATCH = 4, 3, 8

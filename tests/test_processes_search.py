@@ -15,17 +15,19 @@ from runs import LIMIT, SEARCH, raise_after, read, same
 from torch.nn import functional as F
 
 import search
-from architect import decide, frozen, score_cells
+from architect import frozen
 from benchmarks.runs import Child
 from common.parsing import parse
 from data import augment
 from data.augment import Augmentation, training_batches
 from data.halves import alphas_batches
 from data.types import Split
-from engine import Run, autocast, cosine
 from model_search import OPEN, PRUNED, Network
+from recipe.schedules import cosine
 from runtime.processes import process_group, rank
+from runtime.run import Run, autocast
 from search import SearchState
+from sgas import decide, score_cells
 
 CPU = torch.device("cpu")
 AUGMENTATION = Augmentation(crop=8, jitter=0.5)

@@ -17,10 +17,11 @@ import test_CK48
 import train_FER2013
 from common.arguments import RECIPES
 from common.weights import load_members
-from data.mix import mixing
-from data.relabel import Relabelling
-from engine import evaluate, network_predictor, objective, train_one_epoch
+from engine import evaluate, network_predictor, train_one_epoch
 from model import build_network
+from recipe.loss import objective
+from recipe.mixing import mixing
+from relabelling import Relabelling
 from runtime.errors import UserError
 
 STRONG = RECIPES["strong"]

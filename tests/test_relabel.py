@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.augment import Augmentation, training_batches
-from data.fes import PUBLISHED_FES
-from data.relabel import Relabelling, relabel
 from data.types import Split
+from relabelling import PUBLISHED_FES, Relabelling, relabel
 
 FES = torch.from_numpy(PUBLISHED_FES)
 

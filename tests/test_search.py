@@ -11,14 +11,15 @@ from test_engine import parse
 from torch.nn import functional as F
 
 import search
-from architect import complexity, is_decision_epoch
+from architect import complexity
 from common import arguments, parsing
 from data.augment import Augmentation
 from data.types import Split
-from engine import Run, autocast
 from model_search import NODES, OPEN, Network
 from runtime.errors import UserError
+from runtime.run import Run, autocast
 from search import SearchState, search_one_epoch
+from sgas import is_decision_epoch
 
 SIZE = 8  # of the images: small, and still halved twice
 

@@ -13,7 +13,7 @@ from runs import TRAIN, command, difference, finish, kill
 from test_engine import Small, fit_small, parse
 
 from data.augment import resize
-from engine import size_at
+from recipe.schedules import size_at
 from runtime.errors import UserError
 
 

@@ -12,11 +12,10 @@ import architect
 from benchmarks import speed
 from benchmarks.speed import CASES, Setup
 from common.cli import run_script
-from data.fes import TRAINING_FES
-from data.relabel import relabel
-from engine import autocast
 from model_search import OPEN
+from relabelling import TRAINING_FES, relabel
 from runtime.errors import UserError
+from runtime.run import autocast
 
 CPU = torch.device("cpu")
 VARIANTS = [(case, v) for case in CASES for v in CASES[case].variants if v != "compiled"]

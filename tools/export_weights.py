@@ -31,11 +31,12 @@ from common.training import EVALUATED
 from common.weights import CHECKPOINTS, find_weights, load_trained, require_classes
 from data.sets import load_set
 from data.types import CLASSES, Split
-from data.views import TTA
-from engine import Run, autocast, evaluate_splits
+from engine import evaluate_splits
+from recipe.views import TTA
 from runtime.errors import UserError, reading
 from runtime.files import make_folder
 from runtime.logs import open_log
+from runtime.run import Run, autocast
 from utils import load_checkpoint, save_checkpoint
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}

@@ -22,8 +22,9 @@ from matplotlib.figure import Figure
 from common import cli
 from common.arguments import new_parser
 from common.plots import INK, OPEN, QUIET, heat_map, new_figure, save_figure
-from data.fes import fes_matrix, load_votes, save_fes
 from data.types import CLASSES, SPLITS
+from data.votes import load_votes
+from relabelling import fes_matrix, save_fes
 from runtime.files import make_folder
 
 

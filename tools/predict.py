@@ -28,7 +28,7 @@ from common.cli import run_script
 from common.start import resolve_device
 from common.weights import DEFAULT, load_members, network_flags
 from data.augment import to_float
-from data.views import tta_predict
+from recipe.views import tta_predict
 from runtime.errors import UserError
 
 
