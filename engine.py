@@ -122,8 +122,6 @@ def train_one_epoch(
         if run.stop.requested():
             break
     progress.sums = meter.totals()
-    if relabelling is not None:
-        relabelling.suspend(progress)
     return meter
 
 
@@ -169,7 +167,7 @@ def fit(
     images, because their logits belong to two faces. `save()` is called at the start, after every
     epoch and when the run stops in one. Raises Interrupted before the last epoch, UserError
     when the loss is not finite. Flags read: those of `train_one_epoch`, epochs, batch_size,
-    limit_batches, compile, mixup, cutmix, mix_off_epochs, cutout, cutout_length, affine, erasing.
+    limit_batches, compile, mixup, cutmix, mix_off_epochs, and those of `build_augmentation`.
     """
     model, progress = train.model, train.progress
     if model.auxiliary and any(size < 32 for size in args.sizes):
@@ -178,10 +176,7 @@ def fit(
             "expected larger sizes, or a network without it"
         )
     steps = count_batches(len(training.images), args.batch_size, args.limit_batches)
-    cutout = args.cutout_length if args.cutout else 0
-    augmentation = Augmentation(
-        jitter=jitter, cutout=cutout, affine=args.affine, erasing=args.erasing
-    )
+    augmentation = build_augmentation(args, jitter)
     mix = mixing(args.mixup, args.cutmix, model.classifier.out_features)
     unmixed = args.epochs // 10 if args.mix_off_epochs is None else args.mix_off_epochs
     broadcast_model(model)
@@ -215,6 +210,8 @@ def fit(
                 mix=mix_now,
                 relabelling=relabelling_now,
             )
+            if relabelling_now is not None:
+                relabelling_now.suspend(progress)
             loss, accuracy = meter.read()
             require_finite(model, loss, f"epoch {epoch + 1}")
             record["lr"] = learning_rate_at(epoch, args)
@@ -226,6 +223,12 @@ def fit(
                 record[f"{name}_accuracy"] = split_scores.accuracy
             if relabelling_now is not None:
                 relabelling_now.finish(progress, record)
+
+
+def build_augmentation(args: Namespace, jitter: float = 0.0) -> Augmentation:
+    """The augmentation of training images by --cutout, --cutout_length, --affine and --erasing."""
+    cutout = args.cutout_length if args.cutout else 0
+    return Augmentation(jitter=jitter, cutout=cutout, affine=args.affine, erasing=args.erasing)
 
 
 def report_step(

@@ -35,11 +35,12 @@ from common.cli import run_script
 from common.search_report import describe_edges, report_search
 from common.start import check_inputs, start_run
 from common.weights import rebuild_supernet
-from data.augment import Augmentation, count_batches, resize, subsample, training_batches
+from data.augment import count_batches, resize, subsample, training_batches
 from data.halves import alphas_batches, search_halves
 from data.sets import load_set
 from data.types import Split
 from engine import (
+    build_augmentation,
     build_optimizer,
     evaluate,
     image_limit,
@@ -113,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_run_arguments(parser, "search.py")
     # The published supernet never used --drop_path_prob; neither does this one.
     arguments.add_sgd_arguments(parser, learning_rate=0.025, drop_path_prob=0.3)
-    parser.set_defaults(nesterov=False)
+    parser.set_defaults(nesterov=False, affine=0.0, erasing=0.0)
     return parser
 
 
@@ -219,8 +220,7 @@ def search(
     epoch and when the run stops in one. Raises Interrupted and UserError as `engine.fit`.
     """
     model, progress = state.model, state.progress
-    cutout = args.cutout_length if args.cutout else 0
-    augmentation = Augmentation(jitter=JITTER, cutout=cutout)
+    augmentation = build_augmentation(args, JITTER)
     broadcast_model(model)
     if progress.step == 0:
         save()

@@ -179,7 +179,8 @@ def test_relabelling_changes_the_loss_not_the_accuracy():
         return torch.full_like(labels, 3)
 
     before, after = Small(), Small()
-    accuracies = [step(before, [batch]).read()[1], step(after, [batch], relabel=relabel).read()[1]]
+    meters = step(before, [batch]), step(after, [batch], relabelling=relabel)
+    accuracies = [meter.read()[1] for meter in meters]
     ((requires_grad, labels),) = seen
     assert not requires_grad
     assert labels.equal(batch[1])

@@ -17,9 +17,6 @@ from runs import LIMIT, raise_after, read, run, stop_when, weights
 
 import train_FER2013
 from benchmarks.runs import Child
-from data import relabel
-from data.augment import Augmentation, training_batches
-from data.types import Split
 from runtime import processes
 from runtime.errors import UserError
 from runtime.processes import shard_of
@@ -56,17 +53,6 @@ def test_one_process_exchanges_nothing(monkeypatch):
         assert (processes.rank(), processes.world_size()) == (0, 1)
         assert not processes.is_distributed()
         assert processes.shard(5) == processes.Shard(slice(0, 5), 5, 1.0, 5)
-
-
-def test_true_labels_are_of_the_shard(monkeypatch):
-    monkeypatch.setattr(relabel, "shard", lambda total: shard_of(total, 2, 1))
-    labels = torch.arange(21)
-    images = torch.zeros(21, 1, 48, 48, dtype=torch.uint8)
-    place = {"batch_size": 8, "seed": 3, "epoch": 5}
-    split = Split(images, labels, labels + 1000)
-    truth = relabel.truth_batches(split, **place)
-    for _, whole in training_batches(split, augmentation=Augmentation(), **place):
-        assert next(truth).equal(whole[(len(whole) + 1) // 2 :] + 1000)
 
 
 def test_relabelled_labels_are_counted_once(data, tmp_path):
