@@ -141,14 +141,15 @@ class PlainSupernet(_Plain):
                         weights = dict(enumerate(alphas[edge].softmax(dim=0)))
                     stride = 1 + (reduces and source < 2)
                     outs.append(self.edge(states[source], cell._ops[edge]._ops, weights, stride))
-            states.append(sum(outs))
+            states.append(sum(outs[1:], outs[0]))
         return torch.cat(states[2:], dim=1)
 
     def edge(self, x: Tensor, ops: Any, weights: dict[int, Any], stride: int) -> Tensor:
         """The weighted sum of primitives; with partial channels as in the code of PC-DARTS."""
         parts = self.network.description["partial_channels"]
         width = x.shape[1] // parts
-        seen, rest, out = x[:, :width], x[:, width:], 0.0
+        seen, rest = x[:, :width], x[:, width:]
+        out: Any = 0.0
         for k, weight in weights.items():
             primitive = plain_primitive(PRIMITIVES[k], ops[k], seen, stride)
             if "pool" in PRIMITIVES[k]:
