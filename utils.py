@@ -21,7 +21,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -390,18 +390,6 @@ def lock(file: Any, *, wait: bool) -> bool:
         raise
     except (OSError, AttributeError):  # a file system without locks; not a Unix
         return False
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time run the block for `folder`; a warning where that cannot be had."""
-    with ExitStack() as stack:
-        descriptor = os.open(folder, os.O_RDONLY) if fcntl else None  # a folder, on a Unix
-        if descriptor is not None:
-            stack.callback(os.close, descriptor)
-        if not lock(descriptor, wait=True):
-            logging.getLogger(LOGGER_NAME).warning("%s: cannot be locked; write to it once", folder)
-        yield
 
 
 class _LogFile(logging.FileHandler):

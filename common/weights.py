@@ -25,7 +25,6 @@ from utils import (
     atomic_write,
     check_state,
     load_checkpoint,
-    locked,
     reading,
     write_text,
 )
@@ -368,17 +367,16 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 def publish(draft: Path, folder: Path, name: str, entry: Mapping[str, Any]) -> Path:
     """Put the weights `draft` into `folder` as `name`.pt, with an entry in its manifest.
 
-    One process at a time does so. A killed one leaves the old weights or the new ones, and a
-    manifest that admits them: meanwhile the entry says also what it `replaces`.
+    A killed process leaves the old weights or the new ones, and a manifest that admits them:
+    meanwhile the entry says also what it `replaces`. One process at a time may call it.
     """
     path = folder / f"{name}.pt"
-    content, found = draft.read_bytes(), {"file": path.name, "sha256": digest(draft)}
-    with locked(folder):
-        entries = read_manifest(folder)
-        before = {"replaces": digest(path)} if path.is_file() else {}
-        _write_manifest(folder, {**entries, name: {**entry, **found, **before}})
-        atomic_write(path, lambda file: file.write(content))
-        _write_manifest(folder, {**entries, name: {**entry, **found}})
+    content, entries = draft.read_bytes(), read_manifest(folder)
+    entries[name] = {**entry, "file": path.name, "sha256": digest(draft)}
+    before = {"replaces": digest(path)} if path.is_file() else {}
+    _write_manifest(folder, {**entries, name: {**entries[name], **before}})
+    atomic_write(path, lambda file: file.write(content))
+    _write_manifest(folder, entries)
     return path
 
 
