@@ -1,4 +1,4 @@
-"""A plain implementation of the networks: the reference of tests and of `benchmarks.speed`.
+"""Plain networks, augmentation and relabelling: the reference of tests and of `benchmarks.speed`.
 
 Every primitive is written here once more, as functions of torch in the default memory layout, and
 edges share nothing. A plain network is a copy of one of `model` or `model_search` whose modules
@@ -8,15 +8,19 @@ only hold the weights.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms import ColorJitter, Compose, RandomCrop, RandomHorizontalFlip, ToTensor
 
 import model
 import model_search
+from data.augment import Augmentation
 from genotypes import PRIMITIVES
 from model_search import EDGES, NODES, OPEN, PRUNED
 
@@ -159,3 +163,31 @@ class PlainSupernet(_Plain):
             return out
         out = torch.cat([out, rest if stride == 1 else F.max_pool2d(rest, 2)], dim=1)
         return out.unflatten(1, (parts, width)).transpose(1, 2).flatten(1, 2)
+
+
+# --- data and labels
+
+
+def pil_batches(
+    jpegs: Sequence[bytes], batch_size: int, augmentation: Augmentation
+) -> Iterator[Tensor]:
+    """Images decoded, augmented by torchvision one at a time, and stacked."""
+    jitter = ColorJitter(brightness=augmentation.jitter, contrast=augmentation.jitter)
+    transform = Compose([RandomCrop(augmentation.crop), RandomHorizontalFlip(), jitter, ToTensor()])
+    for first in range(0, len(jpegs), batch_size):
+        opened = (Image.open(io.BytesIO(jpeg)) for jpeg in jpegs[first : first + batch_size])
+        yield torch.stack([transform(image.convert("L")) for image in opened])
+
+
+def plain_relabel(
+    logits: Tensor, labels: Tensor, *, threshold: float, fes: Tensor, fes_threshold: float
+) -> list[int]:
+    """The rule of `data.relabel.relabel`, label by label."""
+    new = []
+    for row, label in zip(logits, labels, strict=True):
+        p = row.softmax(dim=0)
+        highest, likeliest = p.max(dim=0)
+        gap = highest - p[label]
+        repaired = 0 < gap < threshold and fes[label, likeliest] > fes_threshold
+        new.append(int(likeliest if repaired else label))
+    return new

@@ -235,7 +235,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if len(groups) == 1:
         print(_format_means(first, rows[first.name]))
     else:
-        print(_format_differences(list(rows.values()), list(first.accuracy)))
+        print(_format_differences(list(rows.values()), list(map(str, first.accuracy))))
         print(f"\n+: difference to {first.name}, seed by seed; ± and *: 95 % by Student's t")
         for name, row in rows.items():
             if row["settings"]:
@@ -291,7 +291,7 @@ def draw_comparison(
 
     `rows`: of `table_row`, by group. A panel without content is left out; None without any.
     """
-    splits, draws = list(groups[0].accuracy), []
+    splits, draws = list(map(str, groups[0].accuracy)), []
     curves = {
         group.name: pd.DataFrame([run.curve for run in group.runs]).dropna(axis=1).mean()
         for group in groups
