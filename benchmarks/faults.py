@@ -100,10 +100,10 @@ class Bench:
 
 def check_end(child: Child, status: int, *words: str) -> None:
     """Check that `child` ends with `status`, a last line with all `words`, and no traceback."""
-    found, printed = child.wait(), child.printed()
+    ended, printed = child.wait(), child.printed()
     last = printed.strip().split("\n")[-1]
-    held = found == status and all(word in last for word in words) and "Traceback" not in printed
-    assert held, f"status {found}, expected {status} with {', '.join(words)}: {printed[-400:]}"
+    held = ended == status and all(word in last for word in words) and "Traceback" not in printed
+    assert held, f"status {ended}, expected {status} with {', '.join(words)}: {printed[-400:]}"
 
 
 def _replace_after(calls: int, target: str, effect: Any) -> None:

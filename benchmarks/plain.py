@@ -116,12 +116,14 @@ class PlainNetwork(_Plain):
         return network.classifier(last.mean(dim=(2, 3))), auxiliary_logits
 
     def cell(self, cell: Any, states: list[Tensor], reduces: bool) -> Tensor:
-        genotype, outs = self.network._genotype, []
+        genotype = self.network._genotype
         edges = genotype.reduce if reduces else genotype.normal
-        for op, (name, source) in zip(cell._ops, edges, strict=True):
-            outs.append(plain_primitive(name, op, states[source], 1 + (reduces and source < 2)))
-            if len(outs) % 2 == 0:
-                states.append(outs[-2] + outs[-1])
+        outs = (
+            plain_primitive(name, op, states[source], 1 + (reduces and source < 2))
+            for op, (name, source) in zip(cell._ops, edges, strict=True)
+        )
+        for out, other in zip(outs, outs, strict=True):  # computed pair by pair, as needed
+            states.append(out + other)
         return torch.cat([states[i] for i in cell.concat], dim=1)
 
 

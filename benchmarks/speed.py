@@ -314,14 +314,16 @@ def measure_apart(**options: Any) -> dict[str, Any]:
 
 def measure_case(case: str, variants: Sequence[str], rounds: int, **options: Any) -> list[dict]:
     """A row for each variant, of `rounds` rounds in which they take turns."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
+    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     for number in range(rounds):
         for name in variants:
             print(f"{case}, {name}, round {number + 1} of {rounds}", flush=True)
-            found[name].append(measure_apart(case=case, variant=name, **options))
-    images = found[variants[0]][0]["images"]
-    seconds = {n: np.array([median(r["seconds"]) for r in each]) for n, each in found.items()}
-    peaks = {n: np.array([r["peak_bytes"] for r in each]) for n, each in found.items()}
+            measured[name].append(measure_apart(case=case, variant=name, **options))
+    images = measured[variants[0]][0]["images"]
+    seconds = {
+        n: np.array([median(r["seconds"]) for r in results]) for n, results in measured.items()
+    }
+    peaks = {n: np.array([r["peak_bytes"] for r in results]) for n, results in measured.items()}
     rows = []
     for name in variants:
         row: dict[str, Any] = {"case": case, "variant": name, "images": images}
@@ -330,7 +332,7 @@ def measure_case(case: str, variants: Sequence[str], rounds: int, **options: Any
         if (base := CASES[case].variants[name]) is not None:
             row |= {"against": base, "times": _range(seconds[base] / seconds[name])}
             row["memory"] = _range(peaks[name] / peaks[base])
-        rows.append({**row, "rounds": found[name]})
+        rows.append({**row, "rounds": measured[name]})
     return rows
 
 
@@ -385,7 +387,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     make_folder("--out", str(Path(args.out).parent))
     device = resolve_device(args)
     rounds = args.rounds or (1 if args.short else 5)
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "commit": describe_commit() or "unknown",
         "processor": describe_processor(),
         "machine": describe_machine(device),
@@ -394,15 +396,15 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "rounds": rounds,
         "rows": [],
     }
-    print("\n".join(found[name] for name in ("commit", "processor", "machine")))
+    print("\n".join(report[name] for name in ("commit", "processor", "machine")))
     options = {"short": args.short, "device": str(device), "amp": args.amp, "steps": args.steps}
     for case in cases:
         variants = [v for v in CASES[case].variants if args.compile or v != "compiled"]
-        found["rows"] += measure_case(case, variants, rounds, **options)
-        write_text(args.out, json.dumps(found, indent=1) + "\n")  # kept if a later case fails
-    print(f"\n{format_table(COLUMNS, table_rows(found['rows']))}\n")
+        report["rows"] += measure_case(case, variants, rounds, **options)
+        write_text(args.out, json.dumps(report, indent=1) + "\n")  # kept if a later case fails
+    print(f"\n{format_table(COLUMNS, table_rows(report['rows']))}\n")
     print(f"times as fast: median of {rounds} rounds (min to max); written: {args.out}")
-    return found
+    return report
 
 
 def describe_processor() -> str:

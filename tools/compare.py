@@ -137,8 +137,7 @@ def check_alike(runs: Sequence[FinishedRun]) -> None:
     first = runs[0]
     seen: dict[Any, FinishedRun] = {}
     for run in runs:
-        names = sorted({*first.settings, *run.settings} - {"script"})
-        for name in ("script", *names):
+        for name in ("script", *sorted({*first.settings, *run.settings} - {"script"})):
             here, there = first.settings.get(name), run.settings.get(name)
             if here != there:
                 raise UserError(
@@ -180,12 +179,11 @@ def read_groups(folders: Iterable[Path]) -> list[Group]:
             group.missing.append(f"{folder}: no summary.json")
         else:
             group.runs.append(run)
-    first = next(iter(groups.values()))
     for group in groups.values():
         if not group.runs:
             raise UserError(f"{group.missing[0]} in any of {len(group.missing)} runs")
         check_alike(group.runs)
-        check_splits(group.runs[0], first.runs[0])
+        check_splits(group.runs[0], next(iter(groups.values())).runs[0])
         seeds = [run.seed for run in group.runs]
         accuracy = pd.DataFrame([run.accuracy for run in group.runs], index=seeds)
         group.accuracy = accuracy.groupby(level=0).mean()
@@ -193,14 +191,13 @@ def read_groups(folders: Iterable[Path]) -> list[Group]:
             done = {run.fold for run in group.runs if run.seed == seed}
             wanted = range(1, (group.runs[0].folds or 0) + 1) if None not in done else ()
             if absent := [str(fold) for fold in wanted if fold not in done]:
-                group.missing.append(
-                    f"{group.name}, seed {seed}: fold {', '.join(absent)} of {len(wanted)}"
-                )
+                which = f"fold {', '.join(absent)} of {len(wanted)}"
+                group.missing.append(f"{group.name}, seed {seed}: {which}")
     return list(groups.values())
 
 
 def summarise(values: pd.Series) -> dict[str, float]:
-    """Mean, sample deviation and half width of the 95 % interval by Student's t; NaN if unknown."""
+    """Mean, sample deviation, half width of the 95 % interval; by suffix of a column, or NaN."""
     half = student.ppf(0.975, len(values) - 1) * values.sem()
     return {"": values.mean(), "_deviation": values.std(), "_interval95": half}
 
@@ -233,7 +230,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     first = groups[0]
     rows = {group.name: table_row(group, first) for group in groups}
     if len(groups) == 1:
-        print(_format_means(first, rows[first.name]))
+        print(_format_means(first))
     else:
         print(_format_differences(list(rows.values()), list(map(str, first.accuracy))))
         print(f"\n+: difference to {first.name}, seed by seed; ± and *: 95 % by Student's t")
@@ -252,18 +249,18 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     return {"groups": rows, "missing": missing}
 
 
-def _format_means(group: Group, row: dict[str, Any]) -> str:
-    columns = ["top-1 accuracy in %", "mean", "deviation", "± 95 %", f"seeds {row['seeds']}"]
-    lines = []
+def _format_means(group: Group) -> str:
+    seeds, lines = " ".join(map(str, group.accuracy.index)), []
+    columns = ["top-1 accuracy in %", "mean", "deviation", "± 95 %", f"seeds {seeds}"]
     for split, values in group.accuracy.items():
-        known = ["" if math.isnan(value) else value for value in summarise(values).values()]
+        known = ["" if math.isnan(figure) else figure for figure in summarise(values).values()]
         lines.append([split, *known, " ".join(f"{value:.2f}" for value in values)])
     return format_table(columns, lines)
 
 
 def _format_differences(rows: Sequence[dict[str, Any]], splits: Sequence[str]) -> str:
     columns = ["", "runs", "epochs", "minutes", *(f"{s}{c}" for s in splits for c in (" %", " +"))]
-    lines = []
+    lines: list[list[Any]] = []
     for row in rows:
         line = [row["group"], row["runs"], row["epochs"], f"{row['minutes']:.1f}"]
         for split in splits:
