@@ -1,4 +1,4 @@
-"""For developers: speed, profile, the plain reference, the fault campaign."""
+"""For developers: speed, the plain reference, faults, faces in photographs, other networks."""
 
 from runtime.startup import prepare
 

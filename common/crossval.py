@@ -36,7 +36,7 @@ def add_crossval_arguments(parser: argparse.ArgumentParser, *, mode: str) -> Non
     add("--mode", choices=["finetune", "evaluate"], default=mode,
         help="fine-tune on each fold, or test the checkpoint as it is")
     add("--fold", type=positive_int, metavar="K",
-        help="fine-tune on the K-th fold alone, as a job of its own; tools.collect merges them "
+        help="fine-tune on the K-th fold alone, as a job of its own; tools.compare merges them "
         "(default: all folds, one after the other)")
     add("--save_folds", action=argparse.BooleanOptionalAction, default=False,
         help="keep the weights of each fold as fold_K_weights.pt, which tools.predict reads")

@@ -1,10 +1,9 @@
-"""Runs survive faults, and errors end as one line; `make faults` causes more of them."""
+"""Runs survive faults, and errors end as one line; `make faults` causes the other faults."""
 
 from __future__ import annotations
 
 import argparse
 import errno
-import json
 import os
 import shlex
 import shutil
@@ -16,7 +15,7 @@ import pytest
 import torch
 from runs import run
 
-from benchmarks import campaign
+from benchmarks import faults
 from benchmarks.faults import FAULTS, Bench, killed
 from benchmarks.runs import difference
 from common import arguments, cli
@@ -28,7 +27,7 @@ from runtime.files import atomic_write
 from runtime.logs import open_log
 from utils import save_checkpoint
 
-# Of each kind of fault one; the campaign causes the others, which end alike.
+# Of each kind of fault one; the others end alike.
 HERE = ("file size limit", "folder read-only at once", "folder removed", "two in a folder",
         "second Ctrl-C", "memory of the machine", "memory in time")  # fmt: skip
 
@@ -68,23 +67,19 @@ def test_difference_of_runs_is_found(bench):
     assert "weights.pt missing" in difference(copy, whole)
 
 
-def test_campaign_counts_and_its_status_tells(tmp_path, capsys, monkeypatch):
+def test_table_of_faults_and_exit_status(capsys, monkeypatch):
     def not_held(*_):
         raise AssertionError("why")
 
     cases = {"held": lambda *_: None, "not held": not_held, "failed": lambda *_: 1 / 0}
-    monkeypatch.setattr(campaign, "FAULTS", cases)
-    out = tmp_path / "f.json"
-    words = f"--kills 0 --examples 0 --only train --out {out}".split()
-    assert cli.run_script(campaign.main, campaign.build_parser(), words) == 2
+    monkeypatch.setattr(faults, "FAULTS", cases)
+    words = ["--kills", "0", "--only", "train"]
+    assert cli.run_script(faults.main, faults.build_parser(), words) == 2
     printed = capsys.readouterr()
-    assert "2 of 3 did not hold" in printed.err
-    assert "why" in printed.out
-    counts = json.loads(out.read_text())["counts"]
-    assert {kind: (row["held"], row["tried"]) for kind, row in counts.items()} == {
-        "train: held": (1, 1), "train: not held": (0, 1), "train: failed": (0, 1)
-    }  # fmt: skip
-    assert counts["train: failed"]["reasons"] == ["ZeroDivisionError: division by zero"]
+    assert "2 of 3 runs did not hold" in printed.err
+    assert "train: held: held" in printed.out
+    assert "train: not held: AssertionError: why" in printed.out
+    assert "train: failed: ZeroDivisionError: division by zero" in printed.out
 
 
 # --- where errors end
@@ -144,7 +139,7 @@ def test_unwritable_file_is_one_line(tmp_path, capsys):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_output_to_a_full_disk_is_one_line(bench):
-    words = [sys.executable, "-m", "tools.collect", str(bench.whole("train"))]
+    words = [sys.executable, "-m", "tools.compare", str(bench.whole("train"))]
     done = run(["sh", "-c", f"{shlex.join(words)} > /dev/full"])
     assert done.returncode == 2
     assert "the output cannot be written (No space left on device)" in done.stderr

@@ -105,7 +105,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "synthetic": synthetic,
         }
         path = publish(draft, folder, args.name, entry)
-    rows = [[f"--tta {tta}", *(each[name] for name in EVALUATED)] for tta, each in accuracy.items()]
+    rows = [[f"--tta {tta}", *(row[name] for name in EVALUATED)] for tta, row in accuracy.items()]
     print(format_table([f"{args.name}, top-1 accuracy in %", *EVALUATED], rows))
     print(f"\nwritten: {path}, {path.stat().st_size:,} bytes, and its entry in the manifest")
     return read_manifest(folder)[args.name]
@@ -130,10 +130,10 @@ def write_weights(best: Path, path: Path, dtype: torch.dtype) -> None:
 
     Raises UserError, and writes nothing, when they have more than MAX_BYTES.
     """
-    found = load_checkpoint(best, ["weights"])
+    content = load_checkpoint(best, ["weights"])
     state = {
         name: value.to(dtype) if value.is_floating_point() else value
-        for name, value in found["state_dict"].items()
+        for name, value in content["state_dict"].items()
         if not name.startswith("auxiliary_head.")
     }
     size = sum(value.numel() * value.element_size() for value in state.values())
@@ -141,8 +141,8 @@ def write_weights(best: Path, path: Path, dtype: torch.dtype) -> None:
         raise UserError(
             f"{best}: {size:,} bytes of weights, expected at most {MAX_BYTES:,}; try --dtype fp16"
         )
-    description = {**found["model"], "auxiliary": False}
-    save_checkpoint(path, "weights", {**found, "model": description, "state_dict": state})
+    description = {**content["model"], "auxiliary": False}
+    save_checkpoint(path, "weights", {**content, "model": description, "state_dict": state})
 
 
 if __name__ == "__main__":

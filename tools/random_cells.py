@@ -64,7 +64,7 @@ def count_costs(genotype: Genotype, channels: int, layers: int) -> tuple[Costs, 
         network = Network(channels, len(CLASSES), layers, False, genotype).eval()
         with FlopCounterMode(display=False) as counter:
             network(torch.empty(1, 1, CROP, CROP))
-    flops = {name: sum(each.values()) for name, each in counter.get_flop_counts().items()}
+    flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
 
     def costs(name: str, module: torch.nn.Module) -> Costs:
         return np.array([sum(p.numel() for p in module.parameters()), flops.get(name, 0) // 2])
@@ -132,11 +132,11 @@ def draw_like(
     while draws < MAX_DRAWS:
         draws += 1
         genotype = Genotype(draw_cell(generator), CONCAT, draw_cell(generator), CONCAT)
-        found = {width: table.costs(genotype) for width, table in tables.items()}
-        best = min(widths, key=lambda width: abs(found[width] / target - 1.0).max())
-        if abs(found[best] / target - 1.0).max() <= TOLERANCE and genotype not in seen:
+        costs = {width: table.costs(genotype) for width, table in tables.items()}
+        best = min(widths, key=lambda width: abs(costs[width] / target - 1.0).max())
+        if abs(costs[best] / target - 1.0).max() <= TOLERANCE and genotype not in seen:
             seen.add(genotype)
-            yield genotype, best, found[best]
+            yield genotype, best, costs[best]
             draws = 0
     raise UserError(
         f"--like: {MAX_DRAWS} random cells in a row differ by more than {TOLERANCE:.0%} at every "
