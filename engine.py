@@ -22,13 +22,8 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from data.augment import (
-    Augmentation,
-    count_batches,
-    evaluation_batches,
-    resize,
-    training_batches,
-)
+from data.augment import Augmentation, resize
+from data.batches import count_batches, evaluation_batches, training_batches
 from data.mix import Mix, mixing
 from data.relabel import Relabelling
 from data.types import CLASSES, Split
@@ -467,7 +462,7 @@ def evaluate(
     """
     logits = []
     own = shard(len(split.images))
-    batches = evaluation_batches(split.map(lambda t: t[own.rows]), batch_size=batch_size)
+    batches = evaluation_batches(split.take(own.rows), batch_size=batch_size)
     total = count_batches(own.largest, batch_size)
     # As many rounds in every process, as all ask `run.stop` together.
     rounds = islice(chain(batches, repeat(None)), total)

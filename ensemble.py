@@ -101,7 +101,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         load_trained(path, layers=depth, **flags).classes
         for path, depth in zip(paths, layers, strict=True)
     ]
-    data = load_set(args.data, args.seed).map(lambda tensor: tensor.to(device))
+    data = load_set(args.data, args.seed).to(device)
     for path, found in zip(paths, classes, strict=True):
         require_classes(path, found, data.classes)
     splits = evaluation_splits(data.splits, args)

@@ -89,7 +89,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     fes = choose_fes(args.fes_matrix, args.protocol) if args.resume is None else None
     teacher, taught_classes = load_teacher(args, device)
     data = load_set(args.data, args.seed, without_copies=args.drop_copies)
-    data = data.map(lambda tensor: tensor.to(device))
+    data = data.to(device)
     if teacher is not None:
         require_classes(",".join(args.teacher), taught_classes, data.classes)
     if args.fes and data.classes != CLASSES:

@@ -44,7 +44,8 @@ from common.cli import run_script
 from common.search_report import describe_edges, report_search
 from common.start import resolve_device, start_run
 from common.weights import rebuild_supernet
-from data.augment import count_batches, resize, subsample, training_batches
+from data.augment import resize
+from data.batches import count_batches, subsample, training_batches
 from data.halves import alphas_batches, search_halves
 from data.sets import load_set
 from data.types import Split
@@ -337,7 +338,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         train_portion=args.train_portion,
         seed=args.seed,
     )
-    train, valid = (half.map(lambda t: t.to(device)) for half in halves)
+    train, valid = (half.to(device) for half in halves)
     epochs = args.epochs or count_epochs(args.warmup_dec_epoch, args.decision_freq)
 
     run = start_run(args, device, "search", "search", {"data": data.digest()})

@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     genotype = resolve_genotype(args.arch, args.model_path) if args.resume is None else None
     teacher, taught_classes = load_teacher(args, device)
     data = load_set(args.data, args.seed, without_copies=args.drop_copies)
-    data = data.map(lambda tensor: tensor.to(device))
+    data = data.to(device)
     if teacher is not None:
         require_classes(",".join(args.teacher), taught_classes, data.classes)
 

@@ -23,11 +23,12 @@ from unittest.mock import Mock, patch
 import torch
 
 from benchmarks.runs import Child, difference
-from data.cache import cache_path, read_cached
-from data.synthetic import draw_fer2013
-from data.synthetic_cross import draw_ck48
+from data.reading.cache import cache_path
+from data.sets import load_set
+from data.synthetic.cross import draw_ck48
+from data.synthetic.fer2013 import draw_fer2013
+from data.synthetic.writers import write_ck48, write_csv
 from data.types import SPLITS
-from data.writers import write_ck48, write_csv
 
 # Small runs that have all that a real one has: several epochs of several steps, decisions.
 _COMMON = "--device cpu --report_freq 1 --limit_batches 2 --epochs 3 --model_path {out}"
@@ -197,7 +198,7 @@ def two_at_once(cached: bool, bench: Bench, script: str) -> None:
     ends = [difference(folder, bench.whole(script)) for folder in place.iterdir()]
     assert ends == [None, None], ends
     before = cache.stat().st_mtime_ns
-    read_cached(bench.data)
+    load_set(bench.data)
     assert cache.stat().st_mtime_ns == before, "the cache was damaged"
 
 

@@ -44,12 +44,13 @@ from common import weights
 from common.crossval import FoldsFile, choose_fold
 from common.manifest import MANIFEST, digest, verify
 from common.parsing import parse
-from data import ck48, fes, images, jaffe
-from data.cache import cache_path, read_cached
+from data import ck48, fes, jaffe
 from data.folds import subject_folds
+from data.reading import images
+from data.reading.cache import cache_path, read_cached
 from data.sets import load_set
+from data.synthetic.writers import compressed
 from data.types import CLASSES, SPLITS
-from data.writers import compressed
 from engine import Run, TrainState, autocast
 from runtime.errors import UserError, reading
 from tools import collect
@@ -354,7 +355,7 @@ def _cache() -> bytes:
 
 
 def _read_cache(path: Path) -> None:
-    with patch("data.cache.fingerprint", lambda _: "of this table"):
+    with patch("data.reading.cache.fingerprint", lambda _: "of this table"):
         found = read_cached(path.with_name("fer2013.csv"))
     same = found.images[1] == pixels()
     assert (same.all(), found.labels.tolist()) == (True, [0, 1, 2]), "not as in the source"

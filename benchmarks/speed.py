@@ -43,10 +43,11 @@ from common import arguments
 from common.cli import run_script
 from common.report import format_table
 from common.start import describe_commit, resolve_device
-from data.augment import CROP, Augmentation, training_batches
+from data.augment import CROP, Augmentation
+from data.batches import training_batches
 from data.fes import TRAINING_FES
 from data.relabel import relabel
-from data.synthetic import draw_fer2013
+from data.synthetic.fer2013 import draw_fer2013
 from data.types import CLASSES, Split
 from engine import (
     DropPath,
@@ -214,7 +215,7 @@ def evaluation_step(setup: Setup) -> Step:
     network = _network(args, False, Auto_FERNet).to(setup.device)
     images = torch.randint(0, 256, (args.batch_size, 1, 48, 48), dtype=torch.uint8)
     labels = torch.zeros(args.batch_size, dtype=torch.int64)
-    split = Split(images, labels).map(lambda tensor: tensor.to(setup.device))
+    split = Split(images, labels).to(setup.device)
     if setup.variant == "plain":
         plain = PlainNetwork(network).eval()
         return Step(torch.no_grad()(lambda: plain(split.images.float() / 255)), args.batch_size)
@@ -237,7 +238,7 @@ def data_step(setup: Setup) -> Step:
             Image.fromarray(image).save(stream, "JPEG", quality=92)
             jpegs.append(stream.getvalue())
         return Step(lambda: [x.to(setup.device) for x in pil_batches(jpegs, size)][-1], count)
-    split = drawn.map(lambda tensor: tensor.to(setup.device))
+    split = drawn.to(setup.device)
     drawing: dict[str, Any] = {"augmentation": AUGMENTATION, "seed": 0, "epoch": 0}
     return Step(lambda: list(training_batches(split, batch_size=size, **drawing))[-1], count)
 

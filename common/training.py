@@ -10,7 +10,7 @@ from typing import Any
 
 from common.plots import draw_curves
 from common.report import format_table, report_split, row_without_copies, write_summary
-from data.augment import subsample
+from data.batches import subsample
 from data.types import Split
 from engine import Run, TrainState, best_epoch, evaluate_splits, first_epoch_reaching, image_limit
 from runtime.errors import reading

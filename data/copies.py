@@ -28,7 +28,7 @@ def drop_copies(splits: dict[str, Split]) -> dict[str, Split]:
         name: replace(split, copies=torch.zeros(len(split.images), dtype=torch.bool))
         for name, split in tests.items()
     }
-    return {"Training": splits["Training"].map(lambda tensor: tensor[kept]), **none}
+    return {"Training": splits["Training"].take(kept), **none}
 
 
 def _pixels(split: Split) -> set[bytes]:

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from auto_fernet.pictures import FRAME, Box, check_size, frame
-from data.layouts import class_of
-from data.sources import Entry, Item, Sets, Sought, class_folders, find_source, open_source
-from data.synthetic_cross import draw_jaffe
-from data.types import CLASSES, JAFFE_CODES, Faces, Row, gather
+from data.reading.layouts import class_of
+from data.reading.sources import Entry, Item, SetKind, Sets, class_folders, open_source
+from data.synthetic.cross import draw_jaffe
+from data.types import CLASSES, JAFFE_CODES, Faces, Sample, stack_faces
 from runtime.errors import UserError
 
 # Images per class, in the order of CLASSES.
@@ -47,11 +47,10 @@ def load_jaffe(path: str | Path, crop: Box | None = BOX) -> Faces:
         drawn = draw_jaffe()
         pictures = (Image.fromarray(pixels[0]) for pixels in drawn.images.numpy())
         named = zip(drawn.names, map(_parse, drawn.names), pictures, strict=True)
-        return gather([_row(file, name, frame(p, crop)) for file, name, p in named if name])
-    with open_source(find_source(path, SOUGHT)) as source:
-        items = source.choose(SOUGHT)
+        return stack_faces([_sample(file, name, frame(p, crop)) for file, name, p in named if name])
+    with open_source(path, Jaffe()) as source:
         # Names first: a folder of something else is refused before anything is decoded.
-        names = {item.entry.path: _name(item) for item in items}
+        names = {item.entry.path: _name(item) for item in source.items}
         framed: list[tuple[int, int]] = []
 
         def box_of(item: Item, image: Image.Image) -> Box | None:
@@ -65,55 +64,55 @@ def load_jaffe(path: str | Path, crop: Box | None = BOX) -> Faces:
             framed.append(image.size)
             return crop
 
-        rows = [
-            _row(item.entry.name, names[item.entry.path], image, item.name)
-            for item, image in source.read(items, box_of)
+        samples = [
+            _sample(item.entry.name, names[item.entry.path], image, item.name)
+            for item, image in source.read(box_of)
         ]
         if not framed and crop not in (BOX, None):
             raise UserError(
                 f"--crop {','.join(map(str, crop or ()))}: {source.path} holds cropped images, "
                 "expected frames, as these are taken whole"
             )
-        if crop and len(framed) < len(items):
+        if crop and len(framed) < len(samples):
             source.say(
-                f"{len(items) - len(framed)} images are cropped already and taken whole: below "
+                f"{len(samples) - len(framed)} images are cropped already and taken whole: below "
                 f"{SMALLEST}x{SMALLEST}, or in class folders and no frames of {FRAME}x{FRAME}"
             )
         if others := sorted({size for size, _ in framed} - {FRAME}):
             source.say(f"images of {others[0]}x{others[0]} are cropped as whole frames")
-        source.say_left_out(items)
-    return source.log_faces(gather(rows), CLASSES, COUNTS, "JAFFE")
+        source.say_left_out()
+    return source.log_faces(stack_faces(samples), CLASSES, COUNTS, "JAFFE")
 
 
-def _sets(entries: list[Entry]) -> Sets:
-    """The images named as JAFFE's, or in a folder of its name, by the folder of the set."""
-    found = {}
-    for root, items in class_folders(entries).items():
-        named = not root or root.rpartition("/")[2].lower().startswith("jaffe")
-        if any(class_of(i.name) in CLASSES and (named or _parse(i.entry.name)) for i in items):
-            found[root] = items
-    flat = defaultdict(list)
-    for entry in filter(Entry.is_image, entries):
-        folder = entry.path.rpartition("/")[0]
-        last = folder.rpartition("/")[2].lower()
-        named = not last or last.startswith("jaffe") or _parse(entry.name) is not None
-        if named and not class_of(last):
-            flat[folder].append(Item(entry, None, FLAT))
-    # Pictures beside a set are none of it.
-    if len(flat) + len(found) > 1 and not any(_parse(i.entry.name) for i in flat.get("", [])):
-        flat.pop("", None)
-    return {**found, **flat}
+class Jaffe(SetKind):
+    """JAFFE: images named as its own, or in a folder of its name, flat or in class folders."""
 
+    names = ("jaffe", "jaffedbase")
+    start = "jaffe"
+    missing = (
+        f"no JAFFE there; expected a folder jaffe*, or an archive, with images such as {EXAMPLE}, "
+        f"or with cropped images in folders named {', '.join(CLASSES)}: get it from Zenodo "
+        '("The Japanese Female Facial Expression (JAFFE) Dataset"), put it into data/ or name its '
+        "path with --data; --data synthetic needs no download"
+    )
 
-SOUGHT = Sought(
-    _sets,
-    ("jaffe", "jaffedbase"),
-    "jaffe",
-    f"no JAFFE there; expected a folder jaffe*, or an archive, with images such as {EXAMPLE}, or "
-    f"with cropped images in folders named {', '.join(CLASSES)}: get it from Zenodo "
-    '("The Japanese Female Facial Expression (JAFFE) Dataset"), put it into data/ or name its path '
-    "with --data; --data synthetic needs no download",
-)
+    def sets(self, entries: list[Entry]) -> Sets:
+        sets = {}
+        for root, items in class_folders(entries).items():
+            named = not root or root.rpartition("/")[2].lower().startswith("jaffe")
+            if any(class_of(i.name) in CLASSES and (named or _parse(i.entry.name)) for i in items):
+                sets[root] = items
+        flat = defaultdict(list)
+        for entry in filter(Entry.is_image, entries):
+            folder = entry.path.rpartition("/")[0]
+            last = folder.rpartition("/")[2].lower()
+            named = not last or last.startswith("jaffe") or _parse(entry.name) is not None
+            if named and not class_of(last):
+                flat[folder].append(Item(entry, None, FLAT))
+        # Pictures beside a set are none of it.
+        if len(flat) + len(sets) > 1 and not any(_parse(i.entry.name) for i in flat.get("", [])):
+            flat.pop("", None)
+        return {**sets, **flat}
 
 
 def _name(item: Item) -> Name:
@@ -146,8 +145,8 @@ def _parse(file: str) -> Name | None:
     return Name(parts[1], JAFFE_CODES.index(parts[2])) if parts else None
 
 
-def _row(file: str, name: Name, image: np.ndarray, folder: str = "") -> Row:
+def _sample(file: str, name: Name, image: np.ndarray, folder: str = "") -> Sample:
     # Of an unknown subject each image is a sequence of its own. The same name may be in several
     # folders.
     sequence = f"{name.subject}.{JAFFE_CODES[name.label]}" if name.subject else f"{folder}/{file}"
-    return Row(name.label, file, name.subject, sequence, image)
+    return Sample(name.label, file, name.subject, sequence, image)

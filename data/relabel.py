@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from data.augment import Augmentation, training_batches
+from data.augment import Augmentation
+from data.batches import training_batches
 from data.types import CLASSES, Split
 from runtime.processes import all_reduce_sum, rank, shard
 

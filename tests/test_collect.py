@@ -10,7 +10,7 @@ from runs import weights
 
 import test_CK48
 from common import cli
-from data import synthetic_cross, writers
+from data.synthetic import cross, writers
 from runtime.errors import UserError
 from tools import collect
 from utils import load_checkpoint, save_checkpoint
@@ -103,7 +103,7 @@ def test_invalid_summary_is_one_line(text, tmp_path, capsys):
 
 
 def test_folds_as_jobs_match_whole_run(tmp_path, capsys):
-    ck48 = synthetic_cross.draw_ck48(subjects=12, sequences=24)
+    ck48 = cross.draw_ck48(subjects=12, sequences=24)
     writers.write_ck48(ck48, tmp_path / "CK+48")
     weights(tmp_path / "w.pt")
     flags = ["--data", str(tmp_path), "--checkpoint", str(tmp_path / "w"), "--folds", "2",

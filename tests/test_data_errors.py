@@ -13,6 +13,7 @@ from fer2013_files import (
     assert_same,
     folder_images,
     image_bytes,
+    read_set,
     refused,
     small_set,
     table_rows,
@@ -22,8 +23,7 @@ from fer2013_files import (
     write_form,
 )
 
-from data.cache import cache_path
-from data.readers import read_set
+from data.reading.cache import cache_path
 from data.sets import load_set
 
 SMALL = small_set(each=1)
@@ -77,7 +77,7 @@ def test_bad_row_is_named_by_line(tmp_path, field, value, found):
 
 
 def test_lines_are_counted_across_parts_and_blank_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.bounded.ROWS_AT_ONCE", 4)
+    monkeypatch.setattr("data.reading.tables.ROWS_AT_ONCE", 4)
     lines = table_text(table_rows(SMALL)).splitlines()
     lines[9] = ""
     lines[17] = f"8,{PIXELS},Training"
@@ -117,7 +117,7 @@ def test_limits_of_a_table(tmp_path, monkeypatch):
     assert f"{path}: ValueError: 1073741825 bytes, at most 1073741824" in refusal(path)
     path.write_text("emotion,pixels,Usage\n" + "\n" * 300_000)
     assert "more than 200000 lines" in refusal(path)
-    monkeypatch.setattr("data.readers.MAX_TABLE_BYTES", 1000)
+    monkeypatch.setattr("data.reading.tables.MAX_TABLE_BYTES", 1000)
     path = write_archive(tmp_path / "fer2013.zip", {"fer2013.csv": bytes(1001)})
     assert f"{path}, member fer2013.csv: ValueError: 1001 bytes" in refusal(path)
 
@@ -235,7 +235,8 @@ def test_damaged_headers_of_a_zip(tmp_path):
 def test_named_file_is_no_archive(tmp_path):
     (tmp_path / "fer2013.rar").write_bytes(b"Rar!")
     text = refusal(tmp_path / "fer2013.rar")
-    assert text.startswith(f"{tmp_path}/fer2013.rar: no archive (zip or tar) and no table; ")
+    assert text.startswith(f"{tmp_path}/fer2013.rar: no FER2013 there")
+    assert "a zip or tar archive" in text
 
 
 @pytest.mark.parametrize("form", ["folder", ".zip", ".tar"])

@@ -19,7 +19,7 @@ from fer2013_files import (
 from PIL import Image
 from runs import ROOT
 
-from data.layouts import CLASSES_8, class_of, split_of
+from data.reading.layouts import CLASSES_8, class_of, split_of
 from data.relabel import Relabelling
 from data.sets import load_set
 from data.types import CLASSES, SPLITS, Split

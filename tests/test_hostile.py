@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from runs import weights
 
-import data.bounded
+import data.reading.bounded
+import data.reading.tables
 from auto_fernet.pictures import centre_face, open_picture
 from benchmarks.faults import Bench
 from benchmarks.hostile import (
@@ -41,7 +42,7 @@ from benchmarks.hostile import (
 )
 from common.weights import load_trained, rebuild_network
 from data.fes import load_votes
-from data.images import decode_image
+from data.reading.images import decode_image
 from data.sets import load_set
 from runtime.errors import UserError
 from utils import load_checkpoint, save_checkpoint

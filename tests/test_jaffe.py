@@ -13,9 +13,9 @@ from PIL import Image
 import test_JAFFE
 from data.folds import leave_one_subject_out
 from data.jaffe import BOX, COUNTS, load_jaffe
-from data.synthetic_cross import draw_jaffe
+from data.synthetic.cross import draw_jaffe
+from data.synthetic.writers import write_jaffe
 from data.types import CLASSES
-from data.writers import write_jaffe
 
 
 @pytest.fixture(scope="module")

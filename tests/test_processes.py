@@ -18,7 +18,8 @@ from runs import LIMIT, raise_after, read, run, stop_when, weights
 import train_FER2013
 from benchmarks.runs import Child
 from data import relabel
-from data.augment import Augmentation, training_batches
+from data.augment import Augmentation
+from data.batches import training_batches
 from data.types import Split
 from runtime.errors import UserError
 from runtime.processes import (

@@ -19,7 +19,8 @@ from architect import decide, frozen, score_cells
 from benchmarks.runs import Child
 from common.parsing import parse
 from data import augment
-from data.augment import Augmentation, training_batches
+from data.augment import Augmentation
+from data.batches import training_batches
 from data.halves import alphas_batches
 from data.types import Split
 from engine import Run, autocast, cosine

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import nn
 
 from data.sets import load_set
-from data.synthetic import (
+from data.synthetic.cross import draw_ck48, draw_jaffe
+from data.synthetic.fer2013 import (
     CLASS_COLUMNS,
     DEFAULT_COUNTS,
     SHARES,
@@ -25,9 +26,7 @@ from data.synthetic import (
     draw_records,
     draw_votes,
 )
-from data.synthetic_cross import draw_ck48, draw_jaffe
-from data.types import CK_CLASSES, CLASSES, SPLITS, Split
-from data.writers import (
+from data.synthetic.writers import (
     PALETTE_EVERY,
     write_archive,
     write_ck48,
@@ -36,6 +35,7 @@ from data.writers import (
     write_jaffe,
     write_votes,
 )
+from data.types import CK_CLASSES, CLASSES, SPLITS, Split
 from tools.synthetic import FORMS, build_parser, main
 
 SMALL = {"Training": 60, "PublicTest": 21, "PrivateTest": 14}

@@ -25,7 +25,7 @@ from scipy.stats import t as student
 from common import cli
 from common.arguments import new_parser
 from common.report import format_table
-from data.bounded import read_json
+from data.reading.bounded import read_json
 from runtime.errors import UserError, reading
 from runtime.files import write_text
 from utils import load_checkpoint

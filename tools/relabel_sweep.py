@@ -28,7 +28,7 @@ from common.plots import INK, QUIET, new_figure, save_figure
 from common.plots import SPLITS as COLOURS
 from common.report import format_table
 from common.weights import find_weights
-from data.bounded import read_json
+from data.reading.bounded import read_json
 from data.types import SPLITS
 from runtime.errors import UserError, reading
 from runtime.files import write_rows, write_text

@@ -6,14 +6,13 @@ import hashlib
 import io
 import logging
 import os
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from data.readers import Arrays, read_set
-from data.sources import is_archive, open_source, time_mark
-from data.types import SIDE, SPLITS
+from data.reading.sources import Source, time_mark
+from data.types import SIDE, Arrays
 from runtime.errors import UserError
 from runtime.files import atomic_write
 from runtime.logs import LOGGER_NAME
@@ -29,30 +28,28 @@ def cache_path(source: Path) -> Path:
     return source.with_name(source.name + ".cache.npz")
 
 
-def read_cached(source: Path) -> Arrays:
-    """Read the set at `source` from its cache, or from the source, writing the cache.
+def read_cached(source: Source, read: Callable[[Source], Arrays]) -> Arrays:
+    """The arrays of a set from its cache, or by `read`, writing the cache.
 
     A cache that is missing, unreadable or of another state of the source is rebuilt. If it cannot
     be written, that is only logged. The first of several processes reads before the others, which
-    then find the cache. Raises UserError as `data.readers.read_set` does.
+    then find the cache.
     """
     with rank_zero_first():
-        return _read_cached(source)
+        return _read_cached(source, read)
 
 
-def _read_cached(source: Path) -> Arrays:
+def _read_cached(source: Source, read: Callable[[Source], Arrays]) -> Arrays:
     log = logging.getLogger(LOGGER_NAME).info
-    path = cache_path(source)
+    path = cache_path(source.path)
     # Before reading: if the source changes meanwhile, the cache will not match at the next start.
     mark = fingerprint(source)
     if path.exists():
         try:
             return _load(path, mark)
-        except MemoryError:
-            raise
         except Exception as error:  # numpy and zipfile raise many kinds for broken files
             log(f"{path}: rebuilt ({' '.join(str(error).split()) or type(error).__name__})")
-    arrays = read_set(source)
+    arrays = read(source)
     try:
         content = io.BytesIO()  # zipfile complains of an archive that a full disk has left open
         np.savez(content, fingerprint=mark, **arrays._asdict())
@@ -63,33 +60,23 @@ def _read_cached(source: Path) -> Arrays:
     return arrays
 
 
-def fingerprint(source: Path) -> str:
+def fingerprint(source: Source) -> str:
     """A text that changes with the sizes and times of the files of the source."""
-    if source.is_file() and is_archive(source):
-        return f"{FORMAT} file {source.stat().st_size} {time_mark(source.stat())}"
-    with open_source(source) as opened:
-        used = (entry for entry in opened.entries if entry.is_image() or entry.is_table())
-        lines = (f"{entry.path}\0{entry.size}\0{entry.time}\n" for entry in used)
-        digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+    if source.archive:
+        status = source.path.stat()
+        return f"{FORMAT} file {status.st_size} {time_mark(status)}"
+    used = (entry for entry in source.entries if entry.is_image() or entry.is_table())
+    lines = (f"{entry.path}\0{entry.size}\0{entry.time}\n" for entry in used)
+    digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
     return f"{FORMAT} files {digest}"
 
 
 def _load(path: Path, mark: str) -> Arrays:
-    with zipfile.ZipFile(path) as archive:
-        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-            raise ValueError("compressed")  # the unpacked size would be unlimited
-    with np.load(path, allow_pickle=False) as file:
+    with np.load(path, allow_pickle=False) as file:  # zipfile compares the check sums
         if str(file["fingerprint"]) != mark:
             raise ValueError("the source has changed")
         arrays = Arrays(*(file[name] for name in Arrays._fields))
-    count, classes = len(arrays.images), len(arrays.classes)
-    shapes = [(array.dtype, array.shape) for array in arrays[:3]]
-    expected = [(np.uint8, (count, SIDE, SIDE)), (np.uint8, (count,)), (np.uint8, (count,))]
-    if (
-        shapes != expected
-        or any(array.dtype.kind != "U" or array.ndim != 1 for array in arrays[3:])
-        or arrays.labels.max() >= classes
-        or arrays.usage.max() >= len(SPLITS)
-    ):
+    count = len(arrays.labels)
+    if arrays.images.shape != (count, SIDE, SIDE) or arrays.usage.shape != (count,):
         raise ValueError("not the arrays of a set")
     return arrays

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from data.bounded import quoted
+from data.reading.bounded import quoted
 from data.types import CLASSES, JAFFE_CODES, SPLITS
 from runtime.errors import UserError
 
@@ -59,8 +59,8 @@ def plain(name: str) -> str:
 @lru_cache(4096)
 def split_of(name: str) -> str | None:
     """The split that the name of a folder, a table or a value of Usage says."""
-    found = _SPLIT.fullmatch(plain(name))
-    return SPLITS[(found.lastindex or 1) - 1] if found else None
+    match = _SPLIT.fullmatch(plain(name))
+    return SPLITS[(match.lastindex or 1) - 1] if match else None
 
 
 @lru_cache(4096)
@@ -72,8 +72,8 @@ def class_of(name: str) -> str | None:
 @lru_cache(4096)
 def number_of(name: str) -> int | None:
     """The number of a class folder, e.g. "3", "class003"."""
-    found = re.fullmatch("(?:class|label|emotion)?([0-9]{1,3})", plain(name))
-    return int(found[1]) if found else None
+    match = re.fullmatch("(?:class|label|emotion)?([0-9]{1,3})", plain(name))
+    return int(match[1]) if match else None
 
 
 def place_of(path: str) -> Place | None:
@@ -83,22 +83,17 @@ def place_of(path: str) -> Place | None:
     first, then the nearest folder above the class folder.
     """
     *folders, file = path.split("/")
-    first, found, _ = file.partition("_")
-    named = first if found and first in SPLITS else None
-    within = None  # the split where its folder is inside the class folder
-    if len(folders) > 1 and split_of(folders[-1]) and class_of(folders[-2]):
-        within = split_of(folders.pop())
     if not folders or split_of(folders[-1]):
         return None
     *above, name = folders
-    splits = [split_of(folder) for folder in above]
-    at = next((i for i in reversed(range(len(splits))) if splits[i]), None)
+    first, underscore, _ = file.partition("_")
+    split = first if underscore and first in SPLITS else None
+    at = next((i for i in reversed(range(len(above))) if split_of(above[i])), None)
     if at is not None:
-        named = named or splits[at]
-        while at > 0 and splits[at - 1]:  # train/train/<class>, as some archives unpack
+        split = split or split_of(above[at])
+        while at > 0 and split_of(above[at - 1]):  # train/train/<class>, as some archives unpack
             at -= 1
-        above = above[:at]
-    return Place("/".join(above), named or within, name)
+    return Place("/".join(above[:at]), split, name)
 
 
 def are_evident(names: Iterable[str]) -> bool:
@@ -119,11 +114,10 @@ def resolve_classes(
     """
     names = sorted(set(names), key=lambda n: (number_of(n) is None, number_of(n) or 0, n))
     who, known = _numbered(names, [plain(hint) for hint in hints], table)
-    known = known or {name: meant for name in names if (meant := class_of(name))}
+    known = known or {name: known_as for name in names if (known_as := class_of(name))}
     if len(known) == len(names):
-        found = set(known.values()) | set(CLASSES if who == "FER2013" else ())
-        fitting = (each for each in (CLASSES, CLASSES_8) if set(each) == found)
-        classes = next(fitting, tuple(sorted(found)))
+        meant = set(known.values()) | set(CLASSES if who == "FER2013" else ())
+        classes = next((order for order in (CLASSES, CLASSES_8) if set(order) == meant), tuple(sorted(meant)))
         index = {name: classes.index(known[name]) for name in names}
     else:
         own = {plain(name) or name: name for name in reversed(names)}
@@ -136,7 +130,7 @@ def resolve_classes(
     if who and not (table and classes == CLASSES):
         pairs = ", ".join(f"{name} {known[name]}" for name in names)
         said = f"classes numbered in {who}'s order: {pairs}"
-    alike = {each: [n for n in names if index[n] == i] for i, each in enumerate(classes)}
+    alike = {name: [n for n in names if index[n] == i] for i, name in enumerate(classes)}
     merged = [" and ".join(n) + f" are {c}" for c, n in alike.items() if len({*map(plain, n)}) > 1]
     said = "; ".join([said] * bool(said) + merged)
     return classes, index, said
@@ -170,7 +164,7 @@ def _numbered(names: list[str], hints: list[str], table: bool) -> tuple[str, dic
     return who, {name: ORDERS[who][number - first] for name, number in of.items()}
 
 
-def rank(place: str, form: int, exact: Sequence[str], start: str) -> tuple:
+def preference_key(place: str, form: int, exact: Sequence[str], start: str) -> tuple:
     """The key that sorts sets found below one folder by preference, the first to be taken.
 
     `place` is the path of the set, "" for the folder itself; `form` 0 for a table, 1 for an
@@ -185,9 +179,9 @@ def rank(place: str, form: int, exact: Sequence[str], start: str) -> tuple:
     return (match, any(map(_COPY.search, parts)), form, len(parts), place)
 
 
-def describe_choice(ranks: Sequence[tuple]) -> str:
-    """A phrase that says which of several sets was taken, and why."""
-    taken, second = ranks[:2]
+def describe_choice(keys: Sequence[tuple]) -> str:
+    """A phrase that says which of several sets was taken, the first of the keys, and why."""
+    taken, second = keys[:2]
     why = next(why for why, a, b in zip(_WHY, taken, second, strict=True) if a != b)
-    others = ", ".join(rank[-1] or "." for rank in ranks[1:4]) + (", ..." if ranks[4:] else "")
+    others = ", ".join(key[-1] or "." for key in keys[1:4]) + (", ..." if keys[4:] else "")
     return f"holds several sets; {taken[-1] or '.'} is read ({why}), not {others}"

@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from data.synthetic import VOTE_COLUMNS
-from data.synthetic_cross import CrossSet
+from data.synthetic.fer2013 import VOTE_COLUMNS
+from data.synthetic.cross import CrossSet
 from data.types import CK_CLASSES, CLASSES, SPLITS, Split
 from runtime.errors import UserError
 from runtime.files import atomic_write, write_text

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data.synthetic import class_labels, express, random_stream
-from data.synthetic_faces import ACTIONS, CONDITIONS, TRAITS, Face, draw_ranges, render
+from data.synthetic.fer2013 import class_labels, express, random_stream
+from data.synthetic.faces import ACTIONS, CONDITIONS, TRAITS, Face, draw_ranges, render
 from data.types import CLASSES, JAFFE_CODES
 
 # CK+'s sequences of each class.
