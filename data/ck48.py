@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
-
 from data.reading.layouts import class_of
 from data.reading.sources import Entry, SetKind, Sets, Source, class_folders, open_source
 from data.synthetic.cross import draw_ck48
-from data.types import CK_CLASSES, Faces, Sample, stack_faces
+from data.types import CK_CLASSES, Faces, stack_faces
 from runtime.errors import UserError
 
 # Images per class, in the order of CK_CLASSES, which is not that of the folders.
@@ -31,16 +29,19 @@ def load_ck48(path: str | Path) -> Faces:
     """
     if str(path) == "synthetic":
         drawn = draw_ck48()
-        parts = zip(drawn.labels.tolist(), drawn.names, drawn.images.numpy(), strict=True)
-        return stack_faces([_sample(name, label, image[0]) for label, name, image in parts])
+        images = list(drawn.images[:, 0].numpy())
+        return stack_faces(
+            images, drawn.labels.tolist(), drawn.names, drawn.subjects, drawn.sequences
+        )
     with open_source(path, CK48()) as source:
-        _check(source)
-        samples = [
-            _sample(item.entry.name, _LABELS[class_of(item.name)], image)
-            for item, image in source.read()
-        ]
+        labels = _labels(source)
+        images = [image for _, image in source.read()]
         source.say_left_out()
-    return source.log_faces(stack_faces(samples), CK_CLASSES, COUNTS, "CK+48")
+    names = [item.entry.name for item in source.items]
+    faces = stack_faces(
+        images, labels, names, [name[:4] for name in names], [name[:8] for name in names]
+    )
+    return source.log_faces(faces, CK_CLASSES, COUNTS, "CK+48")
 
 
 class CK48(SetKind):
@@ -65,29 +66,26 @@ class CK48(SetKind):
         return sets
 
 
-def _check(source: Source) -> None:
-    """Raise UserError for names and classes other than the set's, before anything is decoded."""
+def _labels(source: Source) -> list[int]:
+    """The labels of the images; UserError for names and classes other than the set's."""
     known: dict[str, int] = {}
-    for entry, _, name in source.items:
-        if not FILE.fullmatch(entry.name):
+    labels = [_LABELS[class_of(item.name)] for item in source.items]
+    for item, label in zip(source.items, labels, strict=True):
+        name = item.entry.name
+        if not FILE.fullmatch(name):
             raise UserError(
-                f"{entry.where}: file name {entry.name!r}, expected one such as {EXAMPLE} "
+                f"{item.entry.where}: file name {name!r}, expected one such as {EXAMPLE} "
                 "(subject, sequence, frame)"
             )
-        label = _LABELS[class_of(name)]
-        if (other := known.setdefault(entry.name, label)) != label:
+        if (other := known.setdefault(name, label)) != label:
             raise UserError(
-                f"{source.path}: {entry.name} in the folders {CK_CLASSES[other]} and "
+                f"{source.path}: {name} in the folders {CK_CLASSES[other]} and "
                 f"{CK_CLASSES[label]}, expected an image in one"
             )
     for label, name in enumerate(CK_CLASSES):
-        if label not in known.values():
+        if label not in labels:
             raise UserError(
                 f"{source.path}: no image in a class folder {name}; expected some such as "
                 f"{EXAMPLE} in each of {', '.join(CK_CLASSES)}"
             )
-
-
-def _sample(name: str, label: int, image: np.ndarray) -> Sample:
-    subject, number, _ = name.split("_")
-    return Sample(label, name, subject, f"{subject}_{number}", image)
+    return labels

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from auto_fernet.pictures import FRAME, Box, check_size, frame
 from data.reading.layouts import class_of
 from data.reading.sources import Entry, Item, SetKind, Sets, class_folders, open_source
 from data.synthetic.cross import draw_jaffe
-from data.types import CLASSES, JAFFE_CODES, Faces, Sample, stack_faces
+from data.types import CLASSES, JAFFE_CODES, Faces, stack_faces
 from runtime.errors import UserError
 
 # Images per class, in the order of CLASSES.
@@ -26,13 +24,6 @@ FLAT = "."  # the class folder of images in none
 SMALLEST = 200  # pixels a side of a frame; smaller images are cropped already
 
 
-class Name(NamedTuple):
-    """The parts of a file name: `KA`, label 0."""
-
-    subject: str
-    label: int
-
-
 def load_jaffe(path: str | Path, crop: Box | None = BOX) -> Faces:
     """Load JAFFE from the value of `--data`: the set itself, a folder with it, or "synthetic".
 
@@ -40,48 +31,47 @@ def load_jaffe(path: str | Path, crop: Box | None = BOX) -> Faces:
     frame that is resized to 48x48, in pixels of a 256x256 frame and scaled for other sizes, or None
     for the whole frame. Images below SMALLEST, and others than frames in class folders, are cropped
     already and taken whole. A sequence, the takes of one person's expression, is `KA.AN`. What was
-    decided, and counts other than COUNTS, are logged. Raises UserError when no set is found, it is
-    malformed, or the box is other than BOX and no image is a frame.
+    decided, and counts other than COUNTS, are logged. Raises UserError when no set is found or it
+    is malformed.
     """
     if str(path) == "synthetic":
         drawn = draw_jaffe()
-        pictures = (Image.fromarray(pixels[0]) for pixels in drawn.images.numpy())
-        named = zip(drawn.names, map(_parse, drawn.names), pictures, strict=True)
-        return stack_faces([_sample(file, name, frame(p, crop)) for file, name, p in named if name])
+        images = [frame(Image.fromarray(pixels), crop) for pixels in drawn.images[:, 0].numpy()]
+        return stack_faces(
+            images, drawn.labels.tolist(), drawn.names, drawn.subjects, drawn.sequences
+        )
     with open_source(path, Jaffe()) as source:
         # Names first: a folder of something else is refused before anything is decoded.
-        names = {item.entry.path: _name(item) for item in source.items}
-        framed: list[tuple[int, int]] = []
+        people = {item.entry.path: _subject_and_label(item) for item in source.items}
+        framed = []
 
         def box_of(item: Item, image: Image.Image) -> Box | None:
             if item.name == FLAT:
                 whole = min(image.size) >= SMALLEST
             else:
-                whole = image.size == (FRAME, FRAME) and names[item.entry.path].subject != ""
+                whole = image.size == (FRAME, FRAME) and people[item.entry.path][0] != ""
             if not whole or not crop:
                 return None
             check_size(image, image.width == image.height, ", not square")
-            framed.append(image.size)
+            framed.append(item)
             return crop
 
-        samples = [
-            _sample(item.entry.name, names[item.entry.path], image, item.name)
-            for item, image in source.read(box_of)
-        ]
-        if not framed and crop not in (BOX, None):
-            raise UserError(
-                f"--crop {','.join(map(str, crop or ()))}: {source.path} holds cropped images, "
-                "expected frames, as these are taken whole"
-            )
-        if crop and len(framed) < len(samples):
+        images = [image for _, image in source.read(box_of)]
+        if crop and len(framed) < len(images):
             source.say(
-                f"{len(samples) - len(framed)} images are cropped already and taken whole: below "
+                f"{len(images) - len(framed)} images are cropped already and taken whole: below "
                 f"{SMALLEST}x{SMALLEST}, or in class folders and no frames of {FRAME}x{FRAME}"
             )
-        if others := sorted({size for size, _ in framed} - {FRAME}):
-            source.say(f"images of {others[0]}x{others[0]} are cropped as whole frames")
         source.say_left_out()
-    return source.log_faces(stack_faces(samples), CLASSES, COUNTS, "JAFFE")
+    names = [item.entry.name for item in source.items]
+    subjects, labels = map(list, zip(*(people[i.entry.path] for i in source.items), strict=True))
+    # Of an unknown subject each image is a sequence of its own; a name may be in several folders.
+    sequences = [
+        f"{subject}.{JAFFE_CODES[label]}" if subject else f"{item.name}/{item.entry.name}"
+        for item, subject, label in zip(source.items, subjects, labels, strict=True)
+    ]
+    faces = stack_faces(images, labels, names, subjects, sequences)
+    return source.log_faces(faces, CLASSES, COUNTS, "JAFFE")
 
 
 class Jaffe(SetKind):
@@ -115,7 +105,7 @@ class Jaffe(SetKind):
         return {**sets, **flat}
 
 
-def _name(item: Item) -> Name:
+def _subject_and_label(item: Item) -> tuple[str, int]:
     """What the names of an image and its class folder say; the subject is "" if unknown."""
     entry, folder = item.entry, class_of(item.name)
     parsed = _parse(entry.name)
@@ -129,24 +119,18 @@ def _name(item: Item) -> Name:
     if folder not in CLASSES:
         expected = ", ".join(CLASSES)
         raise UserError(f"{entry.where}: class folder {item.name!r}, expected one of {expected}")
-    name = parsed or Name("", CLASSES.index(folder))
-    if CLASSES[name.label] != folder:
+    subject, label = parsed or ("", CLASSES.index(folder))
+    if CLASSES[label] != folder:
         raise UserError(
-            f"{entry.where}: expression {JAFFE_CODES[name.label]} in the folder {item.name}, "
+            f"{entry.where}: expression {JAFFE_CODES[label]} in the folder {item.name}, "
             "expected both alike"
         )
-    return name
+    return subject, label
 
 
-def _parse(file: str) -> Name | None:
+def _parse(file: str) -> tuple[str, int] | None:
+    """The subject and label of a file name: `KA` and 0 of `KA.AN1.39.tiff`."""
     parts = re.fullmatch(
         rf"([A-Z]{{2}})[._-]({'|'.join(JAFFE_CODES)})[0-9][._-][0-9]+\s*\.[A-Z]+", file.upper()
     )
-    return Name(parts[1], JAFFE_CODES.index(parts[2])) if parts else None
-
-
-def _sample(file: str, name: Name, image: np.ndarray, folder: str = "") -> Sample:
-    # Of an unknown subject each image is a sequence of its own. The same name may be in several
-    # folders.
-    sequence = f"{name.subject}.{JAFFE_CODES[name.label]}" if name.subject else f"{folder}/{file}"
-    return Sample(name.label, file, name.subject, sequence, image)
+    return (parts[1], JAFFE_CODES.index(parts[2])) if parts else None

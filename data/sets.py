@@ -16,7 +16,7 @@ import torch
 
 from data.copies import drop_copies, mark_copies
 from data.reading.cache import read_cached
-from data.reading.layouts import are_evident, plain, resolve_classes, split_of
+from data.reading.layouts import plain, resolve_classes, split_of
 from data.reading.sources import (
     Entry,
     Item,
@@ -26,7 +26,7 @@ from data.reading.sources import (
     class_folders,
     open_source,
 )
-from data.reading.tables import listed_images, look_at, read_pixels
+from data.reading.tables import LIST, columns_of, listed_images, read_pixels
 from data.synthetic.fer2013 import draw_fer2013
 from data.types import CLASSES, SPLITS, Arrays, DataSet, Split, count_differences
 from runtime.errors import UserError
@@ -39,10 +39,10 @@ COUNTS = {
     "PrivateTest": (491, 55, 528, 879, 594, 416, 626),
 }
 TABLE_NAMES = ("fer2013.csv", "icml_face_data.csv")
+_PREFIXES = ("train_", "val_", "valid_", "test_")  # of file names, where no folder says a split
 MAX_CLASSES = 255
-# Folders and files of CK+ and JAFFE, which `load_ck48` and `load_jaffe` read.
-_OTHER_FOLDERS = r"(.*/)?(ck(\+|plus)?(48)?|jaffe[^/]*)"
-_OTHER_FILES = r"S\d{3}_\d{3}_\d{8}\.\w+|[A-Z]{2}[._-](AN|DI|FE|HA|SA|SU|NE)\d[._-]\d+\s*\.\w+"
+# Folders of CK+ and JAFFE, which are read only if they are named.
+_OTHERS = re.compile(r"(.*/)?(ck(\+|plus)?(48)?|jaffe[^/]*)", re.I)
 
 
 def load_set(path: str | Path, seed: int = 0, *, without_copies: bool = False) -> DataSet:
@@ -111,38 +111,35 @@ class LabelledSets(SetKind):
         f"{', '.join(TABLE_NAMES)} or another table with the columns emotion and pixels, images "
         "in folders such as train/happy/ and test/happy/, or a zip or tar archive of them: get "
         'FER2013 from Kaggle ("Challenges in Representation Learning: Facial Expression '
-        'Recognition") and put it in data/ or name its path with --data; --data synthetic needs no download'
+        'Recognition") and put it in data/ or name its path with --data; --data synthetic needs no '
+        "download"
     )
 
-    def is_other(self, root: str, items: list[Item]) -> bool:
-        return bool(
-            re.fullmatch(_OTHER_FOLDERS, root, re.I)
-            or re.fullmatch(_OTHER_FILES, items[0].entry.name, re.I)
-        )
-
     def sets(self, entries: list[Entry]) -> Sets:
-        lists = []
         tables: Sets = defaultdict(list)
+        sets = {}
+        for root, items in class_folders(entries).items():
+            if _OTHERS.fullmatch(root):
+                continue
+            if any(item.split for item in items):
+                items = [item for item in items if item.split]
+            elif all(item.entry.name.lower().startswith(_PREFIXES) for item in items):
+                items = [i._replace(split=split_of(i.entry.name.partition("_")[0])) for i in items]
+            if len({plain(item.name) for item in items}) > 1:
+                sets[root] = items
         for entry in filter(Entry.is_table, entries):
-            columns, listed = look_at(entry)
+            if entry.name == LIST:
+                root, items = listed_images(entries, entry)
+                start = f"{root}/" if root else ""
+                sets = {path: sets[path] for path in sets if not f"{path}/".startswith(start)}
+                sets |= {root: items} if items else {}
+                continue
+            columns = columns_of(entry)
             if {"emotion", "pixels"} <= columns or entry.name in TABLE_NAMES:
                 split = None if "Usage" in columns else split_of(entry.name.rpartition(".")[0])
                 # Tables whose names say the split are one set.
                 folder = entry.path.removesuffix(entry.name)
                 tables[folder if split else entry.path].append(Item(entry, split, ""))
-            elif listed:
-                lists.append(entry)
-        sets = {}
-        for root, items in class_folders(entries).items():
-            # Where folders say splits, images outside them are none of the set.
-            items = [item for item in items if item.split] or items
-            if len({plain(item.name) for item in items}) > 1:
-                sets[root] = items
-        if lists:
-            root, items = listed_images(entries, lists)
-            inside = [path for path in sets if f"{path}/".startswith(f"{root}/" if root else "")]
-            if items and not any(are_evident(i.name for i in sets[path]) for path in inside):
-                sets = {path: sets[path] for path in sets if path not in inside} | {root: items}
         for items in tables.values():  # of one table, or of one for each split
             items.sort(key=lambda item: SPLITS.index(item.split or SPLITS[0]))
             sets[items[0].entry.path] = items

@@ -97,26 +97,16 @@ def _digest(names: Sequence[str], tensors: Sequence[Tensor]) -> str:
     return digest.hexdigest()
 
 
-class Sample(NamedTuple):
-    """One image of `Faces`, uint8 (48, 48)."""
-
-    label: int
-    name: str
-    subject: str
-    sequence: str
-    image: np.ndarray
-
-
-def stack_faces(samples: Sequence[Sample]) -> Faces:
-    """Sort samples, at least one, by label and name, and stack them."""
-    ordered = sorted(samples, key=lambda sample: (sample.label, sample.name))
-    labels, names, subjects, sequences, images = map(list, zip(*ordered, strict=True))
+def stack_faces(
+    images: Sequence[np.ndarray], labels: list[int], names: list[str], subjects: list[str],
+    sequences: list[str],
+) -> Faces:  # fmt: skip
+    """Faces of N images uint8 (48, 48), at least one, and of their columns in any order."""
+    rows = sorted(range(len(names)), key=lambda row: (labels[row], names[row]))
     return Faces(
-        torch.from_numpy(np.stack(images)).unsqueeze(1),
-        torch.tensor(labels),
-        names,
-        subjects,
-        sequences,
+        torch.from_numpy(np.stack([images[row] for row in rows])).unsqueeze(1),
+        torch.tensor([labels[row] for row in rows]),
+        *([column[row] for row in rows] for column in (names, subjects, sequences)),
     )
 
 

@@ -35,29 +35,25 @@ def read_cached(source: Source, read: Callable[[Source], Arrays]) -> Arrays:
     be written, that is only logged. The first of several processes reads before the others, which
     then find the cache.
     """
-    with rank_zero_first():
-        return _read_cached(source, read)
-
-
-def _read_cached(source: Source, read: Callable[[Source], Arrays]) -> Arrays:
     log = logging.getLogger(LOGGER_NAME).info
     path = cache_path(source.path)
-    # Before reading: if the source changes meanwhile, the cache will not match at the next start.
-    mark = fingerprint(source)
-    if path.exists():
+    with rank_zero_first():
+        # Before reading: if the source changes meanwhile, the cache will not match the next time.
+        mark = fingerprint(source)
+        if path.exists():
+            try:
+                return _load(path, mark)
+            except Exception as error:  # numpy and zipfile raise many kinds for broken files
+                log(f"{path}: rebuilt ({' '.join(str(error).split()) or type(error).__name__})")
+        arrays = read(source)
         try:
-            return _load(path, mark)
-        except Exception as error:  # numpy and zipfile raise many kinds for broken files
-            log(f"{path}: rebuilt ({' '.join(str(error).split()) or type(error).__name__})")
-    arrays = read(source)
-    try:
-        content = io.BytesIO()  # zipfile complains of an archive that a full disk has left open
-        np.savez(content, fingerprint=mark, **arrays._asdict())
-        atomic_write(path, lambda file: file.write(content.getbuffer()))
-        log(f"{path}: cache written")
-    except UserError as error:
-        log(f"cache could not be written: {error}")
-    return arrays
+            content = io.BytesIO()  # zipfile complains of an archive that a full disk has left open
+            np.savez(content, fingerprint=mark, **arrays._asdict())
+            atomic_write(path, lambda file: file.write(content.getbuffer()))
+            log(f"{path}: cache written")
+        except UserError as error:
+            log(f"cache could not be written: {error}")
+        return arrays
 
 
 def fingerprint(source: Source) -> str:

@@ -112,23 +112,26 @@ def resolve_classes(
     contempt, come in FER2013's order, others sorted. Raises UserError for a name that cannot be
     printed.
     """
-    names = sorted(set(names), key=lambda n: (number_of(n) is None, number_of(n) or 0, n))
-    who, known = _numbered(names, [plain(hint) for hint in hints], table)
-    known = known or {name: known_as for name in names if (known_as := class_of(name))}
-    if len(known) == len(names):
-        meant = set(known.values()) | set(CLASSES if who == "FER2013" else ())
-        classes = next((order for order in (CLASSES, CLASSES_8) if set(order) == meant), tuple(sorted(meant)))
-        index = {name: classes.index(known[name]) for name in names}
-    else:
+
+    def order(name: str) -> tuple:
+        return number_of(name) is None, number_of(name) or 0, name
+
+    names = sorted(set(names), key=order)
+    who, meaning = _numbered(names, [plain(hint) for hint in hints], table)
+    meaning = meaning or {name: known for name in names if (known := class_of(name))}
+    if len(meaning) < len(names):  # classes of their own, of which some may be spelled in two ways
         own = {plain(name) or name: name for name in reversed(names)}
-        classes = tuple(dict.fromkeys(own[plain(name) or name] for name in names))
-        index = {name: classes.index(own[plain(name) or name]) for name in names}
+        meaning = {name: own[plain(name) or name] for name in names}
+    meant = set(meaning.values()) | set(CLASSES if who == "FER2013" else ())
+    published = (classes for classes in (CLASSES, CLASSES_8) if set(classes) == meant)
+    classes = next(published, tuple(sorted(meant, key=order)))
+    index = {name: classes.index(meaning[name]) for name in names}
     for name in classes:
         if not name.isprintable():
             raise UserError(f"class {quoted(name)}: expected a name that can be printed")
     said = f"{len(classes)} classes: {', '.join(classes)}" if classes != CLASSES else ""
     if who and not (table and classes == CLASSES):
-        pairs = ", ".join(f"{name} {known[name]}" for name in names)
+        pairs = ", ".join(f"{name} {meaning[name]}" for name in names)
         said = f"classes numbered in {who}'s order: {pairs}"
     alike = {name: [n for n in names if index[n] == i] for i, name in enumerate(classes)}
     merged = [" and ".join(n) + f" are {c}" for c, n in alike.items() if len({*map(plain, n)}) > 1]
@@ -147,19 +150,18 @@ def _numbered(names: list[str], hints: list[str], table: bool) -> tuple[str, dic
         return any(hint.startswith(starts) for hint in hints)
 
     least = int(numbers[0] > 0)
-    if hinted("affectnet") or all(re.fullmatch("class00[0-9]", name.lower()) for name in names):
-        who, first = "AffectNet", least
-    elif hinted("ferplus", "fer2013plus", "fer2013train", "fer2013valid", "fer2013test"):
-        who, first = "FER+", 0
-    elif hinted("rafdb") or "raf" in hints or numbers == [*range(1, 8)]:
-        who, first = "RAF-DB", least
-    elif table or numbers == [*range(7)] or (hinted("fer2013") and numbers[-1] < 7):
-        who, first = "FER2013", 0
-    elif numbers in ([*range(8)], [*range(1, 9)]):
-        who, first = "AffectNet", least
-    else:
-        return "", {}
-    if numbers[-1] - first >= len(ORDERS[who]):
+    affectnet = all(re.fullmatch("class00[0-9]", name.lower()) for name in names)
+    ferplus = hinted("ferplus", "fer2013plus", "fer2013train", "fer2013valid", "fer2013test")
+    fer2013 = hinted("fer2013") and numbers[-1] < 7
+    rules = (  # whose numbers, the first of them, and when; the first that fits holds
+        ("AffectNet", least, affectnet or hinted("affectnet")),
+        ("FER+", 0, ferplus),
+        ("RAF-DB", least, hinted("rafdb") or "raf" in hints or numbers == [*range(1, 8)]),
+        ("FER2013", 0, table or numbers == [*range(7)] or fer2013),
+        ("AffectNet", least, numbers in ([*range(8)], [*range(1, 9)])),
+    )
+    who, first = next(((who, first) for who, first, fits in rules if fits), ("", 0))
+    if numbers[-1] - first >= len(ORDERS.get(who, ())):
         return "", {}
     return who, {name: ORDERS[who][number - first] for name, number in of.items()}
 

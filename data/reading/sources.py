@@ -13,17 +13,17 @@ import tarfile
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL.Image import Image
 from tqdm import tqdm
 
 from auto_fernet.pictures import Box
-from data.reading.bounded import decompressed, quoted, unpacked
+from data.reading.bounded import check_unpacked, quoted
 from data.reading.images import SUFFIXES, decode_image
 from data.reading.layouts import are_evident, describe_choice, place_of, preference_key, split_of
 from data.types import SIDE, Faces, count_differences
@@ -32,13 +32,12 @@ from runtime.logs import LOGGER_NAME
 from runtime.processes import hide_progress
 
 MAX_DEPTH, MAX_AROUND = 8, 3  # folders around a file of a set, and around an archive
-# Members of a tar are kept if they are as small as this, and this much in all: going back in a
-# compressed tar means decompressing it again.
-MAX_KEPT, MAX_KEPT_IN_ALL = 1 << 20, 1 << 28
-MAX_NAMED = 8  # kinds of files that are named in a line
+# Members of a tar that are as small are kept in memory: going back in a compressed tar means
+# decompressing it again.
+MAX_KEPT = 1 << 20
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
-COMPRESSED_SUFFIXES = (".gz", ".xz", ".bz2")
 SKIPPED = ("__MACOSX", "Thumbs.db", "desktop.ini", "lost+found")  # and names with a leading dot
+_GZIP_XZ_BZIP2 = (b"\x1f\x8b", b"\xfd7zXZ\0", b"BZh")
 
 
 class Entry(NamedTuple):
@@ -87,15 +86,6 @@ class SetKind:
         """The sets of this kind among files."""
         raise NotImplementedError
 
-    def is_other(self, root: str, items: list[Item]) -> bool:
-        """Whether a set is of another kind too, so that it is read only if its path is given."""
-        return False
-
-    def sets_in_folder(self, entries: list[Entry]) -> Sets:
-        """The sets of this kind, and no other, among the files of a folder."""
-        sets = self.sets(entries).items()
-        return {root: items for root, items in sets if not (root and self.is_other(root, items))}
-
     def preference(self, root: str, items: list[Item] | None) -> tuple:
         """The `preference_key` of a set, or of an archive, whose items are None."""
         if items is None:
@@ -114,16 +104,16 @@ class Source:
     """
 
     def __init__(
-        self, path: Path, kind: SetKind, list_entries: Callable[[], Iterable[Entry]], archive: str = ""
+        self, path: Path, kind: SetKind, files: Callable[[], Iterable[Entry]], archive: str = ""
     ) -> None:
         self.path, self.kind, self.archive = path, kind, archive
         self.notes: list[str] = []
-        self._list_entries = list_entries
+        self._files = files
 
     @cached_property
     def entries(self) -> list[Entry]:
         """The files."""
-        return list(self._list_entries())
+        return list(self._files())
 
     @cached_property
     def items(self) -> list[Item]:
@@ -168,11 +158,9 @@ class Source:
             else f"{os.path.splitext(entry.name)[1] or quoted(entry.name)} files"
             for entry in self.entries if entry.path not in used
         ).most_common()  # fmt: skip
-        named = [f"{count} {what}" for what, count in left[:MAX_NAMED]]
-        if rest := sum(count for _, count in left[MAX_NAMED:]):
-            named.append(f"{rest} other files")
-        if named:
-            self.say(f"left out: {', '.join(named)}")
+        if left:
+            named = ", ".join(f"{count} {what}" for what, count in left[:8])
+            self.say(f"left out: {named}{', ...' if left[8:] else ''}")
 
     def log_faces(
         self, faces: Faces, classes: Sequence[str], counts: Sequence[int], of: str
@@ -222,7 +210,7 @@ def _open_file(path: Path, kind: SetKind, stack: ExitStack) -> Source:
 def _choose(folder: Path, kind: SetKind, stack: ExitStack) -> Source:
     """The preferred set in a folder: a folder in it, a table or an archive."""
     entries = list(_walk(folder))
-    sets = kind.sets_in_folder(entries)
+    sets = kind.sets(entries)
     archives = {
         entry.path: _open_file(folder / entry.path, kind, stack)
         for entry in entries
@@ -230,17 +218,14 @@ def _choose(folder: Path, kind: SetKind, stack: ExitStack) -> Source:
         and not (entry.is_image() or entry.path in sets)
         and _archive_of(folder / entry.path)
     }
-    taken: list[tuple] = []
-    for key in sorted(kind.preference(root, sets.get(root)) for root in (*sets, *archives)):
-        root, named = key[-1], key[0] < 2
-        if root in sets or _holds_set(archives[root], named, spare=bool(taken)):
-            taken.append(key)
-    if not taken:
+    keys = sorted(kind.preference(root, sets.get(root)) for root in (*sets, *archives))
+    keys = [key for key in keys if key[-1] in sets or _holds_set(archives[key[-1]], key[0] < 2)]
+    if not keys:
         raise UserError(f"--data {folder}: {kind.missing}")
-    if len(taken) > 1:
-        said = UserError(f"{folder}: {describe_choice(taken)}")  # in one printable line
+    if len(keys) > 1:
+        said = UserError(f"{folder}: {describe_choice(keys)}")  # in one printable line
         logging.getLogger(LOGGER_NAME).info(str(said))
-    root = taken[0][-1]
+    root = keys[0][-1]
     if root in archives:
         return archives[root]
     if not sets[root][0].name:
@@ -256,13 +241,13 @@ def _choose(folder: Path, kind: SetKind, stack: ExitStack) -> Source:
     return source
 
 
-def _holds_set(source: Source, named: bool, spare: bool) -> bool:
-    """Whether an archive holds a set; decompressed for it only if it must be."""
-    if source.archive == "tar" and (named or spare):
+def _holds_set(source: Source, named: bool) -> bool:
+    """Whether an archive holds a set; a tar, which may have to be decompressed for it, by name."""
+    if source.archive == "tar":
         return named
     try:
         with reading(source.path):
-            return bool(source.kind.sets_in_folder(source.entries))
+            return bool(source.kind.sets(source.entries))
     except UserError:
         return named  # so that reading it says what is wrong
 
@@ -295,15 +280,12 @@ def _walk(folder: Path, below: str = "", depth: int = MAX_DEPTH) -> Iterator[Ent
 
 
 def _archive_of(path: Path) -> str:
-    """ "zip", "tar" (which may be compressed, as may be a table) or "", by the content of a file."""
-    with suppress(OSError), path.open("rb") as file:
+    """The kind of archive that a file is by its content: "zip", "tar", maybe compressed, or ""."""
+    with path.open("rb") as file:
         start = file.read(tarfile.BLOCKSIZE)
-        file.seek(0)
-        if start.startswith(b"PK"):
-            return "zip"
-        if start[257:262] == b"ustar" or decompressed(file) is not file:
-            return "tar"
-    return ""
+    if start.startswith(b"PK"):
+        return "zip"
+    return "tar" if start.startswith(_GZIP_XZ_BZIP2) or start[257:262] == b"ustar" else ""
 
 
 def _members(path: Path, archive: str, stack: ExitStack) -> Iterator[Entry]:
@@ -326,31 +308,22 @@ def _zipped(path: Path, stack: ExitStack) -> Iterator[Member]:
 
 
 def _tarred(path: Path, stack: ExitStack) -> Iterator[Member]:
-    file = stack.enter_context(path.open("rb"))
-    stream = stack.enter_context(unpacked(file, path.stat().st_size))
-    if path.suffix in COMPRESSED_SUFFIXES and path.stem.lower().endswith(TABLE_SUFFIXES):
-        yield path.stem, 0, partial(_from_start, stream)  # one table
-        return
-    tar = stack.enter_context(tarfile.TarFile(fileobj=stream))
-    kept = 0
+    size = path.stat().st_size
+    tar = stack.enter_context(tarfile.open(path))  # noqa: SIM115
     for member in tqdm(tar, "listing", unit=" files", leave=False, disable=hide_progress()):
+        check_unpacked(member.offset_data + member.size, size)
         if member.isreg():
             opened: Callable[[], Any] = partial(tar.extractfile, member)
-            if member.size <= MAX_KEPT and kept + member.size <= MAX_KEPT_IN_ALL:
-                kept += member.size
+            if member.size <= MAX_KEPT:
                 opened = partial(io.BytesIO, opened().read())
             yield member.name, member.size, opened
     # tarfile accepts an end between two members; a whole archive ends in zeros.
+    stream: Any = tar.fileobj
     stream.seek(tar.offset)
     if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise EOFError("no end-of-archive mark")
     while stream.read(1 << 20):  # the check sum of compressed data comes last
-        pass
-
-
-def _from_start(stream: BinaryIO) -> AbstractContextManager[BinaryIO]:
-    stream.seek(0)
-    return nullcontext(stream)
+        check_unpacked(stream.tell(), size)
 
 
 def class_folders(entries: list[Entry]) -> Sets:

@@ -1,4 +1,4 @@
-"""Tables of pixels, and lists that give images their classes."""
+"""Tables of pixels, and the list that gives the images of RAF-DB their classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pandas as pd
 from tqdm import tqdm
 
 from data.reading.bounded import quoted
-from data.reading.images import SUFFIXES
 from data.reading.layouts import plain, split_of
 from data.reading.sources import Entry, Item
 from data.types import SIDE, SPLITS
@@ -21,23 +20,15 @@ from runtime.errors import UserError, reading
 from runtime.processes import hide_progress
 
 COLUMNS = ("emotion", "pixels", "Usage")
-_COLUMN_OF = {
-    "emotions": "emotion", "label": "emotion", "labels": "emotion", "class": "emotion",
-    "expression": "emotion", "pixel": "pixels", "split": "usage", "set": "usage",
-}  # fmt: skip
+_COLUMN_OF = {name.lower(): name for name in COLUMNS}
 _LABEL = re.compile(r"\s*([0-7])(?:[.,]0*)?\s*")
 ROWS_AT_ONCE = 2048
 MAX_ROWS = 200_000  # blank ones included; FER2013 has 35,887
 MAX_HEADER = 1024  # bytes; pandas takes minutes for a hundred thousand columns
 MAX_TABLE_BYTES = 1 << 30
 MAX_LIST_BYTES = 1 << 26
-MAX_LIST_FIELDS = 5  # more are the votes of FER+
-_ENDS = "|".join(suffix[1:] for suffix in SUFFIXES)
-# The name of an image and its label, in a line of a list.
-_LISTED = re.compile(rf"([^;,\t\"']+\.(?:{_ENDS}))[\"']?[ \t,;]+[\"']?(\w+)", re.I)
-
-
-# --- tables
+# An image and its class, in a line of RAF-DB's list.
+LIST, _LISTED = "list_patition_label.txt", re.compile(r"(\w+)\.\w+ ([0-9])\s*")
 
 
 def read_table(
@@ -58,23 +49,16 @@ def read_table(
     with reading(where, f"a table with the columns {','.join(columns)}"):
         if size > max_size:
             raise ValueError(f"{size} bytes, at most {max_size} are read")
-        header = re.split(rb"[\r\n]", stream.read(MAX_HEADER + 1), maxsplit=1)[0].decode("utf-8", "replace")
-        if len(header) > MAX_HEADER:
+        start = stream.read(MAX_HEADER).decode("utf-8-sig", "replace")
+        header = re.split(r"[\r\n]", start, maxsplit=1)[0]
+        if len(header) == MAX_HEADER:
             raise ValueError(f"line 1: more than {MAX_HEADER} bytes")
         stream.seek(0)
-        separator = max(",;\t|", key=header.count)
-        parts = pd.read_csv(
-            stream,
-            sep=separator,
-            encoding="utf-8-sig",
-            dtype=str,
-            na_filter=False,
-            skipinitialspace=True,
-            skip_blank_lines=False,
-            encoding_errors="replace",
-            chunksize=ROWS_AT_ONCE,
-        )
-        for part in parts:
+        for part in pd.read_csv(
+            stream, sep=max(",;\t|", key=header.count), chunksize=ROWS_AT_ONCE, dtype=str,
+            encoding="utf-8-sig", encoding_errors="replace", na_filter=False,
+            skipinitialspace=True, skip_blank_lines=False,
+        ):  # fmt: skip
             names = [rename(name) for name in part.columns.str.strip()]
             if missing := [name for name in columns if names.count(name) != 1]:
                 raise ValueError(
@@ -121,9 +105,7 @@ def read_pixels(item: Item) -> Iterator[tuple[np.ndarray, str | None, str]]:
 
 
 def _rename(column: str) -> str:
-    name = plain(column.strip(" \"'\ufeff"))
-    name = _COLUMN_OF.get(name, name)
-    return next((known for known in COLUMNS if known.lower() == name), name)
+    return _COLUMN_OF.get(plain(column), column)
 
 
 def _image_of(pixels: str, at: str) -> np.ndarray:
@@ -134,56 +116,32 @@ def _image_of(pixels: str, at: str) -> np.ndarray:
             return values.astype(np.uint8).reshape(SIDE, SIDE)
     except (ValueError, DeprecationWarning):
         pass
-    # Slower, but accepts "[70, 71, ...]" and "70.0", and finds what is wrong.
-    words = pixels.strip("[] ").replace(",", " ").split()
-    if len(words) != count:
-        raise UserError(f"{at}: {len(words)} pixel values, expected {count}")
-    for position, word in enumerate(words, 1):
-        if not re.fullmatch(r"[0-9]{1,3}(\.0*)?", word) or float(word) > 255:
-            raise UserError(
-                f"{at}: pixel {position} is {quoted(word)}, expected a whole number of 0 to 255"
-            )
-    return np.array([float(word) for word in words]).astype(np.uint8).reshape(SIDE, SIDE)
+    words = pixels.split()
+    wrong = [quoted(w) for w in words if not re.fullmatch("[0-9]{1,3}", w) or int(w) > 255]
+    reason = f"pixel {wrong[0]}" if wrong else f"{len(words)} pixel values"
+    raise UserError(f"{at}: {reason}, expected {count} whole numbers of 0 to 255")
 
 
-# --- lists
-
-
-def look_at(entry: Entry) -> tuple[set[str], bool]:
-    """The columns of a table, and whether it lists images with labels."""
+def columns_of(entry: Entry) -> set[str]:
+    """The names of the columns of a table."""
     with entry.open() as stream:
-        lines = stream.read(2 * MAX_HEADER).decode("utf-8-sig", "replace").splitlines() or [""]
-    listed = any(
-        _LISTED.search(line) and len(re.split("[,;\t]", line)) <= MAX_LIST_FIELDS
-        for line in lines[:2]
-    )
-    return {_rename(name) for name in re.split("[,;\t|]", lines[0])}, listed
+        lines = stream.read(MAX_HEADER).decode("utf-8-sig", "replace").splitlines() or [""]
+    return {_rename(name) for name in re.split("[,;\t|]", lines[0])}
 
 
-def listed_images(entries: list[Entry], lists: list[Entry]) -> tuple[str, list[Item]]:
-    """The images that lists give labels, as RAF-DB's `list_patition_label.txt`, and their root."""
-    labels: dict[str, tuple[str, str | None]] = {}
-    for entry in lists:
-        with entry.open() as stream:
-            text = stream.read(MAX_LIST_BYTES).decode("utf-8-sig", "replace")
-        split = split_of(entry.name.rpartition(".")[0])
-        for match in filter(None, map(_LISTED.search, text.splitlines())):
-            labels[_key(match[1].strip().split("/"))] = match[2], split
-    items, taken = [], set()
-    for entry in sorted(entries, key=lambda entry: ("aligned" not in entry.path, entry.path)):
-        parts = entry.path.split("/") if entry.is_image() else []
-        keys = [_key(parts[-n:]) for n in range(min(3, len(parts)), 0, -1)]
-        key = next((key for key in keys if key in labels and key not in taken), None)
-        if key is not None:
-            taken.add(key)
-            label, split = labels[key]
-            folders = (split_of(part) for part in reversed(parts[:-1]))
-            split = split_of(parts[-1].partition("_")[0]) or next(filter(None, folders), split)
-            items.append(Item(entry, split, label))
-    used = [os.path.dirname(entry.path) for entry in (*lists, *(item.entry for item in items))]
-    return os.path.commonpath(used) if all(used) else "", items
+def listed_images(entries: list[Entry], listing: Entry) -> tuple[str, list[Item]]:
+    """The images of RAF-DB that the file LIST gives classes, and the folder of all.
 
-
-def _key(parts: list[str]) -> str:
-    stem = re.sub(rf"(_aligned)?\.({_ENDS})$", "", parts[-1], flags=re.I)
-    return "/".join([*parts[:-1], stem]).lower()
+    Aligned ones are preferred to the originals.
+    """
+    with listing.open() as stream:
+        text = stream.read(MAX_LIST_BYTES).decode("utf-8", "replace")
+    labels = {match[1]: match[2] for match in map(_LISTED.fullmatch, text.splitlines()) if match}
+    items: dict[str, Item] = {}
+    images = filter(Entry.is_image, entries)
+    for entry in sorted(images, key=lambda image: ("aligned" not in image.path, image.path)):
+        stem = entry.name.rpartition(".")[0].removesuffix("_aligned")
+        if stem in labels:
+            items.setdefault(stem, Item(entry, split_of(stem.partition("_")[0]), labels[stem]))
+    used = [os.path.dirname(entry.path) for entry in (listing, *(i.entry for i in items.values()))]
+    return os.path.commonpath(used) if all(used) else "", list(items.values())
