@@ -24,7 +24,6 @@ from contextlib import redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import hypothesis
 import numpy as np
@@ -47,7 +46,6 @@ from common.parsing import parse
 from data import ck48, fes, jaffe
 from data.folds import subject_folds
 from data.reading import images
-from data.reading.cache import cache_path, read_cached
 from data.sets import load_set
 from data.synthetic.writers import compressed
 from data.types import CLASSES, SPLITS
@@ -345,22 +343,6 @@ def _write_beside(name: str, other: bytes, path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def _cache() -> bytes:
-    """The cache of `table()`."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "fer2013.csv"
-        path.write_text(table())
-        _read_cache(path)
-        return cache_path(path).read_bytes()
-
-
-def _read_cache(path: Path) -> None:
-    with patch("data.reading.cache.fingerprint", lambda _: "of this table"):
-        found = read_cached(path.with_name("fer2013.csv"))
-    same = found.images[1] == pixels()
-    assert (same.all(), found.labels.tolist()) == (True, [0, 1, 2]), "not as in the source"
-
-
 def _write_tree(folder: Path, files: dict[str, bytes]) -> None:
     """Write `files` below `folder`, without those whose names are impossible there."""
     folder.mkdir()
@@ -405,8 +387,6 @@ def file_readers() -> dict[str, Reader]:
         "manifest": Reader(MANIFEST, texts(json.dumps(manifest)),
                            lambda p: verify(p.with_name("w.pt")),
                            partial(_write_beside, "w.pt", b"")),
-        "cache": Reader("fer2013.csv.cache.npz", damaged(_cache()), _read_cache,
-                        partial(_write_beside, "fer2013.csv", table().encode())),
     }
     # fmt: on
 

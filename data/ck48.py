@@ -8,7 +8,7 @@ from pathlib import Path
 from data.reading.layouts import class_of
 from data.reading.sources import Entry, SetKind, Sets, Source, class_folders, open_source
 from data.synthetic.cross import draw_ck48
-from data.types import CK_CLASSES, Faces, stack_faces
+from data.types import CK_CLASSES, Faces, count_differences, stack_faces
 from runtime.errors import UserError
 
 # Images per class, in the order of CK_CLASSES, which is not that of the folders.
@@ -41,7 +41,9 @@ def load_ck48(path: str | Path) -> Faces:
     faces = stack_faces(
         images, labels, names, [name[:4] for name in names], [name[:8] for name in names]
     )
-    return source.log_faces(faces, CK_CLASSES, COUNTS, "CK+48")
+    source.say_differences(count_differences(faces.labels, CK_CLASSES, COUNTS), "CK+48")
+    source.log()
+    return faces
 
 
 class CK48(SetKind):

@@ -12,7 +12,7 @@ from auto_fernet.pictures import FRAME, Box, check_size, frame
 from data.reading.layouts import class_of
 from data.reading.sources import Entry, Item, SetKind, Sets, class_folders, open_source
 from data.synthetic.cross import draw_jaffe
-from data.types import CLASSES, JAFFE_CODES, Faces, stack_faces
+from data.types import CLASSES, JAFFE_CODES, Faces, count_differences, stack_faces
 from runtime.errors import UserError
 
 # Images per class, in the order of CLASSES.
@@ -71,7 +71,9 @@ def load_jaffe(path: str | Path, crop: Box | None = BOX) -> Faces:
         for item, subject, label in zip(source.items, subjects, labels, strict=True)
     ]
     faces = stack_faces(images, labels, names, subjects, sequences)
-    return source.log_faces(faces, CLASSES, COUNTS, "JAFFE")
+    source.say_differences(count_differences(faces.labels, CLASSES, COUNTS), "JAFFE")
+    source.log()
+    return faces
 
 
 class Jaffe(SetKind):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -30,7 +29,6 @@ from data.reading.tables import LIST, columns_of, listed_images, read_pixels
 from data.synthetic.fer2013 import draw_fer2013
 from data.types import CLASSES, SPLITS, Arrays, DataSet, Split, count_differences
 from runtime.errors import UserError
-from runtime.logs import LOGGER_NAME
 
 # FER2013's images per class, in the order of CLASSES.
 COUNTS = {
@@ -58,43 +56,35 @@ def load_set(path: str | Path, seed: int = 0, *, without_copies: bool = False) -
         return DataSet(CLASSES, draw_fer2013())
     with open_source(path, LabelledSets()) as source:
         arrays = read_cached(source, read_set)
-
-    def log(text: str) -> None:
-        logging.getLogger(LOGGER_NAME).info(f"{source.path}: {text}")
-
-    for note in arrays.notes.tolist():
-        log(note)
+    source.notes = arrays.notes.tolist()
     classes = tuple(arrays.classes.tolist())
     missing = [index for index in range(len(SPLITS)) if not (arrays.usage == index).any()]
     if missing:
-        names = " and ".join(SPLITS[index] for index in missing)
         arrays = arrays._replace(usage=_draw_splits(arrays, missing, seed))
-        log(f"a tenth of each class of Training, drawn by seed {seed}, becomes {names}")
+        names = " and ".join(SPLITS[index] for index in missing)
+        source.say(f"a tenth of each class of Training, drawn by seed {seed}, becomes {names}")
     splits = _split(arrays)
-    for name in SPLITS:
-        if not len(splits[name].labels):
-            raise UserError(
-                f"{source.path}: too few images to draw {name} from; expected 10 of a class"
-            )
+    for name, split in splits.items():
+        if not len(split.labels):
+            reason = f"too few images to draw {name} from; expected 10 of a class"
+            raise UserError(f"{source.path}: {reason}")
     if classes == CLASSES and not missing:
         differences = [
             f"{name} {difference}"
-            for name in SPLITS
-            for difference in count_differences(splits[name].labels, CLASSES, COUNTS[name])
+            for name, split in splits.items()
+            for difference in count_differences(split.labels, CLASSES, COUNTS[name])
         ]
-        if differences:
-            log(f"counts differ from FER2013's: {', '.join(differences)}")
+        source.say_differences(differences, "FER2013")
     splits = mark_copies(splits)
-    counts = {
-        name: int(split.copies.sum()) for name, split in splits.items() if split.copies is not None
-    }
+    counts = {name: int(s.copies.sum()) for name, s in splits.items() if s.copies is not None}
     if any(counts.values()):
         copies = " and ".join(f"{count} of {name}" for name, count in counts.items())
-        log(f"{copies} are pixel for pixel in Training too")
+        source.say(f"{copies} are pixel for pixel in Training too")
         if without_copies:
-            before = len(splits["Training"].images)
-            splits = drop_copies(splits)
-            log(f"Training without them: {len(splits['Training'].images)} of {before} images")
+            before, splits = len(splits["Training"].labels), drop_copies(splits)
+            rest = len(splits["Training"].labels)
+            source.say(f"Training without them: {rest} of {before} images")
+    source.log()
     return DataSet(classes, splits)
 
 

@@ -115,11 +115,23 @@ def test_limits_of_a_table(tmp_path, monkeypatch):
     with path.open("wb") as file:
         file.truncate((1 << 30) + 1)  # sparse
     assert f"{path}: ValueError: 1073741825 bytes, at most 1073741824" in refusal(path)
-    path.write_text("emotion,pixels,Usage\n" + "\n" * 300_000)
-    assert "more than 200000 lines" in refusal(path)
+    path.write_bytes(b"a," * 50_000)
+    assert "line 1: more than 1024 bytes" in refusal(path)
+    monkeypatch.setattr("data.reading.tables.MAX_ROWS", 10_000)
+    path.write_text("emotion,pixels,Usage\n" + "\n" * 30_000)
+    assert "more than 10000 lines" in refusal(path)
     monkeypatch.setattr("data.reading.tables.MAX_TABLE_BYTES", 1000)
     path = write_archive(tmp_path / "fer2013.zip", {"fer2013.csv": bytes(1001)})
     assert f"{path}, member fer2013.csv: ValueError: 1001 bytes" in refusal(path)
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tar.bz2", ".tar.xz"])
+def test_small_archive_is_not_unpacked_to_a_large_table(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr("data.reading.bounded.MAX_SMALL", 1 << 20)
+    text = b"emotion,pixels,Usage" + b"\n" * (8 << 20)
+    path = write_form(tmp_path, suffix, {"fer2013.csv": text})
+    monkeypatch.setattr("tarfile.TarFile.extractfile", None)
+    assert "unpacked 838" in refusal(path)
 
 
 @pytest.mark.parametrize("form", ["table", "no row", "folder", ".zip"])

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
-import lzma
 import os
 import pickle
 import struct
-import tarfile
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -21,8 +17,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from runs import weights
 
-import data.reading.bounded
-import data.reading.tables
 from auto_fernet.pictures import centre_face, open_picture
 from benchmarks.faults import Bench
 from benchmarks.hostile import (
@@ -34,16 +28,12 @@ from benchmarks.hostile import (
     fault_of,
     file_readers,
     image_samples,
-    pack,
     pixels,
     saved,
-    table,
     try_inputs,
 )
 from common.weights import load_trained, rebuild_network
-from data.fes import load_votes
 from data.reading.images import decode_image
-from data.sets import load_set
 from runtime.errors import UserError
 from utils import load_checkpoint, save_checkpoint
 
@@ -157,70 +147,7 @@ def test_half_precision_and_old_files_are_read(content, tmp_path):
         assert found.model.stem[0].weight.dtype == torch.float32
 
 
-# --- tables, archives and images
-
-
-@pytest.mark.parametrize("load, name", [(load_set, "fer2013.csv"), (load_votes, "votes.csv")])
-@pytest.mark.parametrize(
-    "text, told",
-    [
-        (b"a," * 50_000, "line 1: more than"),
-        (b'"\n",' + b"a," * 9000, "line 1: more than"),
-        (b"emotion,pixels,Usage\n" + b"7" * 70_000 + b"\n", "a line of more than"),
-        (b"emotion,pixels,Usage\n" + b"7\n" * 40_000 + b"7" * 70_000, "line"),
-    ],
-)
-def test_long_line_of_a_table_is_refused(load, name, text, told, tmp_path):
-    (tmp_path / name).write_bytes(text)
-    with pytest.raises(UserError, match=told):
-        load(tmp_path / name)
-
-
-@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE])
-def test_member_of_a_gigabyte_is_not_read(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(data.bounded, "MAX_UNPACKED", 1 << 20)
-    member = tarfile.TarInfo("train/happy/Training_1.png")
-    member.type, member.size = kind, 1 << 30
-    path = tmp_path / "fer2013.tar.gz"
-    path.write_bytes(gzip.compress(member.tobuf(tarfile.USTAR_FORMAT) + bytes(16 << 20)))
-    with pytest.raises(UserError):
-        load_set(path)
-
-
-@pytest.mark.parametrize("pack_bytes", [gzip.compress, bz2.compress, lzma.compress])
-def test_small_file_is_not_unpacked_to_a_large_table(pack_bytes, tmp_path, monkeypatch):
-    monkeypatch.setattr(data.bounded, "MAX_SMALL", 1 << 20)
-    text = b"emotion,pixels,Usage" + b"\n" * (8 << 20)
-    member = tarfile.TarInfo("fer2013.csv")
-    member.size = len(text)
-    whole = member.tobuf(tarfile.USTAR_FORMAT) + text + bytes(1024)
-    path, asked = tmp_path / "fer2013.tar.gz", []
-    path.write_bytes(pack_bytes(whole))
-    check = data.bounded.Unpacked._check
-    monkeypatch.setattr(
-        data.bounded.Unpacked, "_check", lambda self, n: asked.append(n) or check(self, n)
-    )
-    with pytest.raises(UserError, match=r"fer2013\.tar\.gz: .*bytes in all"):
-        load_set(path)
-    assert len(asked) < 10
-
-
-def test_blank_lines_are_counted_before_they_are_parsed(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.bounded, "MAX_ROWS", 10_000)
-    path = tmp_path / "fer2013.csv"
-    stream = io.BytesIO(b"emotion,pixels,Usage" + b"\r" * (8 << 20))
-    with pytest.raises(UserError, match="more than 10000 lines"):
-        list(data.bounded.read_table(stream, str(path), ["emotion"], size=1, max_size=1))
-    assert stream.tell() < 1 << 20
-
-
-def test_archive_in_an_archive_is_not_read(tmp_path):
-    content, path = table().encode(), tmp_path / "fer2013.zip"
-    for name in ("fer2013.csv", "fer2013.zip"):
-        content = pack(".zip", [(name, content, tarfile.REGTYPE, None)])
-    path.write_bytes(content)
-    with pytest.raises(UserError):
-        load_set(path)
+# --- images
 
 
 def decoded(content: bytes) -> np.ndarray:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 from data.reading.bounded import quoted
 from data.types import CLASSES, JAFFE_CODES, SPLITS
@@ -43,14 +42,6 @@ _WHY = ("by its name", "it is no second copy", "a table comes first, then an arc
         "fewest folders are around it", "its name comes first")  # fmt: skip
 
 
-class Place(NamedTuple):
-    """Where an image belongs: the folder of its set, its split if known, its class folder."""
-
-    root: str
-    split: str | None
-    name: str
-
-
 def plain(name: str) -> str:
     """A name without regard to case, "-", "_" and blanks."""
     return re.sub(r"[\W_]", "", name.lower().replace("+", "plus"))
@@ -76,11 +67,11 @@ def number_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def place_of(path: str) -> Place | None:
-    """Where the image at `path` belongs; None if it is in no class folder.
+def place_of(path: str) -> tuple[str, str | None, str] | None:
+    """The folder of the set of the image at `path`, its split if known, and its class folder.
 
-    The beginning of the file name, `Training_`, `PublicTest_` or `PrivateTest_`, says the split
-    first, then the nearest folder above the class folder.
+    None if it is in no class folder. The beginning of the file name, `Training_`, `PublicTest_` or
+    `PrivateTest_`, says the split first, then the nearest folder above the class folder.
     """
     *folders, file = path.split("/")
     if not folders or split_of(folders[-1]):
@@ -93,7 +84,7 @@ def place_of(path: str) -> Place | None:
         split = split or split_of(above[at])
         while at > 0 and split_of(above[at - 1]):  # train/train/<class>, as some archives unpack
             at -= 1
-    return Place("/".join(above[:at]), split, name)
+    return "/".join(above[:at]), split, name
 
 
 def are_evident(names: Iterable[str]) -> bool:

@@ -26,7 +26,7 @@ from auto_fernet.pictures import Box
 from data.reading.bounded import check_unpacked, quoted
 from data.reading.images import SUFFIXES, decode_image
 from data.reading.layouts import are_evident, describe_choice, place_of, preference_key, split_of
-from data.types import SIDE, Faces, count_differences
+from data.types import SIDE
 from runtime.errors import UserError, reading
 from runtime.logs import LOGGER_NAME
 from runtime.processes import hide_progress
@@ -162,15 +162,15 @@ class Source:
             named = ", ".join(f"{count} {what}" for what, count in left[:8])
             self.say(f"left out: {named}{', ...' if left[8:] else ''}")
 
-    def log_faces(
-        self, faces: Faces, classes: Sequence[str], counts: Sequence[int], of: str
-    ) -> Faces:
-        """Log the lines, and one on classes that have another number of images than `counts`."""
-        if differences := count_differences(faces.labels, classes, counts):
+    def say_differences(self, differences: Sequence[str], of: str) -> None:
+        """Note where the counts are others than those of a set, if there are any."""
+        if differences:
             self.say(f"counts differ from {of}'s: {', '.join(differences)}")
+
+    def log(self) -> None:
+        """Log the notes."""
         for note in self.notes:
             logging.getLogger(LOGGER_NAME).info(f"{self.path}: {note}")
-        return faces
 
 
 # --- opening one
@@ -331,5 +331,6 @@ def class_folders(entries: list[Entry]) -> Sets:
     sets = defaultdict(list)
     for entry in filter(Entry.is_image, entries):
         if place := place_of(entry.path):
-            sets[place.root].append(Item(entry, place.split, place.name))
+            root, split, name = place
+            sets[root].append(Item(entry, split, name))
     return sets

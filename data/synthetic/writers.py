@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from data.synthetic.fer2013 import VOTE_COLUMNS
-from data.types import CK_CLASSES, CLASSES, SPLITS, Faces, Split
+from data.types import CK_CLASSES, CLASSES, Faces, Split
 from runtime.errors import UserError
 from runtime.files import atomic_write, write_text
 
@@ -36,17 +36,17 @@ def write_csv(splits: dict[str, Split], path: Path | str, kaggle: bool = False) 
     Rows in the order of SPLITS, the given labels as `emotion`. Raises UserError when `path`
     cannot be written, as all writers here.
     """
-    atomic_write(path, lambda file: file.writelines(_csv_lines(splits, kaggle)))
-
-
-def _csv_lines(splits: dict[str, Split], kaggle: bool = False) -> Iterator[bytes]:
-    yield b"emotion, Usage, pixels\n" if kaggle else b"emotion,pixels,Usage\n"
     words = [str(value) for value in range(256)]
-    for name, split in _in_order(splits):
-        for label, image in zip(split.labels.tolist(), split.images, strict=True):
-            pixels = " ".join([words[value] for value in image.flatten().tolist()])
-            fields = (name, pixels) if kaggle else (pixels, name)
-            yield f"{label},{','.join(fields)}\n".encode()
+
+    def write(file: BinaryIO) -> None:
+        file.write(b"emotion, Usage, pixels\n" if kaggle else b"emotion,pixels,Usage\n")
+        for name, split in splits.items():
+            for label, image in zip(split.labels.tolist(), split.images, strict=True):
+                pixels = " ".join([words[value] for value in image.flatten().tolist()])
+                fields = (name, pixels) if kaggle else (pixels, name)
+                file.write(f"{label},{','.join(fields)}\n".encode())
+
+    atomic_write(path, write)
 
 
 def write_folder(splits: dict[str, Split], folder: Path | str) -> None:
@@ -76,8 +76,8 @@ def write_archive(splits: dict[str, Split], path: Path | str) -> None:
 def write_votes(votes: dict[str, np.ndarray], path: Path | str) -> None:
     """Write `fer2013new.csv` from int (N, 10) votes of each split, in the order of `write_csv`."""
     lines = [",".join(("Usage", "Image name", *VOTE_COLUMNS))]
-    for name in SPLITS:
-        for row in votes[name].tolist() if name in votes else ():
+    for name, rows in votes.items():
+        for row in rows.tolist():
             lines.append(",".join((name, f"fer{len(lines) - 1:07d}.png", *map(str, row))))
     write_text(path, "\n".join(lines) + "\n")
 
@@ -105,13 +105,9 @@ def write_jaffe(drawn: Faces, folder: Path | str) -> None:
     )
 
 
-def _in_order(splits: dict[str, Split]) -> Iterator[tuple[str, Split]]:
-    return ((name, splits[name]) for name in SPLITS if name in splits)
-
-
 def _folder_files(splits: dict[str, Split]) -> Iterator[tuple[str, bytes]]:
     """Path and content of every image of the folder form, in the order of the rows."""
-    for name, split in _in_order(splits):
+    for name, split in splits.items():
         part = "train" if name == "Training" else "test"
         pictures = zip(split.labels.tolist(), split.images.numpy(), strict=True)
         for number, (label, image) in enumerate(pictures, FIRST_NUMBER):
