@@ -39,8 +39,6 @@ COUNTS = {
 TABLE_NAMES = ("fer2013.csv", "icml_face_data.csv")
 _PREFIXES = ("train_", "val_", "valid_", "test_")  # of file names, where no folder says a split
 MAX_CLASSES = 255
-# Folders of CK+ and JAFFE, which are read only if they are named.
-_OTHERS = re.compile(r"(.*/)?(ck(\+|plus)?(48)?|jaffe[^/]*)", re.I)
 
 
 def load_set(path: str | Path, seed: int = 0, *, without_copies: bool = False) -> DataSet:
@@ -96,6 +94,7 @@ class LabelledSets(SetKind):
 
     names = ("fer2013", "icmlfacedata")
     start = "fer2013"
+    others = re.compile(r"(.*/)?(ck(\+|plus)?(48)?|jaffe[^/]*)", re.I)  # CK+ and JAFFE
     missing = (
         "no FER2013 there and no other set of images with classes; expected "
         f"{', '.join(TABLE_NAMES)} or another table with the columns emotion and pixels, images "
@@ -109,8 +108,6 @@ class LabelledSets(SetKind):
         tables: Sets = defaultdict(list)
         sets = {}
         for root, items in class_folders(entries).items():
-            if _OTHERS.fullmatch(root):
-                continue
             if any(item.split for item in items):
                 items = [item for item in items if item.split]
             elif all(item.entry.name.lower().startswith(_PREFIXES) for item in items):
@@ -199,14 +196,6 @@ def _draw_splits(arrays: Arrays, missing: list[int], seed: int) -> np.ndarray:
 
 
 def _split(arrays: Arrays) -> dict[str, Split]:
-    whole = Split(
-        torch.from_numpy(arrays.images).unsqueeze(1), torch.from_numpy(arrays.labels).long()
-    )
-    # Splits that are contiguous, as they mostly are, become views, without a copy.
-    contiguous = bool((np.diff(arrays.usage.astype(np.int8)) >= 0).all())
-    splits = {}
-    for index, name in enumerate(SPLITS):
-        rows = np.flatnonzero(arrays.usage == index)
-        view = contiguous and len(rows)
-        splits[name] = whole.take(slice(rows[0], rows[-1] + 1) if view else torch.from_numpy(rows))
-    return splits
+    images, labels = torch.from_numpy(arrays.images), torch.from_numpy(arrays.labels)
+    whole, usage = Split(images.unsqueeze(1), labels.long()), torch.from_numpy(arrays.usage)
+    return {name: whole.take(usage == index) for index, name in enumerate(SPLITS)}

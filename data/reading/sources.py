@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import stat
 import tarfile
 import zipfile
@@ -76,15 +77,22 @@ class SetKind:
 
     `names` are preferred names of its folder or file and `start` what others begin with, as
     `data.reading.layouts.plain` makes them; `missing` is said after a path where there is none.
+    `others` are the roots of sets of other kinds too, which are read only if they are named.
     """
 
     names: tuple[str, ...]
     start: str
     missing: str
+    others = re.compile("(?!)")
 
     def sets(self, entries: list[Entry]) -> Sets:
         """The sets of this kind among files."""
         raise NotImplementedError
+
+    def sets_below(self, entries: list[Entry]) -> Sets:
+        """The sets of this kind and no other, among files that were not named."""
+        sets = self.sets(entries).items()
+        return {root: items for root, items in sets if not self.others.fullmatch(root)}
 
     def preference(self, root: str, items: list[Item] | None) -> tuple:
         """The `preference_key` of a set, or of an archive, whose items are None."""
@@ -210,7 +218,7 @@ def _open_file(path: Path, kind: SetKind, stack: ExitStack) -> Source:
 def _choose(folder: Path, kind: SetKind, stack: ExitStack) -> Source:
     """The preferred set in a folder: a folder in it, a table or an archive."""
     entries = list(_walk(folder))
-    sets = kind.sets(entries)
+    sets = kind.sets_below(entries)
     archives = {
         entry.path: _open_file(folder / entry.path, kind, stack)
         for entry in entries
@@ -247,7 +255,7 @@ def _holds_set(source: Source, named: bool) -> bool:
         return named
     try:
         with reading(source.path):
-            return bool(source.kind.sets(source.entries))
+            return bool(source.kind.sets_below(source.entries))
     except UserError:
         return named  # so that reading it says what is wrong
 
