@@ -197,5 +197,11 @@ def _draw_splits(arrays: Arrays, missing: list[int], seed: int) -> np.ndarray:
 
 def _split(arrays: Arrays) -> dict[str, Split]:
     images, labels = torch.from_numpy(arrays.images), torch.from_numpy(arrays.labels)
-    whole, usage = Split(images.unsqueeze(1), labels.long()), torch.from_numpy(arrays.usage)
-    return {name: whole.take(usage == index) for index, name in enumerate(SPLITS)}
+    whole, splits = Split(images.unsqueeze(1), labels.long()), {}
+    # Splits that are contiguous, as they mostly are, become views, without a copy.
+    contiguous = bool((np.diff(arrays.usage.astype(np.int8)) >= 0).all())
+    for index, name in enumerate(SPLITS):
+        rows = np.flatnonzero(arrays.usage == index)
+        view = contiguous and len(rows)
+        splits[name] = whole.take(slice(rows[0], rows[-1] + 1) if view else torch.from_numpy(rows))
+    return splits

@@ -35,7 +35,7 @@ class Split:
     copies: Tensor | None = None
 
     def take(self, index: Tensor | slice) -> Split:
-        """The images at `index`: a slice, int64 (M,) in its order, or bool (N,)."""
+        """The images at `index`, int64 (M,), in its order."""
         return self._change(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str) -> Split:

@@ -161,6 +161,19 @@ def test_broken_cache_is_rebuilt(tmp_path):
     assert zipfile.ZipFile(cache).testzip() is None
 
 
+def test_exhausted_memory_leaves_the_cache(tmp_path, monkeypatch):
+    def exhausted(*_args, **_kwargs):
+        raise MemoryError
+
+    source = write_source(tmp_path, "table")
+    read(source)
+    before = cache_path(source).stat().st_mtime_ns
+    monkeypatch.setattr("numpy.load", exhausted)
+    with pytest.raises(MemoryError):
+        read(source, exhausted)
+    assert cache_path(source).stat().st_mtime_ns == before
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
