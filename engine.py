@@ -18,13 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data.augment import (
-    Augmentation,
-    count_batches,
-    evaluation_batches,
-    resize,
-    training_batches,
-)
+from data.augment import Augmentation, resize
+from data.batches import count_batches, evaluation_batches, training_batches
 from data.types import CLASSES, Split
 from model import Network, fuse_batch_norms
 from recipe.compiling import Forward, compiled
@@ -385,7 +380,7 @@ def evaluate(
     """
     logits = []
     own = shard(len(split.images))
-    batches = evaluation_batches(split.map(lambda t: t[own.rows]), batch_size=batch_size)
+    batches = evaluation_batches(split.take(own.rows), batch_size=batch_size)
     total = count_batches(own.largest, batch_size)
     # As many rounds in every process, as all ask `run.stop` together.
     rounds = islice(chain(batches, repeat(None)), total)

@@ -99,7 +99,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         load_trained(path, layers=depth, **network_flags(args))
         for path, depth in zip(paths, depths, strict=True)
     ]
-    data = load_set(args.data, args.seed).map(lambda tensor: tensor.to(run.device))
+    data = load_set(args.data, args.seed).to(run.device)
     splits = evaluation_splits(data.splits, args)
     members: dict[str, list[Scores]] = {name: [] for name in EVALUATED}
     for member in trained:

@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--fes_matrix {args.fes_matrix}: not with --fes False, which uses none")
     start = None if run.resumed else load_start(args)
     data = load_set(args.data, args.seed, without_copies=args.drop_copies)
-    data = data.map(lambda tensor: tensor.to(run.device))
+    data = data.to(run.device)
     if args.fes and data.classes != CLASSES:
         raise UserError(
             f"--fes True: needs FER2013's classes, {args.data} has {', '.join(data.classes)}; "

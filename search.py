@@ -35,7 +35,8 @@ from common.cli import run_script
 from common.search_report import describe_edges, report_search
 from common.start import check_inputs, start_run
 from common.weights import rebuild_supernet
-from data.augment import count_batches, resize, subsample, training_batches
+from data.augment import resize
+from data.batches import count_batches, subsample, training_batches
 from data.halves import alphas_batches, search_halves
 from data.sets import load_set
 from data.types import Split
@@ -309,7 +310,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     data = load_set(args.data, args.seed)
     check_inputs(run, args, data)
     train, valid = search_halves(
-        data.map(lambda tensor: tensor.to(run.device)).splits,
+        data.to(run.device).splits,
         protocol=args.protocol,
         train_portion=args.train_portion,
         seed=args.seed,

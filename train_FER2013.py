@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     run = start_run(args, "train")
     data = load_set(args.data, args.seed, without_copies=args.drop_copies)
-    data = data.map(lambda tensor: tensor.to(run.device))
+    data = data.to(run.device)
     teacher = load_teacher(args, data.classes, run.device)
     check_inputs(run, args, data)
     begin = resume_training if run.resumed else new_training

@@ -31,10 +31,11 @@ import torch
 from benchmarks.runs import Child, difference
 from common import arguments, cli
 from common.report import format_table
-from data.cache import cache_path, read_cached
-from data.synthetic import draw_fer2013
+from data.reading.cache import cache_path
+from data.sets import load_set
+from data.synthetic.fer2013 import draw_fer2013
+from data.synthetic.writers import write_csv
 from data.types import SPLITS
-from data.writers import write_csv
 from runtime.errors import UserError
 
 # Small runs that have all that a real one has: several epochs of several steps, decisions.
@@ -201,7 +202,7 @@ def two_at_once(cached: bool, bench: Bench, script: str) -> None:
     ends = [difference(folder, bench.whole(script)) for folder in place.iterdir()]
     assert ends == [None, None], ends
     before = cache.stat().st_mtime_ns
-    read_cached(bench.data)
+    load_set(bench.data)
     assert cache.stat().st_mtime_ns == before, "the cache was damaged"
 
 

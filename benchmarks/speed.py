@@ -41,8 +41,9 @@ from common import arguments
 from common.cli import run_script
 from common.report import format_table
 from common.start import describe_commit, resolve_device
-from data.augment import CROP, Augmentation, training_batches
-from data.synthetic import draw_fer2013
+from data.augment import CROP, Augmentation
+from data.batches import training_batches
+from data.synthetic.fer2013 import draw_fer2013
 from data.types import CLASSES, Split
 from engine import TrainState, build_optimizer, evaluate, network_predictor, train_one_epoch
 from genotypes import Auto_FERNet, Genotype
@@ -205,7 +206,7 @@ def evaluation_step(setup: Setup) -> Step:
     network = _network(args, False, Auto_FERNet).to(setup.device)
     images = torch.randint(0, 256, (args.batch_size, 1, 48, 48), dtype=torch.uint8)
     labels = torch.zeros(args.batch_size, dtype=torch.int64)
-    split = Split(images, labels).map(lambda tensor: tensor.to(setup.device))
+    split = Split(images, labels).to(setup.device)
     if setup.variant == "plain":
         plain = PlainNetwork(network).eval()
         return Step(torch.no_grad()(lambda: plain(split.images.float() / 255)), args.batch_size)
@@ -229,7 +230,7 @@ def data_step(setup: Setup) -> Step:
             jpegs.append(stream.getvalue())
         batches = partial(pil_batches, jpegs, size, AUGMENTATION)
         return Step(lambda: [images.to(setup.device) for images in batches()][-1], count)
-    split = drawn.map(lambda tensor: tensor.to(setup.device))
+    split = drawn.to(setup.device)
     drawing: dict[str, Any] = {"augmentation": AUGMENTATION, "seed": 0, "epoch": 0}
     return Step(lambda: list(training_batches(split, batch_size=size, **drawing))[-1], count)
 

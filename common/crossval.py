@@ -16,7 +16,7 @@ from common.report import format_table, report_split, write_summary
 from common.start import check_inputs
 from common.training import weights_content
 from common.weights import Trained, load_start, require_classes
-from data.augment import subsample_rows
+from data.batches import subsample_rows
 from data.folds import Fold, overlap
 from data.types import CLASSES, Faces
 from engine import TrainState, evaluate, fit, image_limit, network_predictor
@@ -108,7 +108,7 @@ def finetune_fold(
     a sequence with training.
     """
     train_index, test_index = fold
-    training, test = (faces.split(index).map(lambda t: t.to(run.device)) for index in fold)
+    training, test = (faces.split(index).to(run.device) for index in fold)
     model = copy.deepcopy(trained.model).to(run.device)
     train = TrainState(model, args, trained.drop_path(args), classes)
     if file.under_way is not None:
@@ -195,7 +195,7 @@ def evaluate_faces(
     with run.interruptible(args.time_limit, resumable=False):
         scores = evaluate(
             lambda images: predict(images)[:, : len(classes)],
-            faces.split(shared).map(lambda tensor: tensor.to(run.device)),
+            faces.split(shared).to(run.device),
             args.batch_size,
             run,
         )

@@ -11,7 +11,7 @@ from typing import Any
 from common.plots import draw_curves
 from common.report import format_table, report_split, row_without_copies, write_summary
 from common.weights import CHOSEN, class_names, rebuild_network, require_classes
-from data.augment import subsample
+from data.batches import subsample
 from data.types import DataSet, Split
 from engine import Predict, TrainState, evaluate_splits, fit, image_limit
 from recipe.schedules import DropPath

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.bounded import quoted, read_table
+from data.reading.bounded import quoted
+from data.reading.tables import read_table
 from data.types import SPLITS
 from runtime.errors import UserError, reading
 

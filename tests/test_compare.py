@@ -12,7 +12,7 @@ from PIL import Image
 from runs import here, weights
 
 import test_CK48
-from data import synthetic_cross, writers
+from data.synthetic import cross, writers
 from runtime.errors import UserError
 from runtime.run import Progress
 from tools import compare
@@ -112,7 +112,7 @@ def test_invalid_summary_is_one_line(text, tmp_path, capsys):
 
 
 def test_folds_as_jobs_match_whole_run(tmp_path, capsys):
-    ck48 = synthetic_cross.draw_ck48(subjects=12, sequences=24)
+    ck48 = cross.draw_ck48(subjects=12, sequences=24)
     writers.write_ck48(ck48, tmp_path / "CK+48")
     weights(tmp_path / "w.pt")
     flags = ["--data", str(tmp_path), "--checkpoint", str(tmp_path / "w"), "--folds", "2",

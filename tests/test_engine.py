@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 import train_FER2013
 from common import parsing
-from data.augment import Augmentation, training_batches
+from data.augment import Augmentation
+from data.batches import training_batches
 from data.halves import alphas_batches, search_halves
 from data.types import Split
 from engine import (

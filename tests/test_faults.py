@@ -20,7 +20,7 @@ from benchmarks.faults import FAULTS, Bench, killed
 from benchmarks.runs import difference
 from common import arguments, cli
 from common.start import start_run
-from data.cache import cache_path
+from data.reading.cache import cache_path
 from data.sets import load_set
 from runtime.errors import UserError, WriteError, is_out_of_memory
 from runtime.files import atomic_write

@@ -22,12 +22,12 @@ from runs import weights
 from auto_fernet.pictures import PictureError, centre_face, open_picture
 from common.manifest import read_manifest
 from common.weights import load_trained
-from data.cache import cache_path
-from data.images import decode_image
+from data.reading.cache import cache_path
+from data.reading.images import decode_image
 from data.sets import load_set
+from data.synthetic.writers import write_archive, write_csv
 from data.types import CLASSES, SPLITS, Split
 from data.votes import VOTES_OF_CLASSES, load_votes
-from data.writers import write_archive, write_csv
 from genotypes import Auto_FERNet, format_genotype, load_genotype
 from relabelling import TRAINING_FES, load_fes
 from runtime.errors import UserError

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from auto_fernet.pictures import centre_face, open_picture
-from data.images import decode_image
+from data.reading.images import decode_image
 from runtime.errors import UserError
 
 GRAYS = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import model_search
 import search
-from data.augment import training_batches
+from data.batches import training_batches
 from data.halves import alphas_batches
 from data.types import CLASSES, Split
 from engine import build_augmentation, network_predictor, train_one_epoch

@@ -26,7 +26,7 @@ from auto_fernet.predictor import NETWORKS, softmax
 from auto_fernet.video import Tracker, overlap
 from common.manifest import digest, read_manifest
 from common.weights import CHECKPOINTS, load_network
-from data.synthetic_cross import draw_jaffe
+from data.synthetic.cross import draw_jaffe
 from data.types import CLASSES
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

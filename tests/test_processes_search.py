@@ -19,7 +19,8 @@ from architect import frozen
 from benchmarks.runs import Child
 from common.parsing import parse
 from data import augment
-from data.augment import Augmentation, training_batches
+from data.augment import Augmentation
+from data.batches import training_batches
 from data.halves import alphas_batches
 from data.types import Split
 from model_search import OPEN, PRUNED, Network

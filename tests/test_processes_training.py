@@ -16,7 +16,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.runs import Child
 from data import augment
-from data.augment import Augmentation, training_batches
+from data.augment import Augmentation
+from data.batches import training_batches
 from data.sets import load_set
 from data.types import Split
 from engine import STEP_STREAM

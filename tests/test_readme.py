@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from runs import ROOT, run
 
-from data.synthetic_cross import draw_jaffe
+from data.synthetic.cross import draw_jaffe
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Makes any training short; runs of the README end in seconds with it.

@@ -86,7 +86,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         model, run = trained.model.to(device), Run(folder, device, autocast(device, args.amp))
 
         def accuracies(splits: Mapping[str, Split], tta: str = "none") -> dict[str, float]:
-            parts = {name: splits[name].map(lambda t: t.to(device)) for name in EVALUATED}
+            parts = {name: splits[name].to(device) for name in EVALUATED}
             scored = evaluate_splits(model, parts, args.batch_size, run, tta)
             return {name: scores.accuracy for name, scores in scored.items()}
 

@@ -18,10 +18,9 @@ from PIL import Image, ImageDraw
 
 from common import cli
 from common.arguments import new_parser
-from data.synthetic import Drawing, draw_fer2013, draw_records, draw_votes
-from data.synthetic_cross import draw_ck48, draw_jaffe
-from data.types import CLASSES
-from data.writers import (
+from data.synthetic.cross import draw_ck48, draw_jaffe
+from data.synthetic.fer2013 import Drawing, draw_fer2013, draw_records, draw_votes
+from data.synthetic.writers import (
     write_archive,
     write_ck48,
     write_csv,
@@ -29,6 +28,7 @@ from data.writers import (
     write_jaffe,
     write_votes,
 )
+from data.types import CLASSES
 from runtime.errors import UserError
 from runtime.files import atomic_write, make_folder
 
