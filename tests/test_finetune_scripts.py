@@ -69,7 +69,7 @@ def test_threshold_and_fes_limit_relabelling(place, tmp_path, monkeypatch):
     for protocol, expected in (("clean", TRAINING_FES), ("paper", PUBLISHED_FES)):
         assert choose_fes(None, protocol) is expected
         own = choose_fes(str(tmp_path / "apart"), protocol)
-        assert own == np.eye(7).tolist()
+        assert own.tolist() == np.eye(7).tolist()
 
 
 def test_relabelling_resumes_exactly(tmp_path):
