@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+TINY = 1e-30  # added to variances, for those that are 0; lost in rounding elsewhere
 WIDTH = 256  # most columns of a tensor seen as a wide matrix
 # Values of a channel: of fewer, the terms of the gradient nearly cancel, which bfloat16 rounds.
 LEAST = 64
@@ -159,9 +160,9 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel of x (N, C, H, W), float32 (C,)."""
     wide = _wide(x)
     columns = wide.shape[1]
-    # Weights in float32 make the statistics float32; eps 0 makes their inverse exact.
+    # Weights in float32 make the statistics float32.
     affine = torch.ones(columns), torch.zeros(columns)
-    _, means, inverse = torch.native_batch_norm(wide, *affine, None, None, True, 0.0, 0.0)
+    _, means, inverse = torch.native_batch_norm(wide, *affine, None, None, True, 0.0, TINY)
     means, variances = means.view(-1, x.shape[1]), inverse.view(-1, x.shape[1]).pow(-2)
     mean = means.mean(dim=0)
     return mean, variances.mean(dim=0) + (means - mean).square().mean(dim=0)

@@ -77,6 +77,21 @@ def test_error_beside_torch(shape, dtype, used):
         assert errors[0] <= factor * errors[1] + least
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_constant_channels_and_pixels(dtype, used):
+    """As of a dead ReLU: channel 0 is constant, and of channel 1 every second column of pixels."""
+    ours, plain = pair(36)
+    x = torch.randn(4, 36, 8, 8)
+    x[:, 0] = 0.0
+    x[:, 1, :, ::2] = 0.0
+    x = x.to(dtype, memory_format=torch.channels_last)
+    grad = torch.ones(4, 36, 8, 8, dtype=dtype).to(memory_format=torch.channels_last)
+    results = zip(run(ours, x, grad), run(plain, x.double(), grad.double()), strict=True)
+    for found, expected in results:
+        torch.testing.assert_close(found.double(), expected, rtol=0.05, atol=0.05)
+    assert used == [1]
+
+
 @pytest.mark.parametrize("threads, channels, expected", [
     (1, 18, True), (1, 36, False), (2, 36, True), (2, 72, True), (2, 32, False), (2, 108, False),
 ])  # fmt: skip

@@ -21,8 +21,6 @@ from benchmarks.runs import difference
 from common import arguments, cli
 from common.parsing import parse
 from common.start import start_run
-from data.reading.cache import cache_path
-from data.sets import load_set
 from runtime.errors import UserError, WriteError, is_out_of_memory
 from runtime.files import atomic_write
 from runtime.logs import open_log
@@ -110,19 +108,6 @@ def test_exhausted_memory_is_one_line(error, capsys):
     assert "\n" not in text
     with pytest.raises(RuntimeError, match="of ours"):
         status_of(RuntimeError("an error of ours"), capsys)
-
-
-def test_exhausted_memory_does_not_rebuild_the_cache(bench, monkeypatch):
-    def exhausted(*_args, **_kwargs):
-        raise MemoryError
-
-    load_set(bench.data)
-    before = cache_path(bench.data).stat().st_mtime_ns
-    with monkeypatch.context() as patched:
-        patched.setattr("numpy.load", exhausted)
-        with pytest.raises(MemoryError):
-            load_set(bench.data)
-    assert cache_path(bench.data).stat().st_mtime_ns == before
 
 
 def test_unwritable_file_is_one_line(tmp_path, capsys):

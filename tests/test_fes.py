@@ -182,13 +182,14 @@ def edited(row, column, word):
         (edited(2, 4, "1.5"), "disgust and happy have 1.5 and 0.01147336"),
         (edited(2, 2, "-0.1"), "disgust and disgust have -0.1 and -0.1"),
         (edited(1, 7, "nan"), "angry and neutral have nan and 0.05837538"),
-        (edited(1, 2, ""), "could not convert string to float: ''"),
+        (edited(1, 2, ""), "angry and disgust have nan and 0.02718851"),
+        (edited(1, 2, "x"), "could not convert string to float: 'x'"),
         (edited(1, 2, "0.5"), "angry and disgust have 0.5 and 0.02718851"),
-        (edited(0, 3, "happy"), "line 1: no column fear"),
+        (edited(0, 3, "happy"), "columns angry,disgust,happy,happy"),
         (edited(3, 0, "sad"), "rows angry,disgust,sad,happy"),
         (edited(7, 7, "1,1"), "Expected 8 fields in line 8, saw 9"),
         (edited(7, 7, "1\nextra,1,1,1,1,1,1,1"), "rows angry,disgust,fear,happy,sad,surprise"),
-        (",angry\nangry,1.0\n", "line 1: no column disgust"),
+        (",angry\nangry,1.0\n", "columns angry, rows angry"),
     ],
 )
 def test_malformed_matrix(content, found, tmp_path):

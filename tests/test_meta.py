@@ -109,10 +109,10 @@ READS = {
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
 def test_reading_a_value_in_a_step_raises(read, run):
-    def relabel(logits: Tensor, labels: Tensor) -> Tensor:
+    def relabelling(logits: Tensor, labels: Tensor) -> Tensor:
         read(logits)
         return labels
 
     with pytest.raises((RuntimeError, NotImplementedError), match=r"(?i)meta"):
-        train(run, Small().to(META), relabel=relabel)
-    train(run, Small().to(META), relabel=lambda logits, labels: labels)
+        train(run, Small().to(META), relabelling=relabelling)
+    train(run, Small().to(META), relabelling=lambda logits, labels: labels)

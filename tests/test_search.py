@@ -102,9 +102,9 @@ def test_search_follows_its_schedules(monkeypatch):
 
 
 def test_channels_that_partial_channels_do_not_divide_are_refused():
-    flags = "--data nowhere --init_channels 6 --partial_channels 4"
+    flags = "--init_channels 6 --partial_channels 4"
     with pytest.raises(UserError, match=r"--partial_channels 4: .* --init_channels 6"):
-        search.main(parse(flags, search))
+        search.new_search(settings("")[1], 7, parse(flags, search))
 
 
 def test_first_epochs_train_weights_only_on_resized_images(monkeypatch):
