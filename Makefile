@@ -3,7 +3,7 @@
 # make test-oldest: run every test with the lowest versions that are admitted
 # make lint: check style and types
 # make bench: speed and memory compared with a plain implementation, in a short form
-# make faults: kill runs, fill disks, read hostile input; a table of results (some ten minutes)
+# make faults: kill runs, fill disks, exhaust memory; a table of results (some ten minutes)
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -26,7 +26,7 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.speed --short --out bench/short.json
 
 faults: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.campaign
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults
 
 clean:
 	rm -rf .venv .venv-oldest demo

@@ -10,17 +10,18 @@ members agree.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
 from typing import Any
 
-import common.startup  # noqa: F401 (before torch, which takes seconds)
+from runtime.startup import prepare
+
+prepare()  # before torch is imported
 
 import torch
 
 from common import arguments
-from common.cli import resolve_device, run_script, start_run
+from common.cli import run_script
 from common.report import (
     format_table,
     report_split,
@@ -28,13 +29,13 @@ from common.report import (
     split_headline,
     write_summary,
 )
+from common.start import start_run
 from common.training import EVALUATED, evaluation_splits
 from common.weights import DEFAULT, find_weights, load_trained, network_flags, require_classes
 from data.sets import load_set
 from engine import Scores, evaluate_splits
-from utils import LOGGER_NAME, UserError, open_log
-
-_log = logging.getLogger(LOGGER_NAME)
+from runtime.errors import UserError
+from runtime.logs import log
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model_names", type=arguments.names, default=DEFAULT, metavar="A,B,...",
         help="checkpoints or run folders, as given, with .pt added or inside --model_path, or "
         "names of weights in checkpoints/")
-    add("--layers", type=depths, default=[], metavar="L,M,...",
+    add("--layers", type=depths_list, default=[], metavar="L,M,...",
         help="cells of each member (default: as its checkpoint says, 12 for a bare state dict)")
     # fmt: on
     arguments.add_network_arguments(parser)
@@ -55,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def depths(text: str) -> list[int]:
+def depths_list(text: str) -> list[int]:
     """argparse type: numbers of cells separated by commas."""
     return [arguments.cells(each) for each in arguments.names(text)]
 
@@ -77,7 +78,7 @@ def member_depths(args: argparse.Namespace) -> list[int | None]:
     names, layers = args.model_names, args.layers
     if len(layers) > len(names):
         unused = ",".join(map(str, layers[len(names) :]))
-        _log.warning(
+        log.warning(
             "--layers: %d depths for %d models; not used: %s", len(layers), len(names), unused
         )
     elif 0 < len(layers) < len(names):
@@ -89,33 +90,28 @@ def member_depths(args: argparse.Namespace) -> list[int | None]:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    open_log()
-    device = resolve_device(args)
-    layers = member_depths(args)
-    paths = [find_weights("--model_names", each, args.model_path) for each in args.model_names]
-    flags = network_flags(args)
-    # All of them before the first is evaluated, so that errors are reported at once.
-    classes = [
-        load_trained(path, layers=depth, **flags).classes
-        for path, depth in zip(paths, layers, strict=True)
-    ]
-    data = load_set(args.data, args.seed).map(lambda tensor: tensor.to(device))
-    for path, found in zip(paths, classes, strict=True):
-        require_classes(path, found, data.classes)
-    splits = evaluation_splits(data.splits, args)
-
-    run = start_run(args, device, "ensemble")
+    run = start_run(args, "ensemble")
     started = time.monotonic()
+    depths = member_depths(args)
+    paths = [find_weights("--model_names", name, args.model_path) for name in args.model_names]
+    # All of them before the data are read, so that errors are reported at once.
+    trained = [
+        load_trained(path, layers=depth, **network_flags(args))
+        for path, depth in zip(paths, depths, strict=True)
+    ]
+    data = load_set(args.data, args.seed).to(run.device)
+    splits = evaluation_splits(data.splits, args)
     members: dict[str, list[Scores]] = {name: [] for name in EVALUATED}
-    parameters = []
+    for member in trained:
+        require_classes(member.path, member.classes, data.classes)
     with run.interruptible(resumable=False):
-        for path, depth in zip(paths, layers, strict=True):
-            # One network at a time, so that memory does not grow with their number.
-            model = load_trained(path, layers=depth, **flags).model.to(device)
-            parameters.append(model.size)
+        for member in trained:
+            model = member.model.to(run.device)
             scored = evaluate_splits(model, splits, args.batch_size, run, args.tta)
             for name, scores in scored.items():
                 members[name].append(scores)
+            model.cpu()
+    parameters = [member.model.size for member in trained]
     ensemble = {name: mean_scores(scores) for name, scores in members.items()}
     agreements = {name: agreement(scores) for name, scores in members.items()}
     summary = write_summary(
@@ -160,7 +156,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         rows.append([name, "", *figures, *[""] * len(paths)])
     columns = ["top-1 accuracy in %", "parameters", *EVALUATED]
     columns += [f"like {k + 1}" for k in range(len(paths))]
-    _log.info(
+    log.info(
         "\n%s\n\nlike K: predictions on PrivateTest equal to member K's, in %%; "
         "reports and pictures in %s",
         format_table(columns, rows),

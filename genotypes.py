@@ -10,23 +10,20 @@ from __future__ import annotations
 import ast
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from operations import PRIMITIVE_TABLE
-from utils import UserError, reading, write_text
+from runtime.errors import UserError, reading
+from runtime.files import write_text
 
 # Alphas and decided edges refer to the index of a searched primitive.
 PRIMITIVES = tuple(name for name, entry in PRIMITIVE_TABLE.items() if entry.searched)
 EXTRA_PRIMITIVES = tuple(name for name in PRIMITIVE_TABLE if name not in PRIMITIVES)
 
 GENOTYPE_FILE = "genotype.txt"
-MAX_TEXT = 20_000  # characters; the longest named genotype takes under 700
-MAX_FILE = 1 << 22  # bytes read from the end of a log
 _CALL = re.compile(r"\bGenotype\s*\(")
-MAX_NODES = 32  # of a cell; the largest named one has five
 
 Edge = tuple[str, int]
 
@@ -144,19 +141,12 @@ AmoebaNet = Genotype(
     ),
     reduce_concat=(3, 4, 6),
 )
-# fmt: on
 
-NAMED: Mapping[str, Genotype] = MappingProxyType(
-    {
-        "Auto_FERNet": Auto_FERNet,
-        "DARTS_V1": DARTS_V1,
-        "DARTS_V2": DARTS_V2,
-        "SGAS_CRI1": SGAS_CRI1,
-        "SGAS_CRI2": SGAS_CRI2,
-        "NASNet": NASNet,
-        "AmoebaNet": AmoebaNet,
-    }
-)
+NAMED: Mapping[str, Genotype] = {
+    "Auto_FERNet": Auto_FERNet, "DARTS_V1": DARTS_V1, "DARTS_V2": DARTS_V2, "SGAS_CRI1": SGAS_CRI1,
+    "SGAS_CRI2": SGAS_CRI2, "NASNet": NASNet, "AmoebaNet": AmoebaNet,
+}
+# fmt: on
 
 
 def resolve_genotype(spec: str, model_path: Path | str = "saved_models") -> Genotype:
@@ -178,7 +168,7 @@ def resolve_genotype(spec: str, model_path: Path | str = "saved_models") -> Geno
     if name.isidentifier() and os.path.isfile(path):
         return load_genotype(path, name)
     raise UserError(
-        f"--arch: {_shown(spec)} found, expected one of {', '.join(NAMED)}, a literal "
+        f"--arch: {spec[:200]!r} found, expected one of {', '.join(NAMED)}, a literal "
         "Genotype(...), a file with one (FILE:NAME for one of several), or the run folder of a "
         "search"
     )
@@ -187,21 +177,20 @@ def resolve_genotype(spec: str, model_path: Path | str = "saved_models") -> Geno
 def load_genotype(path: Path | str, name: str | None = None) -> Genotype:
     """Read the last `Genotype(...)` of a text file, or with `name` that of `name = Genotype(...)`.
 
-    The file may be a genotype file, a log or Python source. Raises UserError naming the file.
+    The file may be a genotype file, a log or Python source, in which a name may stand for another.
+    Raises UserError naming the file.
     """
-    with reading(path, "a genotype file"), open(path, "rb") as file:
-        file.seek(-min(MAX_FILE, os.fstat(file.fileno()).st_size), os.SEEK_END)
-        text = file.read().decode("utf-8-sig", errors="replace")
-    seen: set[str] = set()
-    while name is not None:
-        found = list(re.finditer(rf"^{name}\s*=\s*(.*)", text, re.MULTILINE))
-        seen.add(name)
-        if not found or found[-1][1].strip() in seen:
+    with reading(path, "a genotype file"):
+        text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
+    if name is not None:
+        assigned = re.finditer(r"^(\w+)\s*=\s*(?:\w+\.)*(\w+)", text, re.MULTILINE)
+        values = {match[1]: match for match in assigned}  # the last of each name
+        while name in values and values[name][2] != "Genotype":
+            name = values.pop(name)[2]  # one name for another
+        if name not in values:
             raise UserError(f"{path}: no {name} = Genotype(...) found, expected one")
-        if found[-1][1].strip().isidentifier():
-            name = found[-1][1].strip()  # one name for another
-        else:
-            text, name = text[: _end_of_call(text, found[-1].start(1))], None
+        start = values[name].start(2)
+        text = text[start : _end_of_call(text, start)]
     return parse_genotype(text, source=str(path))
 
 
@@ -237,125 +226,69 @@ def parse_genotype(text: str, source: str = "genotype") -> Genotype:
     concatenations as range(first, end), list or tuple, with line breaks and comments as in Python.
     `source` names the text in errors. Raises UserError for everything else.
     """
+    expected = (
+        "a literal Genotype(normal=[...], normal_concat=..., reduce=[...], reduce_concat=...)"
+    )
     calls = [match.start() for match in _CALL.finditer(text)]
-    call = text[calls[-1] : _end_of_call(text, calls[-1])] if calls else text.strip()
-    if len(call) > MAX_TEXT:
-        raise UserError(f"{source}: more than {MAX_TEXT} characters found, expected Genotype(...)")
-    try:
-        genotype = _read_call(call, source)
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        # MemoryError: nested too deeply for the parser.
-        raise UserError(
-            f"{source}: {_shown(text)} found, expected a literal Genotype(normal=[...], "
-            "normal_concat=..., reduce=[...], reduce_concat=...)"
-        ) from error
-    return check_genotype(genotype, source)
+    if not calls:
+        raise UserError(f"{source}: {text.strip()[:80]!r} found, expected {expected}")
+    with reading(source, expected):
+        call: Any = ast.parse(text[calls[-1] : _end_of_call(text, calls[-1])], mode="eval").body
+        keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+        nodes: Any = Genotype(*call.args, **keywords)
+        return check_genotype(tuple(map(_read_literal, nodes)), source)
 
 
 def _end_of_call(text: str, start: int) -> int:
     """The end of the call that begins at `start`, after its closing parenthesis."""
     depth = 0
-    for place in range(start, min(len(text), start + MAX_TEXT)):
+    for place in range(start, len(text)):
         depth += (text[place] == "(") - (text[place] == ")")
         if depth == 0 and text[place] == ")":
             return place + 1
     return len(text)
 
 
-def _read_call(text: str, source: str) -> Genotype:
-    call = ast.parse(text, mode="eval").body
-    if not (isinstance(call, ast.Call) and _is_name(call.func, "Genotype")):
-        raise ValueError("not a call of Genotype")
-    keywords: dict[Any, Any] = {keyword.arg: keyword.value for keyword in call.keywords}
-    if len(keywords) < len(call.keywords):
-        raise ValueError("an argument is repeated")
-    nodes: Any = Genotype(*call.args, **keywords)  # type: ignore[arg-type]
-    return Genotype(
-        ast.literal_eval(nodes.normal),
-        _read_concat(nodes.normal_concat, f"{source}: normal_concat"),
-        ast.literal_eval(nodes.reduce),
-        _read_concat(nodes.reduce_concat, f"{source}: reduce_concat"),
-    )
-
-
-def _read_concat(node: ast.expr, source: str) -> Any:
-    if not (isinstance(node, ast.Call) and _is_name(node.func, "range")):
-        return ast.literal_eval(node)
-    bounds = [ast.literal_eval(argument) for argument in node.args]
-    sound = not node.keywords and len(bounds) == 2 and all(type(b) is int for b in bounds)
-    # The length is checked first, as a long range would exhaust memory.
-    if not sound or bounds[1] - bounds[0] > MAX_NODES:
-        raise UserError(
-            f"{source}: {_shown(ast.unparse(node))} found, expected range(first, end) of at most "
-            f"{MAX_NODES} nodes"
-        )
-    return list(range(*bounds))
-
-
-def _is_name(node: ast.expr, name: str) -> bool:
-    return isinstance(node, ast.Name) and node.id == name
+def _read_literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "range":
+        first, end = map(ast.literal_eval, node.args)
+        return range(first, end)
+    return ast.literal_eval(node)
 
 
 def check_genotype(genotype: Any, source: str = "genotype") -> Genotype:
     """Validate `genotype`, four fields of lists or tuples, and return it as tuples.
 
-    Each cell has 1 to MAX_NODES nodes with two edges each, known primitives other than none, node j
-    reads states 0 .. j + 1, and the concatenation names different nodes. The cells may differ in
-    the number of nodes. Raises UserError naming the field.
+    Each cell has two edges a node, known primitives other than none, node j reads states 0 .. j +
+    1, and the concatenation names different nodes. The cells may differ in the number of nodes.
+    Raises UserError naming the field.
     """
-    if not (isinstance(genotype, list | tuple) and len(genotype) == len(Genotype._fields)):
-        raise UserError(
-            f"{source}: {_shown(genotype)} found, expected {', '.join(Genotype._fields)}"
+    with reading(source, ", ".join(Genotype._fields)):
+        normal, normal_concat, reduce, reduce_concat = genotype
+        return Genotype(
+            *_check_cell(f"{source}: normal", normal, normal_concat),
+            *_check_cell(f"{source}: reduce", reduce, reduce_concat),
         )
-    normal, normal_concat, reduce, reduce_concat = genotype
-    return Genotype(
-        _check_edges(normal, f"{source}: normal"),
-        _check_concat(normal_concat, len(normal) // 2, f"{source}: normal_concat"),
-        _check_edges(reduce, f"{source}: reduce"),
-        _check_concat(reduce_concat, len(reduce) // 2, f"{source}: reduce_concat"),
-    )
 
 
-def _check_edges(edges: Any, source: str) -> tuple[Edge, ...]:
-    if not isinstance(edges, list | tuple):
-        raise UserError(f"{source}: {_shown(edges)} found, expected a list of edges")
-    if not edges or len(edges) % 2 or len(edges) > 2 * MAX_NODES:
+def _check_cell(
+    cell: str, edges: Sequence[Any], concat: Sequence[Any]
+) -> tuple[tuple[Edge, ...], tuple[int, ...]]:
+    """The edges and the concatenation of a cell as tuples; UserError that begins with `cell`."""
+    nodes, known = len(edges) // 2, PRIMITIVES[1:] + EXTRA_PRIMITIVES
+    if not edges or len(edges) % 2:
+        raise UserError(f"{cell}: {len(edges)} edges found, expected two for each node")
+    for number, (primitive, state) in enumerate(edges):
+        place, last = f"{cell} edge {number}", number // 2 + 1
+        if primitive not in known:
+            raise UserError(f"{place}: {primitive!r} found, expected one of {', '.join(known)}")
+        if type(state) is not int or not 0 <= state <= last:
+            raise UserError(
+                f"{place}: state {state!r} found, expected 0 to {last} for node {last - 1}"
+            )
+    # The length first, as a long range would exhaust memory.
+    if not 0 < len(concat) <= nodes or len(set(concat) & set(range(2, nodes + 2))) < len(concat):
         raise UserError(
-            f"{source}: {len(edges)} edges found, expected two for each of 1 to {MAX_NODES} nodes"
+            f"{cell}_concat: {concat!r} found, expected different states of 2 to {nodes + 1}"
         )
-    known = PRIMITIVES[1:] + EXTRA_PRIMITIVES
-    for number, edge in enumerate(edges):
-        if not (isinstance(edge, list | tuple) and len(edge) == 2):
-            found, expected = _shown(edge), "(primitive, state)"
-        elif edge[0] not in known:
-            found, expected = _shown(edge[0]), f"one of {', '.join(known)}"
-        elif type(edge[1]) is not int or not 0 <= edge[1] <= number // 2 + 1:
-            found, expected = f"state {_shown(edge[1])}", f"0 to {number // 2 + 1}"
-            expected += f" for node {number // 2}"
-        else:
-            continue
-        raise UserError(f"{source} edge {number}: {found} found, expected {expected}")
-    return tuple((primitive, state) for primitive, state in edges)
-
-
-def _check_concat(concat: Any, nodes: int, source: str) -> tuple[int, ...]:
-    sound = (
-        isinstance(concat, list | tuple)
-        and len(concat) > 0
-        and all(type(state) is int and 2 <= state <= nodes + 1 for state in concat)
-        and len(set(concat)) == len(concat)
-    )
-    if not sound:
-        raise UserError(
-            f"{source}: {_shown(concat)} found, expected different states of 2 to {nodes + 1}"
-        )
-    return tuple(concat)
-
-
-def _shown(value: Any) -> str:
-    """`repr` in at most 80 characters; integers of too many digits have none."""
-    try:
-        text = repr(value)
-    except ValueError:
-        text = f"{type(value).__name__} of too many digits"
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return tuple((primitive, state) for primitive, state in edges), tuple(concat)

@@ -11,14 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from genotypes import Genotype, format_genotype, parse_genotype
-from operations import (
-    BatchNorm2d,
-    FactorizedReduce,
-    build_primitive,
-    concat_nodes,
-    drop_path,
-    preprocessing,
-)
+from kernels.layouts import concat_nodes
+from kernels.norms import BatchNorm2d
+from operations import FactorizedReduce, build_primitive, drop_path, preprocessing
 
 
 class Cell(nn.Module):

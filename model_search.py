@@ -21,15 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genotypes import PRIMITIVES
-from operations import (
-    BatchNorm2d,
-    ConvBlock,
-    build_primitive,
-    concat_nodes,
-    join_shuffled,
-    preprocessing,
-    weighted_norms,
-)
+from kernels.layouts import concat_nodes, join_shuffled
+from kernels.norms import BatchNorm2d, weighted_norms
+from operations import ConvBlock, build_primitive, preprocessing
 
 NODES = 4
 # The edges of a cell as (node, source): sources 0 and 1 are the cell's inputs, node j is source
@@ -91,6 +85,8 @@ class MixedOp(nn.Module):
         if state != OPEN:
             return self._other(state, source)
         weights = scales.unbind()
+        # The last module of a block is a batch norm without parameters: the softmaxed alpha becomes
+        # its scale, so that weighting costs nothing. This is what makes the supernet fast.
         blocks: list[ConvBlock] = [self._ops[index] for index in self._blocks]  # type: ignore[misc]
         total = weighted_norms(
             [block.norm for block in blocks],

@@ -14,34 +14,26 @@ many labels of each class became which.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-from functools import partial
 from typing import Any
 
-import common.startup  # noqa: F401 (before torch, which takes seconds)
+from runtime.startup import prepare
+
+prepare()  # before torch is imported
 
 import torch
 
 from common import arguments
-from common.cli import resolve_device, run_script, start_run
-from common.training import evaluation_splits, report_training, save_training
-from common.weights import (
-    fit_classes,
-    load_start,
-    load_teacher,
-    require_classes,
-    resume_network,
-    training_inputs,
-)
-from data.fes import PUBLISHED_FES, TRAINING_FES, load_fes
-from data.relabel import Relabelling
+from common.cli import run_script
+from common.start import check_inputs, start_run
+from common.training import resume_training, run_training
+from common.weights import fit_classes, load_start, load_teacher
 from data.sets import load_set
 from data.types import CLASSES
-from engine import TrainState, fit
-from utils import LOGGER_NAME, UserError, open_log
-
-_log = logging.getLogger(LOGGER_NAME)
+from engine import TrainState
+from relabelling import Relabelling, choose_fes
+from runtime.errors import UserError
+from runtime.logs import log
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,86 +63,53 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def choose_fes(file: str | None, protocol: str) -> list[list[float]]:
-    """The similarity of every two classes: that of `file`, or what `protocol` uses."""
-    if file is not None:
-        return load_fes(file).tolist()
-    return (TRAINING_FES if protocol == "clean" else PUBLISHED_FES).tolist()
-
-
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    open_log()
-    device = resolve_device(args)
+    run = start_run(args, "relabel")
     if args.fes_matrix is not None and not args.fes:
         raise UserError(f"--fes_matrix {args.fes_matrix}: not with --fes False, which uses none")
-    start = load_start(args) if args.resume is None else None
-    fes = choose_fes(args.fes_matrix, args.protocol) if args.resume is None else None
-    teacher, taught_classes = load_teacher(args, device)
+    start = None if run.resumed else load_start(args)
     data = load_set(args.data, args.seed, without_copies=args.drop_copies)
-    data = data.map(lambda tensor: tensor.to(device))
-    if teacher is not None:
-        require_classes(",".join(args.teacher), taught_classes, data.classes)
+    data = data.to(run.device)
     if args.fes and data.classes != CLASSES:
         raise UserError(
             f"--fes True: needs FER2013's classes, {args.data} has {', '.join(data.classes)}; "
             "expected --fes False"
         )
-
-    inputs = training_inputs(data, args, start)
-    run = start_run(args, device, "relabel", "training", inputs)
-    if start is not None:
-        model = fit_classes(start, data.classes, args.reset_classifier)
-        drop_path = start.drop_path(args)
+    teacher = load_teacher(args, data.classes, run.device)
+    check_inputs(run, args, data, start.path if start else None)
+    if start is None:
+        train = resume_training(run, data.classes, args)
     else:
-        model, drop_path = resume_network(run, data.classes, args)
-    train = TrainState(model.to(device), args, drop_path, data.classes)
-    settings = train.progress.extra
-    if start is not None:
+        model = fit_classes(start, data.classes, args.reset_classifier).to(run.device)
+        train = TrainState(model, args, start.drop_path(args), data.classes)
         # Kept with the run, as the files may change before it is resumed.
-        settings |= {"checkpoint": str(start.path), "fes": fes}
-    elif run.resumed is not None:
-        train.load_state_dict(run.resumed, run.folder / "checkpoint.pt")
-        settings = train.progress.extra
-    _log.info("from %s, epoch %d", settings["checkpoint"], drop_path.start_epoch)
-    relabel = Relabelling(
-        data.splits["Training"],
-        threshold=args.relabel_threshold,
-        fes=torch.tensor(settings["fes"], device=device) if args.fes else None,
-        fes_threshold=args.fes_threshold,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        classes=data.classes,
+        fes = choose_fes(args.fes_matrix, args.protocol).tolist()
+        train.progress.extra |= {"checkpoint": str(start.path), "fes": fes}
+    origin, fes = (train.progress.extra[name] for name in ("checkpoint", "fes"))
+    start_epoch = train.drop_path.start_epoch
+    log.info("from %s, epoch %d", origin, start_epoch)
+    return run_training(
+        train,
+        data,
+        teacher,
+        args,
+        run,
+        checkpoints=[origin, *args.teacher],
+        relabelling=Relabelling(
+            data.classes,
+            run.device,
+            threshold=args.relabel_threshold,
+            fes=torch.tensor(fes) if args.fes else None,
+            fes_threshold=args.fes_threshold,
+        ),
+        details={
+            "start_epoch": start_epoch,
+            "relabel_threshold": args.relabel_threshold,
+            "fes": args.fes,
+            "fes_threshold": args.fes_threshold,
+            "fes_matrix": (args.fes_matrix or f"{args.protocol} protocol") if args.fes else None,
+        },
     )
-
-    evaluations = evaluation_splits(data.splits, args)
-    save = partial(save_training, train, args, run)
-    with run.interruptible(args.time_limit):
-        fit(
-            train,
-            data.splits["Training"],
-            evaluations,
-            args,
-            run,
-            save=save,
-            teacher=teacher,
-            relabel=relabel,
-        )
-        return report_training(
-            train,
-            evaluations,
-            args,
-            run,
-            checkpoints=[settings["checkpoint"], *args.teacher],
-            details={
-                "start_epoch": drop_path.start_epoch,
-                "relabel_threshold": args.relabel_threshold,
-                "fes": args.fes,
-                "fes_threshold": args.fes_threshold,
-                "fes_matrix": (args.fes_matrix or f"{args.protocol} protocol")
-                if args.fes
-                else None,
-            },
-        )
 
 
 if __name__ == "__main__":

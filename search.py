@@ -12,7 +12,6 @@ folder), the pictures `normal.png`, `reduction.png`, `alphas_normal.png`, `alpha
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from argparse import BooleanOptionalAction
 from collections.abc import Callable, Iterable, Mapping
@@ -22,63 +21,47 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import common.startup  # noqa: F401 (before torch, which takes seconds)
+from runtime.startup import prepare
+
+prepare()  # before torch is imported
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from architect import (
-    Architect,
-    Batch,
-    count_epochs,
-    decide,
-    derive_genotype,
-    frozen,
-    is_decision_epoch,
-    score_cells,
-    take_shard,
-)
+from architect import Architect, Batch, frozen, take_shard
 from common import arguments
-from common.cli import resolve_device, run_script, start_run
+from common.cli import run_script
 from common.search_report import describe_edges, report_search
+from common.start import check_inputs, start_run
 from common.weights import rebuild_supernet
-from data.augment import count_batches, resize, subsample, training_batches
+from data.augment import resize
+from data.batches import count_batches, subsample, training_batches
 from data.halves import alphas_batches, search_halves
 from data.sets import load_set
 from data.types import Split
 from engine import (
-    Progress,
-    Run,
     build_augmentation,
     build_optimizer,
-    cosine,
     evaluate,
     image_limit,
     load_optimizer,
-    progress_bar,
-    recorded_epoch,
     report_step,
     require_finite,
+    set_learning_rate,
+    step,
 )
 from genotypes import PRIMITIVES, format_genotype
 from model_search import CELLS, OPEN, Network
-from utils import (
-    LOGGER_NAME,
-    AverageMeter,
-    Interrupted,
-    UserError,
-    average_gradients,
-    broadcast_model,
-    load_state,
-    open_log,
-    reading,
-    save_checkpoint,
-    shard,
-    write_rows,
-)
-
-_log = logging.getLogger(LOGGER_NAME)
+from recipe.schedules import cosine
+from runtime.errors import UserError, reading
+from runtime.files import write_rows
+from runtime.logs import log
+from runtime.processes import broadcast_model, shard
+from runtime.run import Progress, Run, progress_bar, recorded_epoch
+from runtime.stop import Interrupted
+from sgas import count_epochs, decide, derive_genotype, is_decision_epoch, score_cells
+from utils import AverageMeter, load_state, save_checkpoint
 
 JITTER = 0.5  # of brightness and contrast, as published for the search
 
@@ -132,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_run_arguments(parser, "search.py")
     # The published supernet never used --drop_path_prob; neither does this one.
     arguments.add_sgd_arguments(parser, learning_rate=0.025, drop_path_prob=0.3)
-    parser.set_defaults(nesterov=False)
+    parser.set_defaults(nesterov=False, affine=0.0, erasing=0.0)
     return parser
 
 
@@ -196,12 +179,11 @@ def search_one_epoch(
 
     The second is None where the alphas are not trained. Each process takes its shard of both, and
     all step along the mean gradients. Images are resized to --size. Returns the meter of the epoch;
-    ends early when `run.stop` says so.
+    ends early when the run should stop.
     """
     model, progress = state.model, state.progress
     model.train()
-    weights = model.weight_parameters()
-    meter = AverageMeter(weights[0].device, progress.sums)
+    meter = AverageMeter(next(model.parameters()).device, progress.sums)
     for train, valid in progress_bar(batches, progress, steps):
         train = (resize(train[0], args.size), train[1])
         if valid is not None:
@@ -209,20 +191,15 @@ def search_one_epoch(
             state.architect.step(train, valid, state.optimizer)
         own = shard(len(train[1]))
         images, labels = take_shard(train)
-        state.optimizer.zero_grad(set_to_none=True)
-        with frozen(model.arch_parameters()):
-            with run.precision:
-                logits = model(images)
-            loss = F.cross_entropy(logits.float(), labels)
-            loss.backward()
-        average_gradients(model, own.weight)
-        nn.utils.clip_grad_norm_(weights, args.grad_clip)
-        state.optimizer.step()
+        with frozen(model.arch_parameters()), run.precision:
+            logits = model(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        step(loss, model, state.optimizer, own.weight, args.grad_clip)
         if own.count:
             meter.update(loss, logits, labels)
         progress.step += 1
         report_step(model, meter, progress, steps, args.report_freq)
-        if run.stop.reason:
+        if run.stop.requested():
             break
     progress.sums = meter.totals()
     return meter
@@ -241,7 +218,7 @@ def search(
     """Search to `epochs` epochs, deciding an edge of each cell every --decision_freq epochs.
 
     `train` trains the weights, `valid` the alphas. `save()` is called at the start, after every
-    epoch and when `run.stop` interrupts one. Raises Interrupted and UserError as `engine.fit`.
+    epoch and when the run stops in one. Raises Interrupted and UserError as `engine.fit`.
     """
     model, progress = state.model, state.progress
     augmentation = build_augmentation(args, JITTER)
@@ -254,8 +231,7 @@ def search(
         batch_size = args.batch_size + args.batch_increase * len(decided_epochs)
         steps = count_batches(len(train.images), batch_size, args.limit_batches)
         learning_rate = cosine(epoch / epochs, args.learning_rate, args.learning_rate_min)
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(state.optimizer, learning_rate)
         drawn: dict[str, Any] = {
             "batch_size": batch_size,
             "augmentation": augmentation,
@@ -281,7 +257,7 @@ def search(
                 "train_loss": loss,
                 "train_accuracy": accuracy,
             }
-            run.check_stop()
+            run.stop.check()
             record |= validate(model, valid, batch_size, args, run, "valid")
             scores = score_cells(model, progress.past, use_history=args.use_history)
             decisions = []
@@ -294,11 +270,11 @@ def search(
                     model.set_states(**states_before)  # decided again when the run is resumed
                     raise
             for decision in decisions:
-                _log.info(
+                log.info(
                     "decided: %(cell)s edge %(edge)d %(primitive)s, pruned %(pruned)s", decision
                 )
                 progress.decisions.append({"epoch": epoch + 1, **decision})
-            _log.info("%s", format_genotype(derive_genotype(model, scores)))
+            log.info("%s", format_genotype(derive_genotype(model, scores)))
             for cell in CELLS:
                 progress.rows += describe_edges(
                     epoch + 1, cell, model.alphas[cell], scores[cell], model.states[cell]
@@ -330,47 +306,48 @@ def save_search(state: SearchState, args: argparse.Namespace, run: Run) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    open_log()
-    device = resolve_device(args)
+    run = start_run(args, "search")
+    data = load_set(args.data, args.seed)
+    check_inputs(run, args, data)
+    train, valid = search_halves(
+        data.to(run.device).splits,
+        protocol=args.protocol,
+        train_portion=args.train_portion,
+        seed=args.seed,
+    )
+    state = resume_search(run, args) if run.resumed else new_search(run, len(data.classes), args)
+    epochs = args.epochs or count_epochs(args.warmup_dec_epoch, args.decision_freq)
+    line = "%d epochs, %d images for the weights, %d for the alphas"
+    log.info(line, epochs, len(train.labels), len(valid.labels))
+
+    with run.interruptible(args.time_limit):
+        save = partial(save_search, state, args, run)
+        search(state, train, valid, args, run, epochs=epochs, save=save)
+        scores = score_cells(state.model, state.progress.past, use_history=args.use_history)
+        genotype = derive_genotype(state.model, scores)
+        parameters = sum(p.numel() for p in state.model.parameters())
+        return report_search(genotype, state.progress, len(valid.labels), parameters, args, run)
+
+
+def new_search(run: Run, classes: int, args: argparse.Namespace) -> SearchState:
+    """The search with a supernet that --init_channels, --layers and --partial_channels describe."""
     if args.init_channels % args.partial_channels:
         raise UserError(
             f"--partial_channels {args.partial_channels}: expected a divisor of --init_channels "
             f"{args.init_channels}"
         )
-    data = load_set(args.data, args.seed)
-    halves = search_halves(
-        data.splits,
-        protocol=args.protocol,
-        train_portion=args.train_portion,
-        seed=args.seed,
-    )
-    train, valid = (half.map(lambda t: t.to(device)) for half in halves)
-    epochs = args.epochs or count_epochs(args.warmup_dec_epoch, args.decision_freq)
+    model = Network(args.init_channels, classes, args.layers, args.partial_channels)
+    return SearchState(model.to(run.device), args, run.precision)
 
-    run = start_run(args, device, "search", "search", {"data": data.digest()})
-    if run.resumed is None:
-        model = Network(args.init_channels, len(data.classes), args.layers, args.partial_channels)
-    else:
-        with reading(run.folder / "checkpoint.pt", "a checkpoint of a search"):
-            description, weights = run.resumed["model"], run.resumed["state_dict"]
-        model = rebuild_supernet(description, weights, run.folder / "checkpoint.pt")
-    state = SearchState(model.to(device), args, run.precision)
-    if run.resumed is not None:
-        state.load_state_dict(run.resumed, run.folder / "checkpoint.pt")
-    _log.info(
-        "%d epochs, %d images for the weights, %d for the alphas",
-        epochs,
-        len(train.labels),
-        len(valid.labels),
-    )
 
-    with run.interruptible(args.time_limit):
-        save = partial(save_search, state, args, run)
-        search(state, train, valid, args, run, epochs=epochs, save=save)
-        scores = score_cells(model, state.progress.past, use_history=args.use_history)
-        genotype = derive_genotype(model, scores)
-        parameters = sum(p.numel() for p in model.parameters())
-        return report_search(genotype, state.progress, len(valid.labels), parameters, args, run)
+def resume_search(run: Run, args: argparse.Namespace) -> SearchState:
+    """The search that `run` resumes, as it was."""
+    checkpoint, path = run.resumed or {}, run.folder / "checkpoint.pt"
+    with reading(path, "a checkpoint of a search"):
+        model = rebuild_supernet(checkpoint["model"], checkpoint["state_dict"], path)
+    state = SearchState(model.to(run.device), args, run.precision)
+    state.load_state_dict(checkpoint, path)
+    return state
 
 
 if __name__ == "__main__":

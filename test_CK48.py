@@ -15,22 +15,16 @@ import argparse
 import sys
 from typing import Any
 
-import common.startup  # noqa: F401 (before torch, which takes seconds)
+from runtime.startup import prepare
+
+prepare()  # before torch is imported
 
 from common import arguments
-from common.cli import resolve_device, run_script, start_run
-from common.crossval import (
-    add_crossval_arguments,
-    choose_fold,
-    cross_validate,
-    evaluate_faces,
-    summary_facts,
-)
-from common.weights import digest, load_start, require_classes
+from common.cli import run_script
+from common.crossval import add_crossval_arguments, cross_validate, evaluate_faces
+from common.start import start_run
 from data.ck48 import CK_CLASSES, load_ck48
 from data.folds import published_ck48_folds, subject_folds
-from data.types import CLASSES
-from utils import open_log
 
 SHARED = len(CK_CLASSES) - 1  # classes that CK+ and FER2013 share, in the same order
 
@@ -53,27 +47,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    open_log()
-    device = resolve_device(args)
-    trained = load_start(args)
-    require_classes(trained.path, trained.classes, CLASSES)
+    run = start_run(args, "ck48")
     faces = load_ck48(args.data)
-    finetune = args.mode == "finetune"
-    if not finetune:
-        folds = []
-    elif args.protocol == "paper":
+    if args.mode == "evaluate":
+        return evaluate_faces(args, run, faces, "CK48", CK_CLASSES[:SHARED])
+    if args.protocol == "paper":
         folds = published_ck48_folds(faces.labels, args.folds)
     else:
         folds = subject_folds(faces.subjects, faces.labels, args.folds, args.seed)
-    chosen = choose_fold(folds, args)
-
-    inputs = {"data": faces.digest(), "checkpoint": digest(trained.path)} if finetune else {}
-    run = start_run(args, device, "ck48", "folds", inputs)
-    facts = summary_facts(trained, args, len(folds), args.protocol if finetune else None)
-    with run.interruptible(args.time_limit, resumable=finetune):
-        if finetune:
-            return cross_validate(trained, faces, chosen, "CK48", CK_CLASSES, facts, args, run)
-        return evaluate_faces(trained, faces, "CK48", CK_CLASSES[:SHARED], facts, args, run)
+    return cross_validate(args, run, faces, folds, "CK48", CK_CLASSES, args.protocol)
 
 
 if __name__ == "__main__":

@@ -15,23 +15,18 @@ import argparse
 import sys
 from typing import Any
 
-import common.startup  # noqa: F401 (before torch, which takes seconds)
+from runtime.startup import prepare
+
+prepare()  # before torch is imported
 
 from auto_fernet.command import box
 from common import arguments
-from common.cli import resolve_device, run_script, start_run
-from common.crossval import (
-    add_crossval_arguments,
-    choose_fold,
-    cross_validate,
-    evaluate_faces,
-    summary_facts,
-)
-from common.weights import digest, load_start, require_classes
+from common.cli import run_script
+from common.crossval import add_crossval_arguments, cross_validate, evaluate_faces
+from common.start import start_run
 from data.folds import leave_one_subject_out
 from data.jaffe import BOX, load_jaffe
 from data.types import CLASSES
-from utils import open_log
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,22 +49,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    open_log()
-    device = resolve_device(args)
-    trained = load_start(args)
-    require_classes(trained.path, trained.classes, CLASSES)
+    run = start_run(args, "jaffe")
     faces = load_jaffe(args.data, crop=args.crop)
-    finetune = args.mode == "finetune"
-    folds = leave_one_subject_out(faces.subjects) if finetune else []
-    chosen = choose_fold(folds, args)
-
-    inputs = {"data": faces.digest(), "checkpoint": digest(trained.path)} if finetune else {}
-    run = start_run(args, device, "jaffe", "folds", inputs)
-    facts = summary_facts(trained, args, len(folds), protocol=None)  # by subject under both
-    with run.interruptible(args.time_limit, resumable=finetune):
-        if finetune:
-            return cross_validate(trained, faces, chosen, "JAFFE", CLASSES, facts, args, run)
-        return evaluate_faces(trained, faces, "JAFFE", CLASSES, facts, args, run)
+    if args.mode == "evaluate":
+        return evaluate_faces(args, run, faces, "JAFFE", CLASSES)
+    folds = leave_one_subject_out(faces.subjects)  # under both protocols
+    return cross_validate(args, run, faces, folds, "JAFFE", CLASSES, protocol=None)
 
 
 if __name__ == "__main__":

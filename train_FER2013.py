@@ -14,25 +14,26 @@ matrix of PublicTest and PrivateTest, `curves.png` and `summary.json`. With `--p
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from argparse import BooleanOptionalAction
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
-import common.startup  # noqa: F401 (before torch, which takes seconds)
+from runtime.startup import prepare
+
+prepare()  # before torch is imported
 
 from common import arguments
-from common.cli import resolve_device, run_script, start_run
-from common.training import evaluation_splits, report_training, save_training
-from common.weights import load_teacher, require_classes, resume_network, training_inputs
+from common.cli import run_script
+from common.start import check_inputs, start_run
+from common.training import resume_training, run_training
+from common.weights import load_teacher
 from data.sets import load_set
-from engine import DropPath, TrainState, fit
+from engine import TrainState
 from genotypes import resolve_genotype
 from model import Network
-from utils import LOGGER_NAME, open_log
-
-_log = logging.getLogger(LOGGER_NAME)
+from recipe.schedules import DropPath
+from runtime.run import Run
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,34 +61,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    open_log()
-    device = resolve_device(args)
-    genotype = resolve_genotype(args.arch, args.model_path) if args.resume is None else None
-    teacher, taught_classes = load_teacher(args, device)
+    run = start_run(args, "train")
     data = load_set(args.data, args.seed, without_copies=args.drop_copies)
-    data = data.map(lambda tensor: tensor.to(device))
-    if teacher is not None:
-        require_classes(",".join(args.teacher), taught_classes, data.classes)
+    data = data.to(run.device)
+    teacher = load_teacher(args, data.classes, run.device)
+    check_inputs(run, args, data)
+    begin = resume_training if run.resumed else new_training
+    train = begin(run, data.classes, args)
+    return run_training(train, data, teacher, args, run, checkpoints=args.teacher)
 
-    run = start_run(args, device, "train", "training", training_inputs(data, args))
-    if genotype is not None:
-        model = Network(
-            args.init_channels, len(data.classes), args.layers, args.auxiliary, genotype
-        )
-        drop_path = DropPath(0, args.epochs, args.drop_path_prob)
-    else:
-        model, drop_path = resume_network(run, data.classes, args)
-    train = TrainState(model.to(device), args, drop_path, data.classes)
-    if run.resumed is not None:
-        train.load_state_dict(run.resumed, run.folder / "checkpoint.pt")
-    _log.info("%d parameters without the auxiliary head", model.size)
-    _log.info("%s", model.description["genotype"])
 
-    evaluations = evaluation_splits(data.splits, args)
-    save = partial(save_training, train, args, run)
-    with run.interruptible(args.time_limit):
-        fit(train, data.splits["Training"], evaluations, args, run, save=save, teacher=teacher)
-        return report_training(train, evaluations, args, run, checkpoints=args.teacher)
+def new_training(run: Run, classes: Sequence[str], args: argparse.Namespace) -> TrainState:
+    """The training of a network that --arch, --init_channels, --layers and --auxiliary describe."""
+    genotype = resolve_genotype(args.arch, args.model_path)
+    model = Network(args.init_channels, len(classes), args.layers, args.auxiliary, genotype)
+    drop_path = DropPath(0, args.epochs, args.drop_path_prob)
+    return TrainState(model.to(run.device), args, drop_path, classes)
 
 
 if __name__ == "__main__":

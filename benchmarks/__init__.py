@@ -1,3 +1,5 @@
-"""For developers: speed, profile, the plain reference, the fault campaign."""
+"""For developers: speed, the plain reference, faults, faces in photographs, other networks."""
 
-import common.startup  # noqa: F401 (before torch, which takes seconds)
+from runtime.startup import prepare
+
+prepare()  # before torch is imported

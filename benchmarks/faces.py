@@ -31,7 +31,7 @@ from data.jaffe import BOX, load_jaffe
 from data.sets import load_set
 from data.types import CLASSES
 from engine import Predict
-from utils import UserError
+from runtime.errors import UserError
 
 COUNT = 400
 GRAY = 128

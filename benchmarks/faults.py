@@ -1,21 +1,27 @@
-"""Faults of runs: processes are broken, stopped and killed, and what they saved must go on.
+"""Break, stop and kill runs; what they saved must continue to the same end, bit for bit.
 
-Each fault takes a Bench and the name of a script, and raises an error when the run did not hold.
+    python -m benchmarks.faults
+    python -m benchmarks.faults --kills 10 --only train
+
+Causes every fault in a training and in a search, then kills both at random moments. Prints how many
+runs held by kind of fault, and why the others did not; the exit status is then 2.
 """
 
 from __future__ import annotations
 
+import argparse
 import errno
-import os
 import pkgutil
 import random
 import resource
 import shutil
 import signal
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import chain, count, repeat
+from itertools import chain, count, product, repeat
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, patch
@@ -23,11 +29,14 @@ from unittest.mock import Mock, patch
 import torch
 
 from benchmarks.runs import Child, difference
-from data.cache import cache_path, read_cached
-from data.synthetic import draw_fer2013
-from data.synthetic_cross import draw_ck48
+from common import arguments, cli
+from common.report import format_table
+from data.reading.cache import cache_path
+from data.sets import load_set
+from data.synthetic.fer2013 import draw_fer2013
+from data.synthetic.writers import write_csv
 from data.types import SPLITS
-from data.writers import write_ck48, write_csv
+from runtime.errors import UserError
 
 # Small runs that have all that a real one has: several epochs of several steps, decisions.
 _COMMON = "--device cpu --report_freq 1 --limit_batches 2 --epochs 3 --model_path {out}"
@@ -35,19 +44,16 @@ SCRIPTS = {
     "train": "train_FER2013.py --data {data} --init_channels 4 --layers 1 --batch_size 8 ",
     "search": "search.py --data {data} --init_channels 4 --layers 1 --batch_size 4 "
     "--batch_increase 2 --warmup_dec_epoch 1 --decision_freq 1 --use_history ",
-    "folds": "test_CK48.py --data {faces} --checkpoint {out}/train-whole --batch_size 8 --folds 2 ",
 }
-DISTURBED = ("train", "search")
 SECOND_EPOCH = "epoch 2 step 1/"  # the line of its first step
 
 
 class Bench:
-    """A folder with small data sets, and an undisturbed run of each script."""
+    """A folder with a small data set, and an undisturbed run of each script."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.data, self.faces = folder, folder / "fer2013.csv", folder / "CK+48"
+        self.folder, self.data = folder, folder / "fer2013.csv"
         write_csv(draw_fer2013(counts=dict.fromkeys(SPLITS, 14)), self.data)
-        write_ck48(draw_ck48(subjects=4, sequences=14), self.faces)
         self.seconds: dict[str, float] = {}  # of the undisturbed runs
         self._numbers = count(1)
 
@@ -59,8 +65,7 @@ class Bench:
         `before` is called in its process first.
         """
         label = f"{script}-{next(self._numbers)}"
-        places = {"data": self.data, "faces": self.faces, "out": self.folder}
-        words = (SCRIPTS[script] + _COMMON).format(**places).split()
+        words = (SCRIPTS[script] + _COMMON).format(data=self.data, out=self.folder).split()
         if not {"--save", "--resume", "--model_path"} & set(flags):
             words += ["--save", label]
         child = Child([*words, *flags], self.folder / f"{label}.txt", before)
@@ -96,10 +101,10 @@ class Bench:
 
 def check_end(child: Child, status: int, *words: str) -> None:
     """Check that `child` ends with `status`, a last line with all `words`, and no traceback."""
-    found, printed = child.wait(), child.printed()
+    ended, printed = child.wait(), child.printed()
     last = printed.strip().split("\n")[-1]
-    held = found == status and all(word in last for word in words) and "Traceback" not in printed
-    assert held, f"status {found}, expected {status} with {', '.join(words)}: {printed[-400:]}"
+    held = ended == status and all(word in last for word in words) and "Traceback" not in printed
+    assert held, f"status {ended}, expected {status} with {', '.join(words)}: {printed[-400:]}"
 
 
 def _replace_after(calls: int, target: str, effect: Any) -> None:
@@ -128,15 +133,15 @@ _STEP = "torch.optim.SGD.step"
 BROKEN: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "disk full": (
         partial(_replace_after, 8, "os.fsync", OSError(errno.ENOSPC, "No space left on device")),
-        ("No space left on device", "free some room", "--resume"),
+        ("No space left on device", "--resume"),
     ),
     "file size limit": (  # a checkpoint is larger
         partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20_000, 20_000)),
-        ("File too large", "ulimit -f"),
+        ("File too large",),
     ),
     "folder read-only in time": (
         partial(_replace_after, 8, "os.replace", OSError(errno.EROFS, "Read-only file system")),
-        ("Read-only file system", "make the folder writable"),
+        ("Read-only file system",),
     ),
     "loss not a number": (
         partial(_replace_after, 3, _STEP, _step_to_nan),
@@ -177,7 +182,7 @@ def folder_removed(bench: Bench, script: str) -> None:
     child, folder = bench.start(script, line=SECOND_EPOCH)
     # First renamed, so that nothing is written to it meanwhile.
     shutil.rmtree(folder.rename(folder.with_suffix(".removed")))
-    check_end(child, 2, "cannot be written", "was its folder removed?")
+    check_end(child, 2, "cannot be written")
     assert not folder.exists(), "created again"
     bench.check_rest(script, folder)
 
@@ -197,7 +202,7 @@ def two_at_once(cached: bool, bench: Bench, script: str) -> None:
     ends = [difference(folder, bench.whole(script)) for folder in place.iterdir()]
     assert ends == [None, None], ends
     before = cache.stat().st_mtime_ns
-    read_cached(bench.data)
+    load_set(bench.data)
     assert cache.stat().st_mtime_ns == before, "the cache was damaged"
 
 
@@ -224,10 +229,6 @@ def stop(bench: Bench, script: str, status: int, *numbers: int) -> Path:
 
 def stopped(status: int, numbers: Sequence[int], bench: Bench, script: str) -> None:
     bench.check_rest(script, stop(bench, script, status, *numbers))
-
-
-def streams_closed(bench: Bench, script: str) -> None:
-    bench.finish(script, *bench.start(script, before=partial(os.closerange, 1, 3)))
 
 
 def other_data(bench: Bench, script: str) -> None:
@@ -265,6 +266,56 @@ FAULTS: dict[str, Fault] = {
     "cache written twice": partial(two_at_once, False),
     "second Ctrl-C": partial(stopped, 130, [signal.SIGINT, signal.SIGINT]),
     "hang-up": partial(stopped, 129, [signal.SIGHUP]),
-    "streams closed": streams_closed,
     "other data": other_data,
 }
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = arguments.new_parser(__doc__, "python -m benchmarks.faults")
+    # fmt: off
+    parser.add_argument("--kills", type=arguments.count, default=100, metavar="N",
+        help="runs to kill, alternately trainings and searches")
+    parser.add_argument("--only", default="", metavar="TEXT",
+        help="only kinds of faults whose names contain TEXT")
+    parser.add_argument("--seed", type=arguments.count, default=0, metavar="N",
+        help="seed of the moments of kills")
+    # fmt: on
+    return parser
+
+
+def planned(args: argparse.Namespace) -> Iterator[tuple[str, Fault, str]]:
+    """Every fault to cause: its kind, the fault and the script."""
+    for script, (name, fault) in product(SCRIPTS, FAULTS.items()):
+        yield f"{script}: {name}", fault, script
+    rng = random.Random(args.seed)
+    for number in range(args.kills):
+        script = list(SCRIPTS)[number % len(SCRIPTS)]
+        moments = rng.random(), rng.choice([None, rng.random()])
+        yield f"{script}: killed and resumed", partial(killed, *moments), script
+
+
+def main(args: argparse.Namespace) -> dict[str, list[bool]]:
+    """Cause the faults; whether each run held, by kind. Raises UserError unless all did."""
+    held: dict[str, list[bool]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder))
+        for kind, fault, script in planned(args):
+            if args.only not in kind:
+                continue
+            outcome = "held"
+            try:
+                fault(bench, script)
+            except Exception as error:
+                outcome = f"{type(error).__name__}: {error}"
+            held.setdefault(kind, []).append(outcome == "held")
+            print(f"{kind}: {outcome}", flush=True)
+    rows = [[kind, len(tried), sum(tried)] for kind, tried in held.items()]
+    print(format_table(["kind", "tried", "held"], rows))
+    outcomes = [ok for tried in held.values() for ok in tried]
+    if not all(outcomes):
+        raise UserError(f"{outcomes.count(False)} of {len(outcomes)} runs did not hold")
+    return held
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_script(main, build_parser()))

@@ -32,8 +32,9 @@ from common.weights import find_weights, load_trained, require_classes
 from data.augment import to_float
 from data.sets import load_set
 from data.types import CLASSES
-from engine import Predict, Run, autocast, evaluate, network_predictor
-from utils import UserError
+from engine import Predict, evaluate, network_predictor
+from runtime.errors import UserError
+from runtime.run import Run, autocast
 
 PEER_SIDE = 64
 BATCH, ROUNDS = 64, 5

@@ -44,16 +44,16 @@ def difference(folder: Path, whole: Path) -> str | None:
     missing = [path.name for path in whole.iterdir() if not (folder / path.name).is_file()]
     if missing:
         return f"{', '.join(missing)} missing"
-    found, expected = (
-        torch.load(each / "checkpoint.pt", weights_only=True) for each in (folder, whole)
+    first, second = (
+        torch.load(place / "checkpoint.pt", weights_only=True) for place in (folder, whole)
     )
-    for checkpoint in (found, expected):
+    for checkpoint in (first, second):
         del checkpoint["args"], checkpoint["state"]["seconds"]
         for record in checkpoint["state"]["history"]:
             record.pop("seconds", None)
         for group in checkpoint["optimizer"]["param_groups"]:
             del group["lr"]  # every step sets its own; a run that had ended takes none when resumed
-    if not same(found, expected):
+    if not same(first, second):
         return "another checkpoint.pt"
     for name in ("genotype.txt", "alphas.csv", "PublicTest_report.txt"):
         if (whole / name).is_file() and (folder / name).read_text() != (whole / name).read_text():

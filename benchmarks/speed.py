@@ -15,12 +15,14 @@ import io
 import json
 import os
 import platform
+import re
 import resource
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -30,37 +32,34 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms import ColorJitter, Compose, RandomCrop, RandomHorizontalFlip, ToTensor
 
 import search
 import train_FER2013
-from architect import Architect, decide, derive_genotype, score_cells
-from benchmarks.plain import PlainNetwork, PlainSupernet
-from benchmarks.runs import ROOT
+from architect import Architect
+from benchmarks.plain import PlainNetwork, PlainSupernet, pil_batches, plain_relabel
 from common import arguments
-from common.cli import describe_commit, keep_freed_memory, make_folder, resolve_device, run_script
+from common.cli import run_script
 from common.report import format_table
-from data.augment import CROP, Augmentation, training_batches
-from data.fes import TRAINING_FES
-from data.relabel import relabel
-from data.synthetic import draw_fer2013
+from common.start import describe_commit, resolve_device
+from data.augment import CROP, Augmentation
+from data.batches import training_batches
+from data.synthetic.fer2013 import draw_fer2013
 from data.types import CLASSES, Split
-from engine import (
-    DropPath,
-    Run,
-    TrainState,
-    autocast,
-    build_optimizer,
-    compiled,
-    evaluate,
-    network_predictor,
-    train_one_epoch,
-)
+from engine import TrainState, build_optimizer, evaluate, network_predictor, train_one_epoch
 from genotypes import Auto_FERNet, Genotype
 from model import Network
 from model_search import CELLS, NODES, OPEN
 from model_search import Network as Supernet
-from utils import UserError, describe_machine, seed_everything, write_text
+from recipe.compiling import compiled
+from recipe.schedules import DropPath
+from relabelling import TRAINING_FES, relabel
+from runtime.errors import UserError
+from runtime.files import make_folder, write_text
+from runtime.logs import describe_machine
+from runtime.run import Run, autocast
+from runtime.startup import keep_freed_memory
+from sgas import decide, derive_genotype, score_cells
+from utils import seed_everything
 
 Batch = tuple[Tensor, Tensor]
 
@@ -207,7 +206,7 @@ def evaluation_step(setup: Setup) -> Step:
     network = _network(args, False, Auto_FERNet).to(setup.device)
     images = torch.randint(0, 256, (args.batch_size, 1, 48, 48), dtype=torch.uint8)
     labels = torch.zeros(args.batch_size, dtype=torch.int64)
-    split = Split(images, labels).map(lambda tensor: tensor.to(setup.device))
+    split = Split(images, labels).to(setup.device)
     if setup.variant == "plain":
         plain = PlainNetwork(network).eval()
         return Step(torch.no_grad()(lambda: plain(split.images.float() / 255)), args.batch_size)
@@ -229,19 +228,11 @@ def data_step(setup: Setup) -> Step:
             stream = io.BytesIO()
             Image.fromarray(image).save(stream, "JPEG", quality=92)
             jpegs.append(stream.getvalue())
-        return Step(lambda: [x.to(setup.device) for x in pil_batches(jpegs, size)][-1], count)
-    split = drawn.map(lambda tensor: tensor.to(setup.device))
+        batches = partial(pil_batches, jpegs, size, AUGMENTATION)
+        return Step(lambda: [images.to(setup.device) for images in batches()][-1], count)
+    split = drawn.to(setup.device)
     drawing: dict[str, Any] = {"augmentation": AUGMENTATION, "seed": 0, "epoch": 0}
     return Step(lambda: list(training_batches(split, batch_size=size, **drawing))[-1], count)
-
-
-def pil_batches(jpegs: Sequence[bytes], batch_size: int) -> Iterator[Tensor]:
-    """Images decoded, given AUGMENTATION by torchvision one at a time, and stacked."""
-    jitter = ColorJitter(brightness=AUGMENTATION.jitter, contrast=AUGMENTATION.jitter)
-    transform = Compose([RandomCrop(AUGMENTATION.crop), RandomHorizontalFlip(), jitter, ToTensor()])
-    for first in range(0, len(jpegs), batch_size):
-        opened = (Image.open(io.BytesIO(jpeg)) for jpeg in jpegs[first : first + batch_size])
-        yield torch.stack([transform(image.convert("L")) for image in opened])
 
 
 def relabel_step(setup: Setup) -> Step:
@@ -251,20 +242,6 @@ def relabel_step(setup: Setup) -> Step:
     fes = torch.tensor(TRAINING_FES, dtype=torch.float32, device=setup.device)
     rule, repeats = (plain_relabel, 1) if setup.variant == "plain" else (relabel, 100)
     return Step(lambda: rule(logits, labels, fes=fes, **RELABEL), LABELS, repeats)
-
-
-def plain_relabel(
-    logits: Tensor, labels: Tensor, *, threshold: float, fes: Tensor, fes_threshold: float
-) -> list[int]:
-    """The rule of `data.relabel.relabel`, label by label."""
-    new = []
-    for row, label in zip(logits, labels, strict=True):
-        p = row.softmax(dim=0)
-        highest, likeliest = p.max(dim=0)
-        gap = highest - p[label]
-        repaired = 0 < gap < threshold and fes[label, likeliest] > fes_threshold
-        new.append(int(likeliest if repaired else label))
-    return new
 
 
 # --- measuring
@@ -327,34 +304,25 @@ def _peak_bytes(device: torch.device) -> int:
         return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def worker() -> None:
-    """Run `measure` with the JSON arguments of the command line, and print what it returns."""
-    options = json.loads(sys.argv[1])
-    if options["variant"] != "plain":
-        keep_freed_memory()
-    print(json.dumps(measure(**options)))
-
-
 def measure_apart(**options: Any) -> dict[str, Any]:
-    """`measure` in a process of its own; UserError when it fails. Its warnings go to stderr."""
-    code = "from benchmarks.speed import worker; worker()"
-    words = [sys.executable, "-c", code, json.dumps(options)]
-    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
-        raise UserError(f"{options}: ended with status {done.returncode}, expected 0")
-    return json.loads(done.stdout)
+    """`measure` in a process of its own."""
+    prepare = None if options["variant"] == "plain" else keep_freed_memory
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=prepare) as pool:
+        return pool.submit(measure, **options).result()
 
 
 def measure_case(case: str, variants: Sequence[str], rounds: int, **options: Any) -> list[dict]:
     """A row for each variant, of `rounds` rounds in which they take turns."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
+    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     for number in range(rounds):
         for name in variants:
             print(f"{case}, {name}, round {number + 1} of {rounds}", flush=True)
-            found[name].append(measure_apart(case=case, variant=name, **options))
-    images = found[variants[0]][0]["images"]
-    seconds = {n: np.array([median(r["seconds"]) for r in each]) for n, each in found.items()}
-    peaks = {n: np.array([r["peak_bytes"] for r in each]) for n, each in found.items()}
+            measured[name].append(measure_apart(case=case, variant=name, **options))
+    images = measured[variants[0]][0]["images"]
+    seconds = {
+        n: np.array([median(r["seconds"]) for r in results]) for n, results in measured.items()
+    }
+    peaks = {n: np.array([r["peak_bytes"] for r in results]) for n, results in measured.items()}
     rows = []
     for name in variants:
         row: dict[str, Any] = {"case": case, "variant": name, "images": images}
@@ -363,7 +331,7 @@ def measure_case(case: str, variants: Sequence[str], rounds: int, **options: Any
         if (base := CASES[case].variants[name]) is not None:
             row |= {"against": base, "times": _range(seconds[base] / seconds[name])}
             row["memory"] = _range(peaks[name] / peaks[base])
-        rows.append({**row, "rounds": found[name]})
+        rows.append({**row, "rounds": measured[name]})
     return rows
 
 
@@ -418,7 +386,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     make_folder("--out", str(Path(args.out).parent))
     device = resolve_device(args)
     rounds = args.rounds or (1 if args.short else 5)
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "commit": describe_commit() or "unknown",
         "processor": describe_processor(),
         "machine": describe_machine(device),
@@ -427,25 +395,22 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "rounds": rounds,
         "rows": [],
     }
-    print("\n".join(found[name] for name in ("commit", "processor", "machine")))
+    print("\n".join(report[name] for name in ("commit", "processor", "machine")))
     options = {"short": args.short, "device": str(device), "amp": args.amp, "steps": args.steps}
     for case in cases:
         variants = [v for v in CASES[case].variants if args.compile or v != "compiled"]
-        found["rows"] += measure_case(case, variants, rounds, **options)
-        write_text(args.out, json.dumps(found, indent=1) + "\n")  # kept if a later case fails
-    print(f"\n{format_table(COLUMNS, table_rows(found['rows']))}\n")
+        report["rows"] += measure_case(case, variants, rounds, **options)
+        write_text(args.out, json.dumps(report, indent=1) + "\n")  # kept if a later case fails
+    print(f"\n{format_table(COLUMNS, table_rows(report['rows']))}\n")
     print(f"times as fast: median of {rounds} rounds (min to max); written: {args.out}")
-    return found
+    return report
 
 
 def describe_processor() -> str:
     """Number and name of the processors."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{os.cpu_count()} x {next(names, platform.processor() or platform.machine())}"
+    path = Path("/proc/cpuinfo")
+    name = re.search(r"model name\s*: (.*)", path.read_text() if path.is_file() else "")
+    return f"{os.cpu_count()} x {name[1] if name else platform.machine()}"
 
 
 if __name__ == "__main__":

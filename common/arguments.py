@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from argparse import BooleanOptionalAction
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from data.views import TTA
+from recipe.views import TTA
 
 # Defaults of flags by --recipe; learning rate, batch and epochs are each script's own. "strong" is,
 # except for a longer warm-up, what the best training of the small network used (docs/results.md).
@@ -64,7 +63,7 @@ def new_parser(description: str | None, prog: str | None = None) -> argparse.Arg
     return argparse.ArgumentParser(prog=prog, description=first, formatter_class=HelpFormatter)
 
 
-# Of a network; larger than any of the field, and built in a second. Checkpoints have the same.
+# Of a network; larger than any of the field, and built in a second; also of those in checkpoints.
 LIMITS = {"C": 1024, "layers": 50, "num_classes": 1024}
 MAX_INT = 2**31 - 1  # with room for sums and products in 64 bits
 FLOATS = (2.0**-126, 2.0**128 - 2.0**104)  # the smallest and largest normal float32
@@ -100,19 +99,12 @@ positive_float = _number(float, "positive_float", *FLOATS, "a number above 0 tha
 non_negative = _number(float, "non_negative", 0.0, FLOATS[1], "0, or more that fits a float32")
 
 
-def label(text: str) -> str:
-    """argparse type: the name of a folder."""
-    if max(map(len, os.fsencode(text).split(b"/"))) > 255:
-        raise argparse.ArgumentTypeError("more than 255 bytes found, a shorter name expected")
-    return text
-
-
 def names(text: str) -> list[str]:
     """argparse type: names separated by commas."""
-    found = [name.strip() for name in text.split(",")]
-    if not all(found):
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
         raise argparse.ArgumentTypeError(f"{text!r} found, names separated by commas expected")
-    return found
+    return words
 
 
 def counts(text: str) -> list[int]:
@@ -136,10 +128,9 @@ def image_size(text: str) -> int:
 def gpu_number(text: str) -> int:
     """argparse type: the number of one CUDA device."""
     if "," in text:
-        count = len(names(text))
         raise argparse.ArgumentTypeError(
-            f"{text} found, one number expected; for {count} devices start the script by torchrun "
-            f"--standalone --nproc_per_node {count} SCRIPT, without --gpu"
+            f"{text} found, one number expected; for several devices start the script by torchrun "
+            f"--standalone --nproc_per_node {len(names(text))} SCRIPT, without --gpu"
         )
     return int(text)
 
@@ -152,22 +143,20 @@ def true_or_false(text: str) -> bool:
 
 
 # --- groups of flags
+# fmt: off
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """Where to compute."""
-    # fmt: off
     add = parser.add_argument_group("device").add_argument
     add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps",
         help="where to compute; auto takes CUDA, then MPS, then the CPU")
     add("--gpu", type=gpu_number, metavar="ID",
         help="number of the CUDA device, short for --device cuda:ID")
-    # fmt: on
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, *, batch_size: int, seed: int) -> None:
     """The data, the batches, the device and the seed: flags of every script."""
-    # fmt: off
     add = parser.add_argument_group("data").add_argument
     add("--data", default="data/", metavar="PATH",
         help="the data set, a folder that holds it, or 'synthetic' (see docs/data.md)")
@@ -180,26 +169,22 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, batch_size: int, seed
         help="precision of the forward pass; auto is bf16 on CUDA that has it, fp32 elsewhere")
     add("--seed", type=seed_number, default=seed, metavar="N",
         help="seed of everything random")
-    # fmt: on
     add_device_arguments(parser)
 
 
 def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     """The run folder."""
-    # fmt: off
     add = parser.add_argument_group("the run folder").add_argument
     add("--model_path", default="saved_models", metavar="FOLDER", help="where run folders lie")
-    add("--save", type=label, metavar="LABEL",
+    add("--save", metavar="LABEL",
         help="name of the run folder (default: a short name of the script, date and time)")
     add("--report_freq", type=positive_int, default=50, metavar="STEPS",
         help="training steps between lines of the log")
-    # fmt: on
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, script: str) -> None:
     """Runs that can be interrupted and resumed; `script` is kept with the run."""
     parser.set_defaults(script=script)
-    # fmt: off
     add = parser.add_argument_group("the run").add_argument
     add("--protocol", choices=["clean", "paper"], default="clean",
         help="clean trains and searches on training images only and chooses weights on "
@@ -209,14 +194,12 @@ def add_run_arguments(parser: argparse.ArgumentParser, script: str) -> None:
         "own, except that a search or a training takes a larger --epochs")
     add("--time_limit", type=positive_float, metavar="MINUTES",
         help="save and end after this time, to be resumed (default: no limit)")
-    # fmt: on
 
 
 def add_sgd_arguments(
     parser: argparse.ArgumentParser, *, learning_rate: float, drop_path_prob: float | None
 ) -> None:
     """SGD and regularisation; `drop_path_prob` None means that of the checkpoint."""
-    # fmt: off
     add = parser.add_argument_group("optimization").add_argument
     add("--learning_rate", type=positive_float, default=learning_rate, metavar="RATE",
         help="highest learning rate of SGD, which falls as a cosine")
@@ -231,12 +214,10 @@ def add_sgd_arguments(
     add("--cutout", action="store_true", help="zero a random square of each training image")
     add("--cutout_length", type=positive_int, default=16, metavar="PIXELS",
         help="side of that square")
-    # fmt: on
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, *, epochs: int) -> None:
     """Training the network of a genotype: the published flags, and those that improve on it."""
-    # fmt: off
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=positive_int, default=epochs, metavar="N", help="epochs")
     add("--auxiliary_weight", type=non_negative, default=0.4, metavar="W",
@@ -273,12 +254,10 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, epochs: int) -> N
     add("--ema", type=fraction, default=0.0, metavar="DECAY",
         help="evaluate and save an exponential moving average of the weights; the decay after n "
         "steps is at most (1+n)/(10+n)")
-    # fmt: on
 
 
 def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
     """Distillation."""
-    # fmt: off
     add = parser.add_argument_group("the teacher").add_argument
     add("--teacher", type=names, default=[], metavar="X,Y,...",
         help="checkpoints whose mean logits the network learns to give, named as for ensemble.py")
@@ -286,26 +265,20 @@ def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
         help="weight of the teacher in the loss, 1 - W being that of the labels")
     add("--temperature", type=positive_float, default=2.0, metavar="T",
         help="temperature of the softmax for --teacher")
-    # fmt: on
 
 
 def add_copies_argument(parser: argparse.ArgumentParser) -> None:
     """What is done with the test images that FER2013's Training holds."""
-    parser.add_argument(
-        "--drop_copies",
-        action="store_true",
-        help="train without the images that are in a test split too, pixel for pixel",
-    )
+    parser.add_argument("--drop_copies", action="store_true",
+        help="train without the images that are in a test split too, pixel for pixel")
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """The trained network that a script starts from."""
-    parser.add_argument_group("the trained network").add_argument(
-        "--checkpoint",
-        metavar="X",
+    add = parser.add_argument_group("the trained network").add_argument
+    add("--checkpoint", metavar="X",
         help="weights: a file, as given, with .pt added or inside --model_path; a run folder; or "
-        "the name of weights in checkpoints/ (required, unless --resume)",
-    )
+        "the name of weights in checkpoints/ (required, unless --resume)")
     add_network_arguments(parser)
     add_layers_argument(parser)
 
@@ -317,31 +290,23 @@ def add_layers_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_reset_argument(parser: argparse.ArgumentParser) -> None:
     """Fine-tuning on other classes."""
-    parser.add_argument_group("the classes").add_argument(
-        "--reset_classifier",
-        action=BooleanOptionalAction,
-        default=False,
-        help="replace the last layer by a new one for the classes of the data",
-    )
+    add = parser.add_argument_group("the classes").add_argument
+    add("--reset_classifier", action=BooleanOptionalAction, default=False,
+        help="replace the last layer by a new one for the classes of the data")
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     """What describes a bare state dict; other checkpoints describe themselves."""
-    # fmt: off
-    add = parser.add_argument_group("a bare state dict (default: the paper's network)").add_argument
+    add = parser.add_argument_group("a bare state dict (default: the paper's cells)").add_argument
     add("--arch", nargs="?", const="Auto_FERNet", metavar="GENOTYPE",
         help="its genotype: a name of genotypes.py, a literal Genotype(...), a file with one, such "
         "as a log, FILE:NAME for one of several, or the run of a search")
     add("--init_channels", type=channels, metavar="C", help="channels of its first cell")
-    # fmt: on
 
 
 def add_tta_argument(parser: argparse.ArgumentParser) -> None:
     """Test-time augmentation."""
-    parser.add_argument_group("figures").add_argument(
-        "--tta",
-        choices=TTA,
-        default="none",
+    add = parser.add_argument_group("figures").add_argument
+    add("--tta", choices=TTA, default="none",
         help="views of an image whose logits are averaged for the reported figures; training "
-        "epochs are scored, and weights chosen, in a single view",
-    )
+        "epochs are scored, and weights chosen, in a single view")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,16 +13,18 @@ import torch
 from common.arguments import positive_int
 from common.fold_figures import summarise_folds, tabulate_folds, vote
 from common.report import format_table, report_split, write_summary
+from common.start import check_inputs
 from common.training import weights_content
-from common.weights import Trained
-from data.augment import subsample_rows
+from common.weights import Trained, load_start, require_classes
+from data.batches import subsample_rows
 from data.folds import Fold, overlap
-from data.types import Faces
-from data.views import tta_predict
-from engine import Run, TrainState, evaluate, fit, image_limit, network_predictor
-from utils import LOGGER_NAME, UserError, derive_seed, reading, save_checkpoint
-
-_log = logging.getLogger(LOGGER_NAME)
+from data.types import CLASSES, Faces
+from engine import TrainState, evaluate, fit, image_limit, network_predictor
+from recipe.views import tta_predict
+from runtime.errors import UserError, reading
+from runtime.logs import log
+from runtime.run import Run
+from utils import derive_seed, save_checkpoint
 
 JITTER = 0.5  # of brightness and contrast, as published for CK+
 
@@ -35,42 +36,22 @@ def add_crossval_arguments(parser: argparse.ArgumentParser, *, mode: str) -> Non
     add("--mode", choices=["finetune", "evaluate"], default=mode,
         help="fine-tune on each fold, or test the checkpoint as it is")
     add("--fold", type=positive_int, metavar="K",
-        help="fine-tune on the K-th fold alone, as a job of its own; tools.collect merges them "
+        help="fine-tune on the K-th fold alone, as a job of its own; tools.compare merges them "
         "(default: all folds, one after the other)")
     add("--save_folds", action=argparse.BooleanOptionalAction, default=False,
         help="keep the weights of each fold as fold_K_weights.pt, which tools.predict reads")
     # fmt: on
 
 
-def choose_fold(folds: Sequence[Fold], args: argparse.Namespace) -> dict[int, Fold]:
+def choose_folds(folds: Sequence[Fold], args: argparse.Namespace) -> dict[int, Fold]:
     """The folds by number from 1, or with --fold that one; each tests --limit_batches at most."""
     numbered = dict(enumerate(folds, 1))
     if args.fold is not None:
         if args.fold not in numbered:
-            expected = f"1 to {len(folds)}" if folds else "none with --mode evaluate"
-            raise UserError(f"--fold {args.fold}: expected {expected}")
+            raise UserError(f"--fold {args.fold}: expected 1 to {len(folds)}")
         numbered = {args.fold: numbered[args.fold]}
     limit = image_limit(args, args.batch_size)
     return {k: (train, subsample_rows(test, limit)) for k, (train, test) in numbered.items()}
-
-
-def summary_facts(
-    trained: Trained, args: argparse.Namespace, folds: int, protocol: str | None
-) -> dict[str, Any]:
-    """What the summary says whatever the mode: arguments of `common.report.write_summary`."""
-    return {
-        "protocol": protocol,
-        "checkpoints": [str(trained.path)],
-        "genotype": trained.model.description["genotype"],
-        "parameters": trained.model.size,
-        "epochs": args.epochs if folds else 0,
-        "details": {
-            "mode": args.mode,
-            "fold": args.fold,
-            "folds": folds or None,
-            "tta": args.tta,
-        },
-    }
 
 
 class FoldsFile:
@@ -127,7 +108,7 @@ def finetune_fold(
     a sequence with training.
     """
     train_index, test_index = fold
-    training, test = (faces.split(index).map(lambda t: t.to(run.device)) for index in fold)
+    training, test = (faces.split(index).to(run.device) for index in fold)
     model = copy.deepcopy(trained.model).to(run.device)
     train = TrainState(model, args, trained.drop_path(args), classes)
     if file.under_way is not None:
@@ -159,63 +140,65 @@ def finetune_fold(
 
 
 def cross_validate(
-    trained: Trained,
-    faces: Faces,
-    folds: Mapping[int, Fold],
-    name: str,
-    classes: Sequence[str],
-    facts: Mapping[str, Any],
     args: argparse.Namespace,
     run: Run,
+    faces: Faces,
+    folds: Sequence[Fold],
+    name: str,
+    classes: Sequence[str],
+    protocol: str | None,
 ) -> dict[str, Any]:
-    """Fine-tune on each of `folds`, by number, that is not done yet; report all.
+    """Fine-tune --checkpoint on each of `folds` that is not done yet; report all.
 
-    Returns the summary, of which `facts` are a part.
+    `name` is that of the set, `classes` of its labels. Returns the summary.
     """
+    trained = _load_start(args)
+    check_inputs(run, args, faces, trained.path)
+    chosen = choose_folds(folds, args)
     file = FoldsFile(args, run)
-    file.check_done(list(folds.values()))
-    total = facts["details"]["folds"]
-    for number, fold in list(folds.items())[len(file.done) :]:
-        _log.info(
-            "fold %d of %d: %d to train on, %d to test", number, total, len(fold[0]), len(fold[1])
-        )
-        # Each fold has its own random numbers, the same when it is run again.
-        fold_args = argparse.Namespace(**{**vars(args), "seed": derive_seed(args.seed, number)})
-        torch.manual_seed(fold_args.seed)
-        result = finetune_fold(trained, faces, classes, number, fold, file, fold_args, run)
-        file.done.append(result)
-        file.save(None)
-        _log.info("fold %d: %.2f %% after the last epoch", number, result["accuracy"])
+    file.check_done(list(chosen.values()))
+    with run.interruptible(args.time_limit):
+        for number, fold in list(chosen.items())[len(file.done) :]:
+            train_rows, test_rows = map(len, fold)
+            log.info(
+                "fold %d of %d: %d to train on, %d to test",
+                number, len(folds), train_rows, test_rows,
+            )  # fmt: skip
+            # Each fold has its own random numbers, the same when it is run again.
+            fold_args = argparse.Namespace(**{**vars(args), "seed": derive_seed(args.seed, number)})
+            torch.manual_seed(fold_args.seed)
+            result = finetune_fold(trained, faces, classes, number, fold, file, fold_args, run)
+            file.done.append(result)
+            file.save(None)
+            log.info("fold %d: %.2f %% after the last epoch", number, result["accuracy"])
     figures = summarise_folds(name, file.done, faces, classes, run.folder)
+    log.info("\n%s\n\nreport and picture in %s", tabulate_folds(name, figures), run.folder)
     seconds = sum(result["seconds"] for result in file.done)
-    _log.info("\n%s\n\nreport and picture in %s", tabulate_folds(name, figures), run.folder)
-    return write_summary(run.folder, args, seconds=seconds, figures={name: figures}, **facts)
+    return _summarise(trained, args, run, {name: figures}, seconds, len(folds), protocol)
 
 
 def evaluate_faces(
-    trained: Trained,
-    faces: Faces,
-    name: str,
-    classes: Sequence[str],
-    facts: Mapping[str, Any],
-    args: argparse.Namespace,
-    run: Run,
+    args: argparse.Namespace, run: Run, faces: Faces, name: str, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Test the network as it is on the images of `classes`, the first of its own, and report it.
+    """Test --checkpoint as it is on the images of `classes`, the first of its own, and report it.
 
-    Other images are left out and other classes masked. Returns the summary, of which `facts` are a
-    part.
+    Other images are left out and other classes masked. `name` is that of the set. Returns the
+    summary.
     """
+    if args.fold is not None:
+        raise UserError(f"--fold {args.fold}: expected none with --mode evaluate")
     started = time.monotonic()
+    trained = _load_start(args)
     shared = (faces.labels < len(classes)).nonzero().flatten()
     shared = subsample_rows(shared, image_limit(args, args.batch_size))
     predict = tta_predict(network_predictor(trained.model.to(run.device)), args.tta)
-    scores = evaluate(
-        lambda images: predict(images)[:, : len(classes)],
-        faces.split(shared).map(lambda tensor: tensor.to(run.device)),
-        args.batch_size,
-        run,
-    )
+    with run.interruptible(args.time_limit, resumable=False):
+        scores = evaluate(
+            lambda images: predict(images)[:, : len(classes)],
+            faces.split(shared).to(run.device),
+            args.batch_size,
+            run,
+        )
     sequences = [faces.sequences[row] for row in shared.tolist()]
     figures = report_split(name, scores, classes, run.folder)
     figures["sequence_accuracy"] = vote(scores.logits, scores.labels, sequences)
@@ -224,6 +207,35 @@ def evaluate_faces(
         ["images of a sequence vote", figures["images"], figures["sequence_accuracy"]],
     ]
     table = format_table([name, "images", "top-1 accuracy in %"], rows)
-    _log.info("\n%s\n\nreport and picture in %s", table, run.folder)
-    seconds = time.monotonic() - started
-    return write_summary(run.folder, args, seconds=seconds, figures={name: figures}, **facts)
+    log.info("\n%s\n\nreport and picture in %s", table, run.folder)
+    return _summarise(trained, args, run, {name: figures}, time.monotonic() - started)
+
+
+def _load_start(args: argparse.Namespace) -> Trained:
+    """The network that --checkpoint means; UserError unless it is of FER2013's classes."""
+    trained = load_start(args)
+    require_classes(trained.path, trained.classes, CLASSES)
+    return trained
+
+
+def _summarise(
+    trained: Trained,
+    args: argparse.Namespace,
+    run: Run,
+    figures: Mapping[str, Any],
+    seconds: float,
+    folds: int | None = None,
+    protocol: str | None = None,
+) -> dict[str, Any]:
+    return write_summary(
+        run.folder,
+        args,
+        protocol=protocol,
+        checkpoints=[str(trained.path)],
+        genotype=trained.model.description["genotype"],
+        parameters=trained.model.size,
+        epochs=args.epochs if folds else 0,
+        seconds=seconds,
+        figures=figures,
+        details={"mode": args.mode, "fold": args.fold, "folds": folds, "tta": args.tta},
+    )

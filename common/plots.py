@@ -25,14 +25,30 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 
 from common.cell_layout import Box, lay_out_cell
-from genotypes import PRIMITIVES
+from genotypes import EXTRA_PRIMITIVES, PRIMITIVES
 from model_search import EDGES
-from operations import PRIMITIVE_TABLE
-from utils import UserError, atomic_write
+from runtime.errors import UserError
+from runtime.files import atomic_write
 
 DPI = 160
 INK, QUIET, OPEN = "#22272e", "#7d8590", "#e6e8eb"
-# Of primitives without colours of their own: hues that the others leave.
+# By primitive, the colour of lines and of the background of labels; related ones are similar.
+COLOURS = {
+    "none": ("#8b949e", "#eef0f2"),
+    "max_pool_3x3": ("#b45309", "#fdebd3"),
+    "avg_pool_3x3": ("#d18f1f", "#fdf3dc"),
+    "skip_connect": ("#57606a", "#eaedf0"),
+    "sep_conv_3x3": ("#1f6fb8", "#dcebf9"),
+    "sep_conv_5x5": ("#15508a", "#d0e2f4"),
+    "dil_conv_3x3": ("#7a52b3", "#ebe2f7"),
+    "dil_conv_5x5": ("#5b3591", "#e1d4f2"),
+    "ghost": ("#0f8a7e", "#d6f1ee"),
+    "conv_1x1": ("#c2416b", "#fbe1ea"),
+    "conv_3x3": ("#9b2145", "#f6d3de"),
+    "sep_conv_7x7": ("#0d3760", "#c6d8ea"),
+    "conv_7x1_1x7": ("#6f1230", "#efc8d5"),
+}
+# Of primitives that a user adds: hues that the others leave.
 COLOUR_CYCLE = ("#5f8d1a", "#8c6d31", "#2e8540", "#a3a000")
 SPLITS = {
     "train": "#8b949e",
@@ -57,9 +73,9 @@ BOXES = {
 
 def colours_of(primitive: str) -> tuple[str, str]:
     """The colour of a primitive's lines, and that of the background of its labels."""
-    colours = PRIMITIVE_TABLE[primitive].colours
+    colours = COLOURS.get(primitive)
     if colours is None:
-        others = [name for name, entry in PRIMITIVE_TABLE.items() if entry.colours is None]
+        others = [name for name in (*PRIMITIVES, *EXTRA_PRIMITIVES) if name not in COLOURS]
         line = COLOUR_CYCLE[others.index(primitive) % len(COLOUR_CYCLE)]
         red, green, blue = to_rgb(line)
         colours = line, to_hex((0.83 + 0.17 * red, 0.83 + 0.17 * green, 0.83 + 0.17 * blue))

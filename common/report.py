@@ -12,7 +12,7 @@ import pandas as pd
 
 from common.plots import draw_confusion
 from engine import Scores
-from utils import write_text
+from runtime.files import write_text
 
 
 def interval(accuracy: float, count: int) -> float:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 import torch
 
-from architect import EdgeScores
 from common.plots import draw_alphas, draw_cell, draw_curves, draw_decisions
 from common.report import format_table, headline, write_summary
-from engine import Run
 from genotypes import GENOTYPE_FILE, PRIMITIVES, Genotype, format_genotype, save_genotype
 from model_search import CELLS, EDGES
-from utils import LOGGER_NAME
-
-_log = logging.getLogger(LOGGER_NAME)
+from runtime.logs import log
+from runtime.run import Run
+from sgas import EdgeScores
 
 
 def describe_edges(
@@ -94,13 +91,11 @@ def report_search(
         figures={"valid": headline(last["valid_accuracy"], validation_images)},
         details={"open_edges": last["open_edges"], "last_epoch": last},
     )
-    _log.info("\n%s\n\n%s", tabulate_cells(genotype, progress.decisions), summary["genotype"])
+    log.info("\n%s\n\n%s", tabulate_cells(genotype, progress.decisions), summary["genotype"])
     if last["open_edges"]:
-        _log.info(
+        log.info(
             "%d edges were never decided: the most important were taken; more --epochs decide them",
             last["open_edges"],
         )
-    _log.info(
-        "genotype and pictures in %s; next: python train_FER2013.py --arch %s", folder, folder
-    )
+    log.info("genotype and pictures in %s; next: python train_FER2013.py --arch %s", folder, folder)
     return summary

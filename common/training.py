@@ -1,35 +1,85 @@
-"""What a training on FER2013 leaves in its run folder: checkpoints, weights, the report."""
+"""A training on FER2013: resumed, run, saved in its run folder, and reported."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common.plots import draw_curves
 from common.report import format_table, report_split, row_without_copies, write_summary
-from data.augment import subsample
-from data.types import Split
-from engine import Run, TrainState, best_epoch, evaluate_splits, first_epoch_reaching, image_limit
-from utils import (
-    LOGGER_NAME,
-    from_rank_zero,
-    load_checkpoint,
-    load_state,
-    reading,
-    save_checkpoint,
-    write_rows,
-)
-
-_log = logging.getLogger(LOGGER_NAME)
+from common.weights import CHOSEN, class_names, rebuild_network, require_classes
+from data.batches import subsample
+from data.types import DataSet, Split
+from engine import Predict, TrainState, evaluate_splits, fit, image_limit
+from recipe.schedules import DropPath
+from relabelling import Relabelling
+from runtime.errors import reading
+from runtime.files import write_rows
+from runtime.logs import log
+from runtime.processes import from_rank_zero
+from runtime.run import Run, best_epoch, first_epoch_reaching
+from utils import load_checkpoint, load_state, save_checkpoint
 
 EVALUATED = ("PublicTest", "PrivateTest")
-CHOSEN = "best_val_weights.pt"
 TEST_ACCURACY = "PrivateTest_accuracy"
 # Weights saved when the training accuracy first reaches so many percent.
 MILESTONES = {85.0: "85_weights.pt", 90.0: "90_weights.pt"}
+
+
+def resume_training(run: Run, classes: Sequence[str], args: argparse.Namespace) -> TrainState:
+    """The training that `run` resumes, as it was; UserError unless it was of `classes`."""
+    checkpoint, path = run.resumed or {}, run.folder / "checkpoint.pt"
+    with reading(path, "a checkpoint of the same script and version"):
+        model = rebuild_network(checkpoint["model"], checkpoint["state_dict"], path)
+        own = class_names(checkpoint.get("classes"), checkpoint["model"]["num_classes"])
+        require_classes(path, own, classes)
+        # A training from scratch that was made longer ramps over all of it.
+        start, epochs = checkpoint["start_epoch"], checkpoint["epochs"]
+        if start == 0:
+            epochs = max(epochs, args.epochs)
+        drop_path = DropPath(start, epochs, checkpoint["drop_path_prob"])
+    train = TrainState(model.to(run.device), args, drop_path, classes)
+    train.load_state_dict(checkpoint, path)
+    return train
+
+
+def run_training(
+    train: TrainState,
+    data: DataSet,
+    teacher: Predict | None,
+    args: argparse.Namespace,
+    run: Run,
+    *,
+    checkpoints: Sequence[str],
+    relabelling: Relabelling | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train to the end and report; all is saved when the run is interrupted. Returns the summary.
+
+    `checkpoints` are the weights that the run started from or learnt from; `details` go into the
+    summary.
+    """
+    log.info("%d parameters without the auxiliary head", train.model.size)
+    log.info("%s", train.model.description["genotype"])
+    evaluations = evaluation_splits(data.splits, args)
+    save = partial(save_training, train, args, run)
+    with run.interruptible(args.time_limit):
+        fit(
+            train,
+            data.splits["Training"],
+            evaluations,
+            args,
+            run,
+            save=save,
+            teacher=teacher,
+            relabelling=relabelling,
+        )
+        return report_training(
+            train, evaluations, args, run, checkpoints=checkpoints, details=details
+        )
 
 
 def evaluation_splits(splits: Mapping[str, Split], args: argparse.Namespace) -> dict[str, Split]:
@@ -142,7 +192,7 @@ def report_training(
         chosen_row = str(row[0])
     rows += row_without_copies(chosen_row, scores)
     table = format_table(["top-1 accuracy in %", *scores], rows)
-    _log.info("\n%s\n\nreports and pictures in %s", table, run.folder)
+    log.info("\n%s\n\nreports and pictures in %s", table, run.folder)
     return summary
 
 

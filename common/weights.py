@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,27 +13,19 @@ from torch import Tensor, nn
 
 import model_search
 from common.arguments import LIMITS
-from common.training import CHOSEN
-from data.types import CLASSES, DataSet
-from engine import DropPath, Predict, Run, network_predictor
-from genotypes import GENOTYPE_FILE, Genotype, format_genotype, resolve_genotype
+from common.manifest import verify
+from data.types import CLASSES
+from engine import Predict, network_predictor
+from genotypes import GENOTYPE_FILE, Auto_FERNet, format_genotype, resolve_genotype
 from model import Network, build_network
-from utils import (
-    UserError,
-    atomic_write,
-    check_state,
-    load_checkpoint,
-    locked,
-    reading,
-    write_text,
-)
+from recipe.schedules import DropPath
+from runtime.errors import UserError, reading
+from utils import check_state, load_checkpoint
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
-MANIFEST = "MANIFEST.json"
+CHOSEN = "best_val_weights.pt"  # the weights of a run folder: the best on PublicTest
 DEFAULT = "auto_fernet"  # the paper's network
 DROP_PATH_PROB = 0.2  # of training, as published
-# What a bare state dict is taken for without flags: the paper's network.
-_PUBLISHED: dict[str, Any] = {"init_channels": 36, "layers": 12, "arch": "Auto_FERNet"}
 _FIELDS = {"init_channels": "C", "layers": "layers", "arch": "genotype"}
 
 Built = TypeVar("Built", bound=nn.Module)
@@ -106,48 +96,38 @@ def load_trained(
     arch: str | None = None,
     model_path: str = "saved_models",
 ) -> Trained:
-    """Build the network of a checkpoint, or of a bare state dict as the flags describe it.
+    """Build the network of a checkpoint, or of a bare state dict, which does not say its `arch`.
 
-    The flags are also what `arch` is resolved with, inside `model_path`. Raises UserError for what
-    is no network, for a file that differs from its entry in a manifest beside it, and for a flag
-    that contradicts the checkpoint.
+    `arch` is resolved inside `model_path`. Raises UserError for what is no network, for a file that
+    differs from its entry in a manifest beside it, and for a flag that contradicts the file.
     """
     verify(path)
-    found = load_checkpoint(path, ["weights", "training", "state_dict"])
+    checkpoint = load_checkpoint(path, ["weights", "training", "state_dict"])
     flags: dict[str, Any] = {"init_channels": init_channels, "layers": layers, "arch": arch}
-    progress: dict[str, Any] = {"epoch": 0, "epochs": 0, "drop_path_prob": None}
     with reading(path, "a checkpoint of the scripts"):
-        if found["kind"] == "state_dict":
-            given = {name: _PUBLISHED[name] if v is None else v for name, v in flags.items()}
-            genotype = resolve_genotype(given["arch"], model_path)
-            description = describe_state(found["state_dict"], given, genotype, path)
-            classes = class_names(None, description["num_classes"])
-        else:
-            description = found["model"]
-            if found.get("average") is not None:
-                # As in the weights that the run saved.
-                found["state_dict"] = {
-                    name.removeprefix("module."): value
-                    for name, value in found["average"].items()
-                    if name != "n_averaged"
-                }
-            progress = {name: found[name] for name in progress}
-            for name, value in flags.items():
-                wanted = value
-                if name == "arch" and value is not None:
-                    wanted = format_genotype(resolve_genotype(value, model_path))
-                says = description[_FIELDS[name]]
-                if wanted is not None and wanted != says:
-                    raise UserError(f"--{name} {value}: contradicts {path}, which says {says}")
-            classes = class_names(found.get("classes"), description["num_classes"])
-        model = rebuild_network(description, found["state_dict"], path)
-        if not (
-            # Larger than any sum of flags, as fine-tuning adds to the epochs before it.
-            all(0 <= progress[name] < 2**62 for name in ("epoch", "epochs"))
-            and (progress["drop_path_prob"] is None or 0 <= progress["drop_path_prob"] < 1)
-        ):
-            raise ValueError(f"trained for {progress}")
-    return Trained(path, model, classes=classes, **progress)
+        state = checkpoint["state_dict"]
+        if arch is not None:
+            flags["arch"] = format_genotype(resolve_genotype(arch, model_path))
+        description = checkpoint.get("model") or describe_state(state, flags["arch"], path)
+        for flag, value in flags.items():
+            says = description[_FIELDS[flag]]
+            if value not in (None, says):
+                given = arch if flag == "arch" else value
+                raise UserError(f"--{flag} {given}: contradicts {path}, which says {says}")
+        if checkpoint.get("average") is not None:  # as in the weights that the run saved
+            state = {
+                name.removeprefix("module."): tensor
+                for name, tensor in checkpoint["average"].items()
+                if name != "n_averaged"
+            }
+        return Trained(
+            path,
+            rebuild_network(description, state, path),
+            checkpoint.get("epoch", 0),
+            checkpoint.get("epochs", 0),
+            checkpoint.get("drop_path_prob"),
+            class_names(checkpoint.get("classes"), description["num_classes"]),
+        )
 
 
 def class_names(saved: Sequence[str] | None, count: int) -> tuple[str, ...]:
@@ -163,39 +143,26 @@ def class_names(saved: Sequence[str] | None, count: int) -> tuple[str, ...]:
     return names
 
 
-def describe_state(
-    state: dict[str, Tensor], given: Mapping[str, Any], genotype: Genotype, path: Path
-) -> dict[str, Any]:
+def describe_state(state: dict[str, Tensor], genotype: str | None, path: Path) -> dict[str, Any]:
     """The description of the network of a bare state dict, to which tensors may be added.
 
-    Batch counts that older codes did not save become 0. Raises UserError that says which flag
-    fits, where width or depth are not those `given`.
+    `genotype` is the paper's when None. Batch counts that older codes did not save become 0.
+    Raises UserError for the weights of something else.
     """
-    stem, classifier = state.get("stem.0.weight"), state.get("classifier.weight")
     cells = {name.split(".")[1] for name in state if name.startswith("cells.")}
-    if stem is None or classifier is None or not cells:
+    if not cells or not {"stem.0.weight", "classifier.weight"} <= state.keys():
         raise UserError(
             f"{path}: holds no stem, cells and classifier, expected the weights of such a network"
         )
-    if len(stem) != 3 * given["init_channels"]:
-        fits = f"{len(stem)} = 3 x {len(stem) // 3}: give --init_channels {len(stem) // 3}"
-        raise UserError(
-            f"{path}: a stem of {len(stem)} channels, expected {3 * given['init_channels']}"
-            + (f"; {fits}" if len(stem) % 3 == 0 else "")
-        )
-    if len(cells) != given["layers"]:
-        raise UserError(
-            f"{path}: {len(cells)} cells, expected {given['layers']}; give --layers {len(cells)}"
-        )
-    for name in [name for name in state if name.endswith(".running_var")]:
-        counter = name.replace("running_var", "num_batches_tracked")
-        state.setdefault(counter, torch.tensor(0))
+    for name in list(state):
+        if name.endswith(".running_var"):
+            state.setdefault(name.replace("running_var", "num_batches_tracked"), torch.tensor(0))
     return {
-        "C": given["init_channels"],
-        "num_classes": len(classifier),
-        "layers": given["layers"],
+        "C": len(state["stem.0.weight"]) // 3,
+        "num_classes": len(state["classifier.weight"]),
+        "layers": len(cells),
         "auxiliary": any(name.startswith("auxiliary_head.") for name in state),
-        "genotype": format_genotype(genotype),
+        "genotype": genotype or format_genotype(Auto_FERNet),
     }
 
 
@@ -213,11 +180,11 @@ def network_flags(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
-def require_classes(path: Path | str, found: Sequence[str], expected: Sequence[str]) -> None:
+def require_classes(path: Path | str, classes: Sequence[str], expected: Sequence[str]) -> None:
     """Raise UserError unless the network of `path` has the expected classes, in their order."""
-    if tuple(found) != tuple(expected):
+    if tuple(classes) != tuple(expected):
         raise UserError(
-            f"{path}: a network of the classes {', '.join(found)}; expected {', '.join(expected)}"
+            f"{path}: a network of the classes {', '.join(classes)}; expected {', '.join(expected)}"
         )
 
 
@@ -226,16 +193,14 @@ def fit_classes(trained: Trained, classes: Sequence[str], reset: bool) -> Networ
 
     Raises UserError where they differ without `reset` (--reset_classifier).
     """
-    model = trained.model
-    if trained.classes == tuple(classes):
-        return model
-    if not reset:
-        raise UserError(
-            f"{trained.path}: a network of the classes {', '.join(trained.classes)}, the data has "
-            f"{', '.join(classes)}; give --reset_classifier for a new last layer"
-        )
-    model.reset_classifier(len(classes))
-    return model
+    if trained.classes != tuple(classes):
+        if not reset:
+            raise UserError(
+                f"{trained.path}: a network of the classes {', '.join(trained.classes)}, the data "
+                f"has {', '.join(classes)}; give --reset_classifier for a new last layer"
+            )
+        trained.model.reset_classifier(len(classes))
+    return trained.model
 
 
 def load_network(name: str = DEFAULT, model_path: str = "saved_models") -> Network:
@@ -247,10 +212,7 @@ def load_network(name: str = DEFAULT, model_path: str = "saved_models") -> Netwo
 
 
 def load_members(
-    flag: str,
-    names: Sequence[str],
-    device: torch.device,
-    **flags: Any,
+    flag: str, names: Sequence[str], device: torch.device, **flags: Any
 ) -> tuple[Predict, tuple[str, ...]]:
     """The checkpoints that `flag` names as one function, the mean of their logits; their classes.
 
@@ -261,9 +223,9 @@ def load_members(
     model_path = flags.get("model_path", "saved_models")
     trained = [load_trained(find_weights(flag, name, model_path), **flags) for name in names]
     classes = trained[0].classes
-    for each in trained:
-        require_classes(each.path, each.classes, classes)
-    members = [network_predictor(each.model.to(device)) for each in trained]
+    for member in trained:
+        require_classes(member.path, member.classes, classes)
+    members = [network_predictor(member.model.to(device)) for member in trained]
 
     @torch.no_grad()
     def mean_logits(images: Tensor) -> Tensor:
@@ -273,25 +235,17 @@ def load_members(
 
 
 def load_teacher(
-    args: argparse.Namespace, device: torch.device
-) -> tuple[Predict | None, tuple[str, ...]]:
-    """The networks that --teacher names and their classes, as `load_members`; None without any."""
+    args: argparse.Namespace, classes: Sequence[str], device: torch.device
+) -> Predict | None:
+    """The networks that --teacher names, as `load_members`; None without any.
+
+    Raises UserError unless they are of `classes`.
+    """
     if not args.teacher:
-        return None, ()
-    return load_members("--teacher", args.teacher, device, model_path=args.model_path)
-
-
-def training_inputs(
-    data: DataSet, args: argparse.Namespace, start: Trained | None = None
-) -> dict[str, str]:
-    """Digests, by flag, of the files that a training reads: the data, --teacher, its `start`."""
-    inputs = {"data": data.digest()}
-    if args.teacher:
-        paths = [find_weights("--teacher", name, args.model_path) for name in args.teacher]
-        inputs["teacher"] = " ".join(map(digest, paths))
-    if start is not None:
-        inputs["checkpoint"] = digest(start.path)
-    return inputs
+        return None
+    teacher, own = load_members("--teacher", args.teacher, device, model_path=args.model_path)
+    require_classes(",".join(args.teacher), own, classes)
+    return teacher
 
 
 # --- networks from checkpoints
@@ -315,88 +269,12 @@ def _rebuild(
 ) -> Built:
     with reading(source, "a checkpoint of such a network"):
         for name, most in LIMITS.items():
-            if type(description[name]) is not int or not 1 <= description[name] <= most:
+            if description[name] not in range(1, most + 1):
                 raise ValueError(f"{name} {description[name]}, expected 1 to {most}")
-        # Without memory first: a small file must not make us build a huge network.
+        # Without memory first, as a small file must not make us build a huge network; and without
+        # random numbers, which are those of the run.
         with torch.device("meta"):
-            check_state(build(description), state, source)
-        model = build(description)
-        model.load_state_dict(state)
+            model = build(description)
+        check_state(model, state, source)
+        model.to_empty(device="cpu").load_state_dict(state)
         return model
-
-
-def resume_network(
-    run: Run, classes: Sequence[str], args: argparse.Namespace
-) -> tuple[Network, DropPath]:
-    """The network and the drop-path schedule of the training that `run` resumes.
-
-    Raises UserError when it was trained on other `classes`.
-    """
-    found, path = run.resumed or {}, run.folder / "checkpoint.pt"
-    with reading(path, "a checkpoint of the same script and version"):
-        model = rebuild_network(found["model"], found["state_dict"], path)
-        own = class_names(found.get("classes"), found["model"]["num_classes"])
-        if own != tuple(classes):
-            raise UserError(
-                f"{path}: of the classes {', '.join(own)}, the data has {', '.join(classes)}; "
-                "expected the same data"
-            )
-        # A training from scratch that was made longer ramps over all of it.
-        epochs = found["epochs"] if found["start_epoch"] else max(found["epochs"], args.epochs)
-        return model, DropPath(found["start_epoch"], epochs, found["drop_path_prob"])
-
-
-# --- the manifest of checkpoints/
-
-
-def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """The entries of `folder`/MANIFEST.json by name, none without one.
-
-    An entry says `file` and `sha256` at least; tools.export_weights writes the rest.
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        return {}
-    with reading(path, "entries by name, each with its file and sha256"):
-        entries = json.loads(path.read_bytes())
-        return {
-            name: {**each, "file": each["file"], "sha256": each["sha256"]}
-            for name, each in entries.items()
-        }
-
-
-def publish(draft: Path, folder: Path, name: str, entry: Mapping[str, Any]) -> Path:
-    """Put the weights `draft` into `folder` as `name`.pt, with an entry in its manifest.
-
-    One process at a time does so. A killed one leaves the old weights or the new ones, and a
-    manifest that admits them: meanwhile the entry says also what it `replaces`.
-    """
-    path = folder / f"{name}.pt"
-    content, found = draft.read_bytes(), {"file": path.name, "sha256": digest(draft)}
-    with locked(folder):
-        entries = read_manifest(folder)
-        before = {"replaces": digest(path)} if path.is_file() else {}
-        _write_manifest(folder, {**entries, name: {**entry, **found, **before}})
-        atomic_write(path, lambda file: file.write(content))
-        _write_manifest(folder, {**entries, name: {**entry, **found}})
-    return path
-
-
-def _write_manifest(folder: Path, entries: Mapping[str, Any]) -> None:
-    write_text(folder / MANIFEST, json.dumps(entries, indent=2, sort_keys=True) + "\n")
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def verify(path: Path) -> None:
-    """Raise UserError when a manifest beside `path` names the file with another digest."""
-    for name, entry in read_manifest(path.parent).items():
-        known = (entry["sha256"], entry.get("replaces"))
-        if entry["file"] == path.name and (found := digest(path)) not in known:
-            raise UserError(
-                f"{path}: sha256 {found}, expected {entry['sha256']} as {MANIFEST} says of {name}; "
-                "get the file again"
-            )

@@ -5,18 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
-
-from data.layouts import class_of
-from data.sources import Entry, Item, Sets, Sought, class_folders, find_source, open_source
-from data.synthetic_cross import draw_ck48
-from data.types import CK_CLASSES, Faces, Row, gather
-from utils import UserError
+from data.reading.layouts import class_of
+from data.reading.sources import Entry, SetKind, Sets, Source, class_folders, open_source
+from data.synthetic.cross import draw_ck48
+from data.types import CK_CLASSES, Faces, count_differences, stack_faces
+from runtime.errors import UserError
 
 # Images per class, in the order of CK_CLASSES, which is not that of the folders.
 COUNTS = (135, 177, 75, 207, 84, 249, 54)
 FOLDER = re.compile(r"ck(\+|plus)?(48)?", re.I)
-FILE = re.compile(r"((S[0-9]{3})_[0-9]{3})_[0-9]{8}\.png")
+FILE = re.compile(r"S[0-9]{3}_[0-9]{3}_[0-9]{8}\.png")
 EXAMPLE = "S010_004_00000017.png"
 # Labels by what `class_of` makes of the names of CK_CLASSES and of their synonyms.
 _LABELS: dict[str | None, int] = {class_of(name): label for label, name in enumerate(CK_CLASSES)}
@@ -31,67 +29,65 @@ def load_ck48(path: str | Path) -> Faces:
     """
     if str(path) == "synthetic":
         drawn = draw_ck48()
-        parts = zip(drawn.labels.tolist(), drawn.names, drawn.images.numpy(), strict=True)
-        return gather([_row(name, label, image[0], name) for label, name, image in parts])
-    with open_source(find_source(path, SOUGHT)) as source:
-        items = [item for item in source.choose(SOUGHT) if class_of(item.name) in _LABELS]
-        _check(items, source.path)
-        rows = [
-            _row(item.entry.name, _LABELS[class_of(item.name)], image, item.entry.where)
-            for item, image in source.read(items)
-        ]
-        source.say_left_out(items)
-    return source.log_faces(gather(rows), CK_CLASSES, COUNTS, "CK+48")
+        images = list(drawn.images[:, 0].numpy())
+        return stack_faces(
+            images, drawn.labels.tolist(), drawn.names, drawn.subjects, drawn.sequences
+        )
+    with open_source(path, CK48()) as source:
+        labels = _labels(source)
+        images = [image for _, image in source.read()]
+        source.say_left_out()
+    names = [item.entry.name for item in source.items]
+    faces = stack_faces(
+        images, labels, names, [name[:4] for name in names], [name[:8] for name in names]
+    )
+    source.say_differences(count_differences(faces.labels, CK_CLASSES, COUNTS), "CK+48")
+    source.log()
+    return faces
 
 
-def _sets(entries: list[Entry]) -> Sets:
-    def fits(root: str, items: list[Item]) -> bool:
-        named = FOLDER.fullmatch(root.rpartition("/")[2]) is not None
-        named |= not root or any(FILE.fullmatch(item.entry.name) for item in items)
-        return named and any(class_of(item.name) in _LABELS for item in items)
+class CK48(SetKind):
+    """CK+48: class folders of its name or with files named as its own."""
 
-    return {root: i for root, i in class_folders(entries).items() if fits(root, i)}
+    names = ("ckplus48", "ckplus", "ck48", "ck")
+    start = "ck"
+    missing = (
+        "no CK+48 there; expected a folder CK+48, or an archive, with a folder of images for each "
+        f'of {", ".join(CK_CLASSES)}: get it from Kaggle ("CKPLUS"), put it into data/ or name its '
+        "path with --data; --data synthetic needs no download"
+    )
+
+    def sets(self, entries: list[Entry]) -> Sets:
+        sets = {}
+        for root, images in class_folders(entries).items():
+            named = not root or FOLDER.fullmatch(root.rpartition("/")[2])
+            # Images in other folders, such as an eighth class, are none of the set.
+            items = [item for item in images if class_of(item.name) in _LABELS]
+            if items and (named or any(FILE.fullmatch(item.entry.name) for item in images)):
+                sets[root] = items
+        return sets
 
 
-SOUGHT = Sought(
-    _sets,
-    ("ckplus48", "ckplus", "ck48", "ck"),
-    "ck",
-    "no CK+48 there; expected a folder CK+48, or an archive, with a folder of images for each of "
-    f'{", ".join(CK_CLASSES)}: get it from Kaggle ("CKPLUS"), put it into data/ or name its path '
-    "with --data; --data synthetic needs no download",
-)
-
-
-def _check(items: list[Item], source: Path) -> None:
-    """Raise UserError for names and classes other than the set's, before anything is decoded."""
+def _labels(source: Source) -> list[int]:
+    """The labels of the images; UserError for names and classes other than the set's."""
     known: dict[str, int] = {}
-    for entry, _, name in items:
-        _sequence(entry.name, entry.where)
-        label = _LABELS[class_of(name)]
-        if (other := known.setdefault(entry.name, label)) != label:
+    labels = [_LABELS[class_of(item.name)] for item in source.items]
+    for item, label in zip(source.items, labels, strict=True):
+        name = item.entry.name
+        if not FILE.fullmatch(name):
             raise UserError(
-                f"{source}: {entry.name} in the folders {CK_CLASSES[other]} and "
+                f"{item.entry.where}: file name {name!r}, expected one such as {EXAMPLE} "
+                "(subject, sequence, frame)"
+            )
+        if (other := known.setdefault(name, label)) != label:
+            raise UserError(
+                f"{source.path}: {name} in the folders {CK_CLASSES[other]} and "
                 f"{CK_CLASSES[label]}, expected an image in one"
             )
     for label, name in enumerate(CK_CLASSES):
-        if label not in known.values():
+        if label not in labels:
             raise UserError(
-                f"{source}: no image in a class folder {name}; expected some such as {EXAMPLE} in "
-                f"each of {', '.join(CK_CLASSES)}"
+                f"{source.path}: no image in a class folder {name}; expected some such as "
+                f"{EXAMPLE} in each of {', '.join(CK_CLASSES)}"
             )
-
-
-def _row(name: str, label: int, image: np.ndarray, where: str) -> Row:
-    subject, sequence = _sequence(name, where)
-    return Row(label, name, subject, sequence, image)
-
-
-def _sequence(name: str, where: str) -> tuple[str, str]:
-    parts = FILE.fullmatch(name)
-    if parts is None:
-        raise UserError(
-            f"{where}: file name {name!r}, expected one such as {EXAMPLE} "
-            "(subject, sequence, frame)"
-        )
-    return parts[2], parts[1]
+    return labels

@@ -21,14 +21,14 @@ def mark_copies(splits: dict[str, Split]) -> dict[str, Split]:
 
 def drop_copies(splits: dict[str, Split]) -> dict[str, Split]:
     """Marked splits, with a Training of the images that are in no other split."""
-    tests = {name: split for name, split in splits.items() if name != "Training"}
-    known = set().union(*map(_pixels, tests.values()))
+    tests = [name for name in splits if name != "Training"]
+    known = set().union(*(_pixels(splits[name]) for name in tests))
     kept = (~_among(splits["Training"], known)).nonzero().squeeze(1)
     none = {
-        name: replace(split, copies=torch.zeros(len(split.images), dtype=torch.bool))
-        for name, split in tests.items()
+        name: replace(splits[name], copies=torch.zeros_like(splits[name].labels, dtype=torch.bool))
+        for name in tests
     }
-    return {"Training": splits["Training"].map(lambda tensor: tensor[kept]), **none}
+    return {"Training": splits["Training"].take(kept), **none}
 
 
 def _pixels(split: Split) -> set[bytes]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from data.ck48 import COUNTS
 from data.jaffe import EXAMPLE
 from data.types import CK_CLASSES
-from utils import UserError
+from runtime.errors import UserError
 
 Fold = tuple[Tensor, Tensor]
 
@@ -44,25 +44,22 @@ def subject_folds(subjects: Sequence[str], labels: Tensor, folds: int, seed: int
             f"--folds {folds}: no class has more than {largest} images, expected as many folds "
             "at the most"
         )
-    totals = [*torch.bincount(labels).tolist(), len(labels)]  # the last is of all images
-    owned = {subject: [0] * len(totals) for subject in subjects}
-    for subject, label in zip(subjects, labels.tolist(), strict=True):
-        owned[subject][label] += 1
-        owned[subject][-1] += 1
-    drawn = {each: hashlib.sha256(f"{seed} {each}".encode()).digest() for each in owned}
-    whole = math.lcm(*(max(1, total) ** 2 for total in totals))
-    scales = [whole // max(1, total) ** 2 for total in totals]
-    held = [[0] * len(totals) for _ in range(folds)]
-    fold_of = {}
-    for subject in sorted(owned, key=lambda each: (-owned[each][-1], drawn[each])):
-
-        def growth(fold: int, own: list[int] = owned[subject]) -> tuple[int, int]:
-            parts = zip(scales, held[fold], own, strict=True)
-            return sum(s * n * (2 * has + n) for s, has, n in parts), held[fold][-1]
-
-        fold_of[subject] = chosen = min(range(folds), key=growth)
-        held[chosen] = [a + b for a, b in zip(held[chosen], owned[subject], strict=True)]
-    return _by_group([fold_of[subject] for subject in subjects])
+    names, person_of = np.unique(subjects, return_inverse=True)
+    # Python's integers, which do not overflow. The last column is of all images.
+    own = np.zeros((people, int(labels.max()) + 2), dtype=object)
+    np.add.at(own, (person_of, labels.numpy()), 1)
+    own[:, -1] = own.sum(axis=1)
+    totals = np.maximum(own.sum(axis=0), 1) ** 2
+    scales = math.lcm(*totals) // totals
+    drawn = [hashlib.sha256(f"{seed} {name}".encode()).digest() for name in names]
+    held = np.zeros((folds, own.shape[1]), dtype=object)
+    fold_of = np.zeros(people, int)
+    for person in sorted(range(people), key=lambda person: (-own[person, -1], drawn[person])):
+        growth = (scales * own[person] * (2 * held + own[person])).sum(axis=1)
+        chosen = min(zip(growth, held[:, -1], range(folds), strict=True))[-1]
+        fold_of[person] = chosen
+        held[chosen] += own[person]
+    return _by_group(fold_of[person_of].tolist())
 
 
 def published_ck48_folds(labels: Tensor, folds: int = PUBLISHED_FOLDS) -> list[Fold]:
@@ -124,8 +121,8 @@ def overlap(train_index: Tensor, test_index: Tensor, groups: Sequence[str]) -> i
 
 def _by_group(groups: Sequence[Any]) -> list[Fold]:
     """A fold for each of the groups of the images, in sorted order, that tests its images."""
-    tested = [np.array(groups) == group for group in sorted(set(groups))]
-    return _checked([(np.flatnonzero(~each), np.flatnonzero(each)) for each in tested])
+    tests = [np.array(groups) == group for group in sorted(set(groups))]
+    return _checked([(np.flatnonzero(~test), np.flatnonzero(test)) for test in tests])
 
 
 def _run(size: int, folds: int) -> int:

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from data.augment import ALPHAS_STREAM, Augmentation, count_batches, training_batches
+from data.augment import Augmentation
+from data.batches import ALPHAS_STREAM, count_batches, training_batches
 from data.types import SPLITS, Split
-from utils import UserError, derive_seed
+from runtime.errors import UserError
+from utils import derive_seed
 
 
 def search_halves(

@@ -5,17 +5,15 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from auto_fernet.pictures import FRAME, Box, check_size, frame
-from data.layouts import class_of
-from data.sources import Entry, Item, Sets, Sought, class_folders, find_source, open_source
-from data.synthetic_cross import draw_jaffe
-from data.types import CLASSES, JAFFE_CODES, Faces, Row, gather
-from utils import UserError
+from data.reading.layouts import class_of
+from data.reading.sources import Entry, Item, SetKind, Sets, class_folders, open_source
+from data.synthetic.cross import draw_jaffe
+from data.types import CLASSES, JAFFE_CODES, Faces, count_differences, stack_faces
+from runtime.errors import UserError
 
 # Images per class, in the order of CLASSES.
 COUNTS = (30, 29, 32, 31, 31, 30, 30)
@@ -26,13 +24,6 @@ FLAT = "."  # the class folder of images in none
 SMALLEST = 200  # pixels a side of a frame; smaller images are cropped already
 
 
-class Name(NamedTuple):
-    """The parts of a file name: `KA`, label 0."""
-
-    subject: str
-    label: int
-
-
 def load_jaffe(path: str | Path, crop: Box | None = BOX) -> Faces:
     """Load JAFFE from the value of `--data`: the set itself, a folder with it, or "synthetic".
 
@@ -40,83 +31,83 @@ def load_jaffe(path: str | Path, crop: Box | None = BOX) -> Faces:
     frame that is resized to 48x48, in pixels of a 256x256 frame and scaled for other sizes, or None
     for the whole frame. Images below SMALLEST, and others than frames in class folders, are cropped
     already and taken whole. A sequence, the takes of one person's expression, is `KA.AN`. What was
-    decided, and counts other than COUNTS, are logged. Raises UserError when no set is found, it is
-    malformed, or the box is other than BOX and no image is a frame.
+    decided, and counts other than COUNTS, are logged. Raises UserError when no set is found or it
+    is malformed.
     """
     if str(path) == "synthetic":
         drawn = draw_jaffe()
-        pictures = (Image.fromarray(pixels[0]) for pixels in drawn.images.numpy())
-        named = zip(drawn.names, map(_parse, drawn.names), pictures, strict=True)
-        return gather([_row(file, name, frame(p, crop)) for file, name, p in named if name])
-    with open_source(find_source(path, SOUGHT)) as source:
-        items = source.choose(SOUGHT)
+        images = [frame(Image.fromarray(pixels), crop) for pixels in drawn.images[:, 0].numpy()]
+        return stack_faces(
+            images, drawn.labels.tolist(), drawn.names, drawn.subjects, drawn.sequences
+        )
+    with open_source(path, Jaffe()) as source:
         # Names first: a folder of something else is refused before anything is decoded.
-        names = {item.entry.path: _name(item) for item in items}
-        framed: list[tuple[int, int]] = []
+        people = {item.entry.path: _subject_and_label(item) for item in source.items}
+        framed = []
 
         def box_of(item: Item, image: Image.Image) -> Box | None:
             if item.name == FLAT:
                 whole = min(image.size) >= SMALLEST
             else:
-                whole = image.size == (FRAME, FRAME) and names[item.entry.path].subject != ""
+                whole = image.size == (FRAME, FRAME) and people[item.entry.path][0] != ""
             if not whole or not crop:
                 return None
             check_size(image, image.width == image.height, ", not square")
-            framed.append(image.size)
+            framed.append(item)
             return crop
 
-        rows = [
-            _row(item.entry.name, names[item.entry.path], image, item.name)
-            for item, image in source.read(items, box_of)
-        ]
-        if not framed and crop not in (BOX, None):
-            raise UserError(
-                f"--crop {','.join(map(str, crop or ()))}: {source.path} holds cropped images, "
-                "expected frames, as these are taken whole"
-            )
-        if crop and len(framed) < len(items):
+        images = [image for _, image in source.read(box_of)]
+        if crop and len(framed) < len(images):
             source.say(
-                f"{len(items) - len(framed)} images are cropped already and taken whole: below "
+                f"{len(images) - len(framed)} images are cropped already and taken whole: below "
                 f"{SMALLEST}x{SMALLEST}, or in class folders and no frames of {FRAME}x{FRAME}"
             )
-        if others := sorted({size for size, _ in framed} - {FRAME}):
-            source.say(f"images of {others[0]}x{others[0]} are cropped as whole frames")
-        source.say_left_out(items)
-    return source.log_faces(gather(rows), CLASSES, COUNTS, "JAFFE")
+        source.say_left_out()
+    names = [item.entry.name for item in source.items]
+    subjects, labels = map(list, zip(*(people[i.entry.path] for i in source.items), strict=True))
+    # Of an unknown subject each image is a sequence of its own; a name may be in several folders.
+    sequences = [
+        f"{subject}.{JAFFE_CODES[label]}" if subject else f"{item.name}/{item.entry.name}"
+        for item, subject, label in zip(source.items, subjects, labels, strict=True)
+    ]
+    faces = stack_faces(images, labels, names, subjects, sequences)
+    source.say_differences(count_differences(faces.labels, CLASSES, COUNTS), "JAFFE")
+    source.log()
+    return faces
 
 
-def _sets(entries: list[Entry]) -> Sets:
-    """The images named as JAFFE's, or in a folder of its name, by the folder of the set."""
-    found = {}
-    for root, items in class_folders(entries).items():
-        named = not root or root.rpartition("/")[2].lower().startswith("jaffe")
-        if any(class_of(i.name) in CLASSES and (named or _parse(i.entry.name)) for i in items):
-            found[root] = items
-    flat = defaultdict(list)
-    for entry in filter(Entry.is_image, entries):
-        folder = entry.path.rpartition("/")[0]
-        last = folder.rpartition("/")[2].lower()
-        named = not last or last.startswith("jaffe") or _parse(entry.name) is not None
-        if named and not class_of(last):
-            flat[folder].append(Item(entry, None, FLAT))
-    # Pictures beside a set are none of it.
-    if len(flat) + len(found) > 1 and not any(_parse(i.entry.name) for i in flat.get("", [])):
-        flat.pop("", None)
-    return {**found, **flat}
+class Jaffe(SetKind):
+    """JAFFE: images named as its own, or in a folder of its name, flat or in class folders."""
+
+    names = ("jaffe", "jaffedbase")
+    start = "jaffe"
+    missing = (
+        f"no JAFFE there; expected a folder jaffe*, or an archive, with images such as {EXAMPLE}, "
+        f"or with cropped images in folders named {', '.join(CLASSES)}: get it from Zenodo "
+        '("The Japanese Female Facial Expression (JAFFE) Dataset"), put it into data/ or name its '
+        "path with --data; --data synthetic needs no download"
+    )
+
+    def sets(self, entries: list[Entry]) -> Sets:
+        sets = {}
+        for root, items in class_folders(entries).items():
+            named = not root or root.rpartition("/")[2].lower().startswith("jaffe")
+            if any(class_of(i.name) in CLASSES and (named or _parse(i.entry.name)) for i in items):
+                sets[root] = items
+        flat = defaultdict(list)
+        for entry in filter(Entry.is_image, entries):
+            folder = entry.path.rpartition("/")[0]
+            last = folder.rpartition("/")[2].lower()
+            named = not last or last.startswith("jaffe") or _parse(entry.name) is not None
+            if named and not class_of(last):
+                flat[folder].append(Item(entry, None, FLAT))
+        # Pictures beside a set are none of it.
+        if len(flat) + len(sets) > 1 and not any(_parse(i.entry.name) for i in flat.get("", [])):
+            flat.pop("", None)
+        return {**sets, **flat}
 
 
-SOUGHT = Sought(
-    _sets,
-    ("jaffe", "jaffedbase"),
-    "jaffe",
-    f"no JAFFE there; expected a folder jaffe*, or an archive, with images such as {EXAMPLE}, or "
-    f"with cropped images in folders named {', '.join(CLASSES)}: get it from Zenodo "
-    '("The Japanese Female Facial Expression (JAFFE) Dataset"), put it into data/ or name its path '
-    "with --data; --data synthetic needs no download",
-)
-
-
-def _name(item: Item) -> Name:
+def _subject_and_label(item: Item) -> tuple[str, int]:
     """What the names of an image and its class folder say; the subject is "" if unknown."""
     entry, folder = item.entry, class_of(item.name)
     parsed = _parse(entry.name)
@@ -130,24 +121,18 @@ def _name(item: Item) -> Name:
     if folder not in CLASSES:
         expected = ", ".join(CLASSES)
         raise UserError(f"{entry.where}: class folder {item.name!r}, expected one of {expected}")
-    name = parsed or Name("", CLASSES.index(folder))
-    if CLASSES[name.label] != folder:
+    subject, label = parsed or ("", CLASSES.index(folder))
+    if CLASSES[label] != folder:
         raise UserError(
-            f"{entry.where}: expression {JAFFE_CODES[name.label]} in the folder {item.name}, "
+            f"{entry.where}: expression {JAFFE_CODES[label]} in the folder {item.name}, "
             "expected both alike"
         )
-    return name
+    return subject, label
 
 
-def _parse(file: str) -> Name | None:
+def _parse(file: str) -> tuple[str, int] | None:
+    """The subject and label of a file name: `KA` and 0 of `KA.AN1.39.tiff`."""
     parts = re.fullmatch(
         rf"([A-Z]{{2}})[._-]({'|'.join(JAFFE_CODES)})[0-9][._-][0-9]+\s*\.[A-Z]+", file.upper()
     )
-    return Name(parts[1], JAFFE_CODES.index(parts[2])) if parts else None
-
-
-def _row(file: str, name: Name, image: np.ndarray, folder: str = "") -> Row:
-    # Of an unknown subject each image is a sequence of its own. The same name may be in several
-    # folders.
-    sequence = f"{name.subject}.{JAFFE_CODES[name.label]}" if name.subject else f"{folder}/{file}"
-    return Row(name.label, file, name.subject, sequence, image)
+    return (parts[1], JAFFE_CODES.index(parts[2])) if parts else None

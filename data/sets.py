@@ -1,21 +1,34 @@
-"""Loading a set of images with classes: FER2013 or any other, its three splits as tensors."""
+"""Loading a set of images with classes: FER2013 or any other, its three splits as tensors.
+
+`load_set` opens what `--data` names, reads it or its cache as arrays, and makes splits of them.
+"""
 
 from __future__ import annotations
 
-import logging
 import re
+from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from data.cache import read_cached
 from data.copies import drop_copies, mark_copies
-from data.readers import SOUGHT, Arrays, sets_in
-from data.sources import Entry, Sets, find_source
-from data.synthetic import draw_fer2013
-from data.types import CLASSES, SPLITS, DataSet, Split, count_differences
-from utils import LOGGER_NAME, UserError
+from data.reading.cache import read_cached
+from data.reading.layouts import plain, resolve_classes, split_of
+from data.reading.sources import (
+    Entry,
+    Item,
+    SetKind,
+    Sets,
+    Source,
+    class_folders,
+    open_source,
+)
+from data.reading.tables import LIST, columns_of, listed_images, read_pixels
+from data.synthetic.fer2013 import draw_fer2013
+from data.types import CLASSES, SPLITS, Arrays, DataSet, Split, count_differences
+from runtime.errors import UserError
 
 # FER2013's images per class, in the order of CLASSES.
 COUNTS = {
@@ -23,9 +36,9 @@ COUNTS = {
     "PublicTest": (467, 56, 496, 895, 653, 415, 607),
     "PrivateTest": (491, 55, 528, 879, 594, 416, 626),
 }
-# Folders and files of CK+ and JAFFE, which `load_ck48` and `load_jaffe` read.
-_OTHER_FOLDERS = r"(.*/)?(ck(\+|plus)?(48)?|jaffe[^/]*)"
-_OTHER_FILES = r"S\d{3}_\d{3}_\d{8}\.\w+|[A-Z]{2}[._-](AN|DI|FE|HA|SA|SU|NE)\d[._-]\d+\s*\.\w+"
+TABLE_NAMES = ("fer2013.csv", "icml_face_data.csv")
+_PREFIXES = ("train_", "val_", "valid_", "test_")  # of file names, where no folder says a split
+MAX_CLASSES = 255
 
 
 def load_set(path: str | Path, seed: int = 0, *, without_copies: bool = False) -> DataSet:
@@ -39,54 +52,136 @@ def load_set(path: str | Path, seed: int = 0, *, without_copies: bool = False) -
     """
     if str(path) == "synthetic":
         return DataSet(CLASSES, draw_fer2013())
-    log = logging.getLogger(LOGGER_NAME).info
-    source = find_source(path, SOUGHT._replace(sets=_sets_without_others))
-    arrays = read_cached(source)
-    for note in arrays.notes.tolist():
-        log(f"{source}: {note}")
+    with open_source(path, LabelledSets()) as source:
+        arrays = read_cached(source, read_set)
+    source.notes = arrays.notes.tolist()
     classes = tuple(arrays.classes.tolist())
     missing = [index for index in range(len(SPLITS)) if not (arrays.usage == index).any()]
     if missing:
-        names = " and ".join(SPLITS[index] for index in missing)
         arrays = arrays._replace(usage=_draw_splits(arrays, missing, seed))
-        log(f"{source}: a tenth of each class of Training, drawn by seed {seed}, becomes {names}")
+        names = " and ".join(SPLITS[index] for index in missing)
+        source.say(f"a tenth of each class of Training, drawn by seed {seed}, becomes {names}")
     splits = _split(arrays)
-    for name in SPLITS:
-        if not len(splits[name].labels):
-            raise UserError(f"{source}: too few images to draw {name} from; expected 10 of a class")
+    for name, split in splits.items():
+        if not len(split.labels):
+            reason = f"too few images to draw {name} from; expected 10 of a class"
+            raise UserError(f"{source.path}: {reason}")
     if classes == CLASSES and not missing:
         differences = [
             f"{name} {difference}"
-            for name in SPLITS
-            for difference in count_differences(splits[name].labels, CLASSES, COUNTS[name])
+            for name, split in splits.items()
+            for difference in count_differences(split.labels, CLASSES, COUNTS[name])
         ]
-        if differences:
-            log(f"{source}: counts differ from FER2013's: {', '.join(differences)}")
+        source.say_differences(differences, "FER2013")
     splits = mark_copies(splits)
-    counts = {
-        name: int(split.copies.sum()) for name, split in splits.items() if split.copies is not None
-    }
+    counts = {name: int(s.copies.sum()) for name, s in splits.items() if s.copies is not None}
     if any(counts.values()):
-        found = " and ".join(f"{count} of {name}" for name, count in counts.items())
-        log(f"{source}: {found} are pixel for pixel in Training too")
+        copies = " and ".join(f"{count} of {name}" for name, count in counts.items())
+        source.say(f"{copies} are pixel for pixel in Training too")
         if without_copies:
-            before = len(splits["Training"].images)
-            splits = drop_copies(splits)
-            log(f"Training without them: {len(splits['Training'].images)} of {before} images")
+            before, splits = len(splits["Training"].labels), drop_copies(splits)
+            rest = len(splits["Training"].labels)
+            source.say(f"Training without them: {rest} of {before} images")
+    source.log()
     return DataSet(classes, splits)
 
 
-def _sets_without_others(entries: list[Entry]) -> Sets:
-    """The sets in a folder, without CK+ and JAFFE beside them."""
-    return {
-        root: items
-        for root, items in sets_in(entries).items()
-        if not root
-        or (
-            not re.fullmatch(_OTHER_FOLDERS, root, re.I)
-            and not re.fullmatch(_OTHER_FILES, items[0].entry.name, re.I)
-        )
-    }
+# --- which sets there are
+
+
+class LabelledSets(SetKind):
+    """FER2013 and other sets of images with classes: tables, class folders, lists of images."""
+
+    names = ("fer2013", "icmlfacedata")
+    start = "fer2013"
+    others = re.compile(r"(.*/)?(ck(\+|plus)?(48)?|jaffe[^/]*)", re.I)  # CK+ and JAFFE
+    missing = (
+        "no FER2013 there and no other set of images with classes; expected "
+        f"{', '.join(TABLE_NAMES)} or another table with the columns emotion and pixels, images "
+        "in folders such as train/happy/ and test/happy/, or a zip or tar archive of them: get "
+        'FER2013 from Kaggle ("Challenges in Representation Learning: Facial Expression '
+        'Recognition") and put it in data/ or name its path with --data; --data synthetic needs no '
+        "download"
+    )
+
+    def sets(self, entries: list[Entry]) -> Sets:
+        tables: Sets = defaultdict(list)
+        sets = {}
+        for root, items in class_folders(entries).items():
+            if any(item.split for item in items):
+                items = [item for item in items if item.split]
+            elif all(item.entry.name.lower().startswith(_PREFIXES) for item in items):
+                items = [i._replace(split=split_of(i.entry.name.partition("_")[0])) for i in items]
+            if len({plain(item.name) for item in items}) > 1:
+                sets[root] = items
+        for entry in filter(Entry.is_table, entries):
+            if entry.name == LIST:
+                root, items = listed_images(entries, entry)
+                start = f"{root}/" if root else ""
+                sets = {path: sets[path] for path in sets if not f"{path}/".startswith(start)}
+                sets |= {root: items} if items else {}
+                continue
+            columns = columns_of(entry)
+            if {"emotion", "pixels"} <= columns or entry.name in TABLE_NAMES:
+                split = None if "Usage" in columns else split_of(entry.name.rpartition(".")[0])
+                # Tables whose names say the split are one set.
+                folder = entry.path.removesuffix(entry.name)
+                tables[folder if split else entry.path].append(Item(entry, split, ""))
+        for items in tables.values():  # of one table, or of one for each split
+            items.sort(key=lambda item: SPLITS.index(item.split or SPLITS[0]))
+            sets[items[0].entry.path] = items
+        return sets
+
+
+# --- reading one
+
+
+class Picture(NamedTuple):
+    """An image that was read: uint8 (48, 48), its split if known, and the name of its class."""
+
+    image: np.ndarray
+    split: str | None
+    name: str
+    entry: Entry
+
+
+def read_set(source: Source) -> Arrays:
+    """Read the set of an open source: tables of pixels, or images.
+
+    Raises UserError, naming file and line or member, for anything malformed, and for a set without
+    an image to train on.
+    """
+    table = not source.items[0].name
+    if table:
+        pictures = [Picture(*row, item.entry) for item in source.items for row in read_pixels(item)]
+    else:
+        pictures = [Picture(image, i.split, i.name, i.entry) for i, image in source.read()]
+    source.say_left_out()
+    parts = [split for split in SPLITS if any(picture.split == split for picture in pictures)]
+    if SPLITS[0] not in parts and (parts or not pictures):
+        raise UserError(f"{source.path}: holds no {SPLITS[0]} image, expected some to train on")
+    usage: dict[str | None, int] = {None: 0, **{name: SPLITS.index(name) for name in parts}}
+    if len(parts) == 2:
+        usage[parts[1]] = 2
+        source.say("of its two parts, the second is the test")
+    hints = [*source.path.absolute().parts[-3:], *source.items[0].entry.path.split("/")[:-1]]
+    classes, index, said = resolve_classes({picture.name for picture in pictures}, hints, table)
+    if not 1 < len(classes) <= MAX_CLASSES:
+        raise UserError(f"{source.path}: {len(classes)} classes; expected 2 to {MAX_CLASSES}")
+    if said:
+        source.say(said)
+    if not table:
+        pictures.sort(key=lambda p: (usage[p.split], p.entry.name, index[p.name], p.entry.path))
+    return Arrays(
+        np.stack([picture.image for picture in pictures]),
+        np.array([index[picture.name] for picture in pictures], np.uint8),
+        np.array([usage[picture.split] for picture in pictures], np.uint8),
+        np.array(classes),
+        np.array(source.notes, str),
+    )
+
+
+# --- splits
 
 
 def _draw_splits(arrays: Arrays, missing: list[int], seed: int) -> np.ndarray:
@@ -101,13 +196,12 @@ def _draw_splits(arrays: Arrays, missing: list[int], seed: int) -> np.ndarray:
 
 
 def _split(arrays: Arrays) -> dict[str, Split]:
-    images = torch.from_numpy(arrays.images).unsqueeze(1)
-    labels = torch.from_numpy(arrays.labels).long()
+    images, labels = torch.from_numpy(arrays.images), torch.from_numpy(arrays.labels)
+    whole, splits = Split(images.unsqueeze(1), labels.long()), {}
     # Splits that are contiguous, as they mostly are, become views, without a copy.
     contiguous = bool((np.diff(arrays.usage.astype(np.int8)) >= 0).all())
-    splits = {}
-    for index, split in enumerate(SPLITS):
+    for index, name in enumerate(SPLITS):
         rows = np.flatnonzero(arrays.usage == index)
-        where = slice(rows[0], rows[-1] + 1) if contiguous and len(rows) else torch.from_numpy(rows)
-        splits[split] = Split(images[where], labels[where])
+        view = contiguous and len(rows)
+        splits[name] = whole.take(slice(rows[0], rows[-1] + 1) if view else torch.from_numpy(rows))
     return splits

@@ -34,10 +34,17 @@ class Split:
     true_labels: Tensor | None = None
     copies: Tensor | None = None
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Split:
-        """The split with `change` applied to every tensor, e.g. a move to a device."""
-        more = (None if each is None else change(each) for each in (self.true_labels, self.copies))
-        return Split(change(self.images), change(self.labels), *more)
+    def take(self, index: Tensor | slice) -> Split:
+        """The images at `index`, int64 (M,), in its order."""
+        return self._change(lambda tensor: tensor[index])
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same split on `device`."""
+        return self._change(lambda tensor: tensor.to(device))
+
+    def _change(self, change: Callable[[Tensor], Tensor]) -> Split:
+        tensors = (self.images, self.labels, self.true_labels, self.copies)
+        return Split(*(None if tensor is None else change(tensor) for tensor in tensors))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -47,10 +54,11 @@ class DataSet:
     classes: tuple[str, ...]
     splits: dict[str, Split]
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> DataSet:
-        """The set with `change` applied to every tensor, e.g. a move to a device."""
-        moved = {name: split.map(change) for name, split in self.splits.items()}
-        return DataSet(self.classes, moved)
+    def to(self, device: torch.device | str) -> DataSet:
+        """The same set on `device`."""
+        return DataSet(
+            self.classes, {name: split.to(device) for name, split in self.splits.items()}
+        )
 
     def digest(self) -> str:
         """A hash of the classes, splits, labels and images."""
@@ -83,39 +91,45 @@ class Faces:
 
 
 def _digest(names: Sequence[str], tensors: Sequence[Tensor]) -> str:
-    found = hashlib.sha256("\n".join(names).encode(errors="surrogateescape"))
+    digest = hashlib.sha256("\n".join(names).encode(errors="surrogateescape"))
     for tensor in tensors:
-        found.update(tensor.cpu().numpy().tobytes())
-    return found.hexdigest()
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
-class Row(NamedTuple):
-    """One image of `Faces`, uint8 (48, 48)."""
-
-    label: int
-    name: str
-    subject: str
-    sequence: str
-    image: np.ndarray
-
-
-def gather(rows: Sequence[Row]) -> Faces:
-    """Sort rows, at least one, by label and name, and stack them."""
-    ordered = sorted(rows, key=lambda row: (row.label, row.name))
+def stack_faces(
+    images: Sequence[np.ndarray], labels: list[int], names: list[str], subjects: list[str],
+    sequences: list[str],
+) -> Faces:  # fmt: skip
+    """Faces of N images uint8 (48, 48), at least one, and of their columns in any order."""
+    rows = sorted(range(len(names)), key=lambda row: (labels[row], names[row]))
     return Faces(
-        images=torch.from_numpy(np.stack([row.image for row in ordered])).unsqueeze(1),
-        labels=torch.tensor([row.label for row in ordered], dtype=torch.int64),
-        names=[row.name for row in ordered],
-        subjects=[row.subject for row in ordered],
-        sequences=[row.sequence for row in ordered],
+        torch.from_numpy(np.stack([images[row] for row in rows])).unsqueeze(1),
+        torch.tensor([labels[row] for row in rows]),
+        *([column[row] for row in rows] for column in (names, subjects, sequences)),
     )
+
+
+class Arrays(NamedTuple):
+    """A set as it is read: images uint8 (N, 48, 48), labels and usage uint8 (N,).
+
+    `labels` are of `classes`, `usage` of SPLITS; splits that the source does not have are empty. A
+    table keeps its row order; images are sorted by split and file name, whose numbers are not
+    sorted by class. `notes` are lines that say what was decided.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    usage: np.ndarray
+    classes: np.ndarray = np.array(CLASSES)
+    notes: np.ndarray = np.array([], "U1")
 
 
 def count_differences(labels: Tensor, classes: Sequence[str], expected: Sequence[int]) -> list[str]:
     """A phrase for each class that has another number of labels than `expected`."""
-    found = torch.bincount(labels, minlength=len(classes)).tolist()
+    counts = torch.bincount(labels, minlength=len(classes)).tolist()
     return [
         f"{name} {count} instead of {wanted}"
-        for name, count, wanted in zip(classes, found, expected, strict=True)
+        for name, count, wanted in zip(classes, counts, expected, strict=True)
         if count != wanted
     ]

@@ -12,7 +12,8 @@ from fer2013_files import write_small_table
 from rank_runs import EACH, in_double
 from runs import weights
 
-from data import augment, synthetic_cross, writers
+from data import augment, batches
+from data.synthetic import cross, writers
 
 # What started the tests, such as nohup, may ignore signals, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,9 +28,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "saved_models").mkdir()
     write_small_table(folder / "data", each=4)
     # Ten people at the least, for as many folds.
-    ck48 = synthetic_cross.draw_ck48(subjects=12, sequences=24)
+    ck48 = cross.draw_ck48(subjects=12, sequences=24)
     writers.write_ck48(ck48, folder / "data" / "CK+48")
-    writers.write_jaffe(synthetic_cross.draw_jaffe(takes=1), folder / "data" / "jaffe")
+    writers.write_jaffe(cross.draw_jaffe(takes=1), folder / "data" / "jaffe")
     weights(folder / "checkpoint.pt")
     for seed, name in enumerate(("model1", "model2")):
         weights(folder / "saved_models" / f"{name}.pt", seed, layers=12)
@@ -49,4 +50,4 @@ def double() -> Iterator[None]:
     in_double()
     yield
     torch.set_default_dtype(torch.float32)
-    augment.to_float = before
+    augment.to_float = batches.to_float = before

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.readers import Arrays
-from data.types import CLASSES, SPLITS
-from utils import LOGGER_NAME, UserError
+from data import sets
+from data.reading.sources import open_source
+from data.types import CLASSES, SPLITS, Arrays
+from runtime.errors import UserError
+from runtime.logs import LOGGER_NAME
 
 TAR_MODES = {
     ".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz", ".tar.xz": "w:xz", ".tar.bz2": "w:bz2"
@@ -106,6 +108,12 @@ def write_form(folder: Path, form: str, files: dict[str, bytes]) -> Path:
     if form == "folder":
         return write_folder(folder / "fer2013", files)
     return write_archive(folder / f"fer2013{form}", files)
+
+
+def read_set(path: Path) -> Arrays:
+    """The set at `path`, read without its cache."""
+    with open_source(path, sets.LabelledSets()) as source:
+        return sets.read_set(source)
 
 
 def assert_same(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:

@@ -14,7 +14,7 @@ import torch
 from runs import LIMIT, command
 
 from benchmarks.runs import Child
-from data import augment
+from data import augment, batches
 
 # 77 images: batches of 12 and a last one of 5, of which the third of three processes gets none.
 EACH = 11
@@ -28,7 +28,7 @@ TRAIN = (
 def in_double() -> None:
     """Compute in float64 from here on: in float32 the order of three summands grows to 1e-3."""
     torch.set_default_dtype(torch.float64)
-    augment.to_float = lambda images: images.double() / 255
+    augment.to_float = batches.to_float = lambda images: images.double() / 255
 
 
 def start(

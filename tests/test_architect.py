@@ -12,14 +12,15 @@ from torch.nn import functional as F
 
 import search
 from architect import Architect, Batch, complexity
-from common import cli
-from engine import autocast, build_optimizer
+from common.parsing import parse
+from engine import build_optimizer
 from genotypes import PRIMITIVES
 from model_search import OPEN, PRUNED, Network, Source
 from operations import PRIMITIVE_TABLE
+from runtime.run import autocast
 
 LEARNING_RATE = 0.1
-ARGS = cli.parse(
+ARGS = parse(
     search.build_parser(),
     f"--learning_rate {LEARNING_RATE} --momentum 0.9 --weight_decay 3e-2".split(),
 )
@@ -265,7 +266,7 @@ def test_complexity_is_half_cost_share_of_squared_alphas():
 @pytest.mark.parametrize("protocol", ["clean", "paper"])
 def test_penalty_is_of_open_normal_edges_or_first(protocol):
     network = Network(4, 7, 3)
-    args = cli.parse(search.build_parser(), ["--protocol", protocol])
+    args = parse(search.build_parser(), ["--protocol", protocol])
     architect = Architect(network, args, FULL)
     for first in (OPEN, 4):
         states = [first, 4, OPEN, PRUNED, *[OPEN] * 10]

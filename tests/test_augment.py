@@ -11,15 +11,12 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as vision
 
-from data import augment as module
-from data.augment import (
+from data import batches as module
+from data.augment import Augmentation, Draws, augment, draw
+from data.batches import (
     ALPHAS_STREAM,
     WEIGHTS_STREAM,
-    Augmentation,
-    Draws,
-    augment,
     count_batches,
-    draw,
     evaluation_batches,
     subsample,
     training_batches,
@@ -273,7 +270,7 @@ def test_subsample(split: Split) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_gives_the_same_epoch(split: Split) -> None:
-    images, labels = together(epoch_of(split.map(lambda tensor: tensor.cuda())))
+    images, labels = together(epoch_of(split.to("cuda")))
     expected = together(epoch_of(split))
     assert images.is_cuda
     assert labels.is_cuda

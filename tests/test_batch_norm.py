@@ -1,10 +1,10 @@
-"""BatchNorm2d and sums of them, in float32, against nn.BatchNorm2d in float64."""
+"""BatchNorm2d and sums of them, in float32 and bfloat16, against nn.BatchNorm2d in float64."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from operations import BatchNorm2d, NormSum, weighted_norms
+from kernels.norms import BatchNorm2d, NormSum, weighted_norms
 
 
 def run(norm: nn.BatchNorm2d, x: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -29,7 +29,7 @@ def pair(channels: int) -> tuple[BatchNorm2d, nn.BatchNorm2d]:
 
 @pytest.mark.parametrize("shape", [(4, 36, 12, 12), (3, 18, 8, 4), (2, 108, 4, 4), (1, 72, 2, 2),
                                    (5, 7, 4, 4), (4, 32, 6, 6)])  # fmt: skip
-def test_norm_matches_float64(shape):
+def test_norm_matches_float64(shape, used):
     ours, plain = pair(shape[1])
     x, grad = (torch.randn(shape).to(memory_format=torch.channels_last) for _ in range(2))
     x = 3 * x + 40 * torch.randn(shape[1], 1, 1)
@@ -40,12 +40,65 @@ def test_norm_matches_float64(shape):
     assert int(ours.num_batches_tracked) == 1
 
 
+SHAPES = [(4, 36, 12, 12), (8, 36, 16, 16), (16, 18, 16, 16), (5, 7, 5, 4), (24, 8, 24, 24),
+          (1, 72, 8, 8)]  # fmt: skip
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """How many branches each call of NormSum had, whatever the number of threads."""
+    counts = []
+    apply = NormSum.apply
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(
+        NormSum, "apply", lambda *args: counts.append(len(args) // 2 - 1) or apply(*args)
+    )
+    return counts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_error_beside_torch(shape, dtype, used):
+    ours, plain = pair(shape[1])
+    torchs = nn.BatchNorm2d(shape[1])
+    torchs.load_state_dict(ours.state_dict())
+    x = 2 * torch.randn(shape) + torch.randn(shape[1], 1, 1)
+    layout = {"dtype": dtype, "memory_format": torch.channels_last}
+    x, grad = x.to(**layout), torch.randn(shape).to(**layout)
+    exact = run(plain, x.double(), grad.double())
+    results = run(ours, x, grad), run(torchs, x, grad)
+    assert used == [1]
+    assert results[0][0].dtype == results[0][1].dtype == dtype
+    # Sums over few values are as exact as torch's only on average, hence the absolute term.
+    least = 1e-6 if dtype == torch.float32 else 1e-3
+    factor = 1.5 if dtype == torch.float32 else 2.0
+    for own, other, true in zip(*results, exact, strict=True):
+        errors = [(each.double() - true).square().mean().sqrt() for each in (own, other)]
+        assert errors[0] <= factor * errors[1] + least
+
+
+@pytest.mark.parametrize("threads, channels, expected", [
+    (1, 18, True), (1, 36, False), (2, 36, True), (2, 72, True), (2, 32, False), (2, 108, False),
+])  # fmt: skip
+def test_where_it_is_used(threads, channels, expected, used, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    BatchNorm2d(channels)(torch.randn(4, channels, 4, 4))
+    assert bool(used) == expected
+
+
+def test_autocast_gives_bfloat16(used):
+    norm = nn.Sequential(nn.Conv2d(1, 36, 3, bias=False), BatchNorm2d(36))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = norm(torch.randn(4, 1, 8, 8))
+    out.float().square().mean().backward()
+    assert out.dtype == torch.bfloat16
+    assert used == [1]
+    assert norm[1].weight.grad.dtype == norm[1].running_mean.dtype == torch.float32
+
+
 @pytest.mark.parametrize("shape", [(6, 4, 12, 12), (3, 8, 6, 6), (5, 10, 5, 5), (4, 16, 6, 6)])
 @pytest.mark.parametrize("count", [1, 3])
-def test_weighted_norms_match_float64(shape, count, monkeypatch):
-    applied = []
-    apply = NormSum.apply
-    monkeypatch.setattr(NormSum, "apply", lambda *args: applied.append(len(args)) or apply(*args))
+def test_weighted_norms_match_float64(shape, count, used):
     torch.manual_seed(0)
     branches = [(i + torch.randn(shape)).to(memory_format=torch.channels_last).requires_grad_()
                 for i in range(count)]  # fmt: skip
@@ -58,7 +111,7 @@ def test_weighted_norms_match_float64(shape, count, monkeypatch):
     expected = sum(
         weight[:, None, None] * norm(x) for norm, x, weight in zip(plain, *doubles, strict=True)
     )
-    assert applied == ([] if shape[1] == 16 else [2 + 2 * count])
+    assert used == ([] if shape[1] == 16 else [count])
     grad = torch.randn(shape).to(memory_format=torch.channels_last)
     results = [
         [out, *torch.autograd.grad(out, [*xs, *ws], by), *(b for n in norms for b in n.buffers())]
@@ -70,7 +123,7 @@ def test_weighted_norms_match_float64(shape, count, monkeypatch):
         torch.testing.assert_close(each.double(), other.double(), rtol=1e-4, atol=1e-4)
 
 
-def test_variance_at_large_means():
+def test_variance_at_large_means(used):
     ours, plain = pair(36)
     plain.running_var.zero_()
     ours.running_var.zero_()
@@ -83,7 +136,7 @@ def test_variance_at_large_means():
 @pytest.mark.parametrize("change", [
     lambda x: x.contiguous(), lambda x: x[..., 1:], lambda x: x[:3, :, :3, :3],
 ])  # fmt: skip
-def test_other_layouts_and_counts(change):
+def test_other_layouts_and_counts(change, used):
     ours, plain = pair(36)
     x = change(torch.randn(4, 36, 8, 8).to(memory_format=torch.channels_last))
     grad = torch.randn(x.shape)

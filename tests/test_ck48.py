@@ -13,9 +13,9 @@ from PIL import Image
 
 from data.ck48 import COUNTS, load_ck48
 from data.jaffe import load_jaffe
-from data.synthetic_cross import draw_ck48
+from data.synthetic.cross import draw_ck48
+from data.synthetic.writers import write_ck48
 from data.types import CK_CLASSES
-from data.writers import write_ck48
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,13 @@ import test_JAFFE
 import train_FER2013
 from common import cli
 from common.arguments import LIMITS
+from common.start import resolve_device
 from common.weights import load_trained
 from genotypes import Auto_FERNet, resolve_genotype
+from runtime.errors import UserError
+from runtime.stop import Interrupted
 from tools import export_weights, predict
-from utils import Interrupted, UserError, save_checkpoint
+from utils import save_checkpoint
 
 
 def saved_run(tmp_path, flags, module=train_FER2013) -> str:
@@ -84,16 +87,9 @@ def test_crop_survives_a_resume(crop, expected, tmp_path):
         parse(f"--resume {run} --crop 1,1,5,5", test_JAFFE)
 
 
-@pytest.mark.parametrize("flags, expected", [
-    ({"epochs": 3}, "a run of an older version"),
-    ({"epochs": "three"}, "checkpoint.pt: ValueError"),
-    ({"epochs": 0}, "checkpoint.pt: ArgumentTypeError"),
-    ({"auxiliary": 3}, "checkpoint.pt: ValueError: --auxiliary 3"),
-    (None, "checkpoint.pt: "),
-])  # fmt: skip
-def test_flags_that_no_command_line_gives_are_refused(flags, expected, tmp_path):
-    with pytest.raises(UserError, match=expected):
-        parse(f"--resume {saved_run(tmp_path, flags)}")
+def test_runs_of_older_versions_are_refused(tmp_path):
+    with pytest.raises(UserError, match="a run of an older version"):
+        parse(f"--resume {saved_run(tmp_path, {'epochs': 3})}")
 
 
 @pytest.mark.parametrize("words, expected", [
@@ -124,7 +120,7 @@ def test_a_signal_ends_the_command_first(tmp_path):
 
 
 def test_each_process_of_torchrun_has_a_gpu(monkeypatch):
-    monkeypatch.setattr(cli, "is_distributed", lambda: True)
+    monkeypatch.setattr("common.start.is_distributed", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     chosen = []
@@ -133,7 +129,7 @@ def test_each_process_of_torchrun_has_a_gpu(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
 
     def resolved(device: str, gpu: int | None = None) -> torch.device:
-        return cli.resolve_device(argparse.Namespace(device=device, gpu=gpu))
+        return resolve_device(argparse.Namespace(device=device, gpu=gpu))
 
     assert resolved("auto") == resolved("cuda") == torch.device("cuda:3")
     assert chosen == [torch.device("cuda:3")] * 2
@@ -148,8 +144,7 @@ def test_each_process_of_torchrun_has_a_gpu(monkeypatch):
 HUGE = ["--epochs 2147483648", "--layers 51", "--init_channels 1025", "--learning_rate 1e39",
         "--learning_rate 1e-46", "--weight_decay 1e39", "--grad_clip 1e300", "--temperature 1e39",
         f"--batch_size {2**63}", f"--limit_batches {2**31}", f"--cutout_length {2**63}",
-        f"--report_freq {10**30}", f"--mixup {10**39}", f"--save {'x' * 256}",
-        f"--save a/{'é' * 128}"]  # fmt: skip
+        f"--report_freq {10**30}", f"--mixup {10**39}"]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", HUGE, ids=lambda words: words[:20])
@@ -174,7 +169,7 @@ def test_largest_flags_make_what_can_be_read(tmp_path):
 
 
 @pytest.mark.parametrize("words", [
-    "--data {}", "--teacher {}", "--resume {}", "--model_path /tmp/{}", "--arch {}"
+    "--data {}", "--teacher {}", "--resume {}", "--save {}", "--arch {}"
 ])  # fmt: skip
 def test_name_that_is_too_long_is_one_line(words, tmp_path, capsys):
     name = "x" * 300

@@ -12,10 +12,10 @@ from fer2013_files import write_small_table
 from runs import TRAIN, command, difference, finish, kill
 from torch.nn import functional as F
 
-from engine import compiled
 from genotypes import Auto_FERNet, Genotype, format_genotype
 from model import Network
-from utils import LOGGER_NAME
+from recipe.compiling import compiled
+from runtime.logs import LOGGER_NAME
 
 BATCH = 4
 

@@ -21,7 +21,7 @@ from common.weights import Trained
 from data.ck48 import load_ck48
 from data.jaffe import BOX
 from data.types import Faces
-from utils import UserError
+from runtime.errors import UserError
 
 
 class Answers(nn.Module):

@@ -24,7 +24,9 @@ from fer2013_files import (
 )
 from runs import ROOT
 
-from data.cache import cache_path, read_cached
+from data.reading.cache import cache_path, read_cached
+from data.reading.sources import open_source
+from data.sets import LabelledSets, read_set
 
 SMALL = small_set(each=1)
 OTHER = small_set(each=1, seed=1)
@@ -38,14 +40,14 @@ def write_source(folder, form, arrays=SMALL):
     return path
 
 
-def read(source):
+def read(source, read_source=read_set):
     """The arrays, and the lines logged."""
-    with logged() as lines:
-        return read_cached(source), lines
+    with logged() as lines, open_source(source, LabelledSets()) as opened:
+        return read_cached(opened, read_source), lines
 
 
 @pytest.mark.parametrize("form", ["table", "folder", ".tar.gz"])
-def test_cache_is_used_until_the_source_changes(tmp_path, form, monkeypatch):
+def test_cache_is_used_until_the_source_changes(tmp_path, form):
     source = write_source(tmp_path, form)
     found, lines = read(source)
     assert_same(found, SMALL)
@@ -54,9 +56,7 @@ def test_cache_is_used_until_the_source_changes(tmp_path, form, monkeypatch):
     assert sorted(tmp_path.iterdir()) == sorted([source, cache])
     if form == "folder":  # no part of the set
         (source / "train" / "angry" / ".DS_Store").write_bytes(b"\0")
-    with monkeypatch.context() as patch:
-        patch.setattr("data.cache.read_set", None)
-        found, lines = read(source)
+    found, lines = read(source, None)
     assert_same(found, SMALL)
     assert lines == []
     write_source(tmp_path, form, OTHER)
@@ -130,18 +130,18 @@ def broken_caches(cache):
         arrays = dict(file)
     for changes in (
         {"images": arrays["images"][:-1]},
-        {"images": arrays["images"].astype(np.float32)},
         {"images": np.array([None, {}], object)},
-        {"labels": arrays["labels"] + np.uint8(1)},
-        {"classes": arrays["classes"][:6]},
-        {"notes": np.array([1])},
-        {"usage": arrays["usage"] + np.uint8(1)},
-        {name: arrays[name][:0] for name in ("images", "labels", "usage")},
         {"fingerprint": "set-cache/0 file 1 1"},
     ):
         yield lambda changes=changes: np.savez(cache.open("wb"), **(arrays | changes))
     yield lambda: np.savez(cache.open("wb"), fingerprint=arrays["fingerprint"])
-    yield lambda: np.savez_compressed(cache.open("wb"), **arrays)
+    # A header that claims more than any memory.
+    shape = str(arrays["images"].shape).encode()
+    for claimed in (b"(9" + b"9" * 15 + b", 48, 48)", b"(1, 48, 48)"):
+        header = shape + b", }" + b" " * 20
+        yield lambda claimed=claimed, header=header: cache.write_bytes(
+            whole.replace(header, (claimed + b", }").ljust(len(header)))
+        )
 
 
 def test_broken_cache_is_rebuilt(tmp_path):
@@ -161,11 +161,24 @@ def test_broken_cache_is_rebuilt(tmp_path):
     assert zipfile.ZipFile(cache).testzip() is None
 
 
+def test_exhausted_memory_leaves_the_cache(tmp_path, monkeypatch):
+    def exhausted(*_args, **_kwargs):
+        raise MemoryError
+
+    source = write_source(tmp_path, "table")
+    read(source)
+    before = cache_path(source).stat().st_mtime_ns
+    monkeypatch.setattr("numpy.load", exhausted)
+    with pytest.raises(MemoryError):
+        read(source, exhausted)
+    assert cache_path(source).stat().st_mtime_ns == before
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-import data.cache
+from data.sets import load_set
 
 def save(file, **arrays):
     file.write(b"PK" + bytes(100_000))
@@ -173,7 +186,7 @@ def save(file, **arrays):
     os.kill(os.getpid(), signal.SIGKILL)
 
 np.savez = save
-data.cache.read_cached(Path(sys.argv[1]))
+load_set(Path(sys.argv[1]))
 """
 
 

@@ -13,6 +13,7 @@ from fer2013_files import (
     assert_same,
     folder_images,
     image_bytes,
+    read_set,
     refused,
     small_set,
     table_rows,
@@ -22,8 +23,7 @@ from fer2013_files import (
     write_form,
 )
 
-from data.cache import cache_path
-from data.readers import read_set
+from data.reading.cache import cache_path
 from data.sets import load_set
 
 SMALL = small_set(each=1)
@@ -43,15 +43,15 @@ def refusal(path):
 @pytest.mark.parametrize(
     "field, value, found",
     [
-        ("pixels", PIXELS[2:], "2303 pixel values, expected 2304"),
+        ("pixels", PIXELS[2:], "2303 pixel values, expected 2304 whole numbers of 0 to 255"),
         ("pixels", PIXELS + " 7", "2305 pixel values, expected 2304"),
         ("pixels", "", "0 pixel values, expected 2304"),
-        (9, "256", "pixel 9 is '256', expected a whole number of 0 to 255"),
-        (2304, "-1", "pixel 2304 is '-1', "),
-        (2304, "1.5", "pixel 2304 is '1.5', "),
-        (3, "nan", "pixel 3 is 'nan', "),
+        (9, "256", "pixel '256', expected 2304 whole"),
+        (2304, "-1", "pixel '-1', "),
+        (2304, "1.5", "pixel '1.5', "),
+        (3, "nan", "pixel 'nan', "),
         (3, "4294967296", "'4294967296', "),
-        (3, "9" * 6000, "pixel 3 is '999"),
+        (3, "9" * 6000, "pixel '999"),
         ("emotion", "8", "emotion '8', expected a class of 0 to 6"),
         ("emotion", "-1", "emotion '-1', "),
         ("emotion", "1.5", "emotion '1.5', "),
@@ -77,7 +77,7 @@ def test_bad_row_is_named_by_line(tmp_path, field, value, found):
 
 
 def test_lines_are_counted_across_parts_and_blank_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.bounded.ROWS_AT_ONCE", 4)
+    monkeypatch.setattr("data.reading.tables.ROWS_AT_ONCE", 4)
     lines = table_text(table_rows(SMALL)).splitlines()
     lines[9] = ""
     lines[17] = f"8,{PIXELS},Training"
@@ -115,11 +115,23 @@ def test_limits_of_a_table(tmp_path, monkeypatch):
     with path.open("wb") as file:
         file.truncate((1 << 30) + 1)  # sparse
     assert f"{path}: ValueError: 1073741825 bytes, at most 1073741824" in refusal(path)
-    path.write_text("emotion,pixels,Usage\n" + "\n" * 300_000)
-    assert "more than 200000 lines" in refusal(path)
-    monkeypatch.setattr("data.readers.MAX_TABLE_BYTES", 1000)
+    path.write_bytes(b"a," * 50_000)
+    assert "line 1: more than 1024 bytes" in refusal(path)
+    monkeypatch.setattr("data.reading.tables.MAX_ROWS", 10_000)
+    path.write_text("emotion,pixels,Usage\n" + "\n" * 30_000)
+    assert "more than 10000 lines" in refusal(path)
+    monkeypatch.setattr("data.reading.tables.MAX_TABLE_BYTES", 1000)
     path = write_archive(tmp_path / "fer2013.zip", {"fer2013.csv": bytes(1001)})
     assert f"{path}, member fer2013.csv: ValueError: 1001 bytes" in refusal(path)
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tar.bz2", ".tar.xz"])
+def test_small_archive_is_not_unpacked_to_a_large_table(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr("data.reading.bounded.MAX_SMALL", 1 << 20)
+    text = b"emotion,pixels,Usage" + b"\n" * (8 << 20)
+    path = write_form(tmp_path, suffix, {"fer2013.csv": text})
+    monkeypatch.setattr("tarfile.TarFile.extractfile", None)
+    assert "unpacked 838" in refusal(path)
 
 
 @pytest.mark.parametrize("form", ["table", "no row", "folder", ".zip"])
@@ -235,7 +247,8 @@ def test_damaged_headers_of_a_zip(tmp_path):
 def test_named_file_is_no_archive(tmp_path):
     (tmp_path / "fer2013.rar").write_bytes(b"Rar!")
     text = refusal(tmp_path / "fer2013.rar")
-    assert text.startswith(f"{tmp_path}/fer2013.rar: no archive (zip or tar) and no table; ")
+    assert text.startswith(f"{tmp_path}/fer2013.rar: no FER2013 there")
+    assert "a zip or tar archive" in text
 
 
 @pytest.mark.parametrize("form", ["folder", ".zip", ".tar"])

@@ -16,6 +16,7 @@ from fer2013_files import (
     folder_images,
     image_bytes,
     logged,
+    read_set,
     small_set,
     table_rows,
     table_text,
@@ -24,9 +25,8 @@ from fer2013_files import (
     write_form,
 )
 
-from data.readers import SOUGHT, read_set
-from data.sets import COUNTS, load_set
-from data.sources import find_source
+from data.reading.sources import open_source
+from data.sets import COUNTS, LabelledSets, load_set
 from data.types import CLASSES, SPLITS
 
 SMALL = small_set()
@@ -56,7 +56,7 @@ SMALL = small_set()
     ],
 )
 def test_csv_variants(tmp_path, change, rows_at_once, monkeypatch):
-    monkeypatch.setattr("data.bounded.ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr("data.reading.tables.ROWS_AT_ONCE", rows_at_once)
     text = table_text(table_rows(SMALL))
     assert change(text) != text
     (tmp_path / "fer2013.csv").write_bytes(change(text).encode())
@@ -183,8 +183,9 @@ def test_search_order_in_a_folder(tmp_path):
     (tmp_path / "fer2013_empty").mkdir()
     for name in ("fer2013.csv", "icml_face_data.csv", *archives, "fer2013_images"):
         source = tmp_path / name
-        assert find_source(tmp_path, SOUGHT) == source
-        assert find_source(source, SOUGHT) == source
+        for path in (tmp_path, source):
+            with open_source(path, LabelledSets()) as opened:
+                assert opened.path == source
         source.rename(tmp_path.parent / f"{tmp_path.name}-{name}")
 
 
@@ -194,6 +195,3 @@ def test_synthetic_needs_no_file(tmp_path, monkeypatch):
     assert tuple(found.splits) == SPLITS
     assert found.splits["Training"].true_labels is not None
     assert list(tmp_path.iterdir()) == []
-    few = found.map(lambda tensor: tensor[:5])
-    assert few.classes == CLASSES
-    assert all(len(split.labels) == len(split.images) == 5 for split in few.splits.values())

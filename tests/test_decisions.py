@@ -9,7 +9,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from architect import (
+from genotypes import PRIMITIVES, Genotype, check_genotype
+from model_search import EDGES, OPEN, PRUNED
+from sgas import (
     EdgeScores,
     choose_edge,
     count_epochs,
@@ -19,8 +21,6 @@ from architect import (
     min_max_normalise,
     score_edges,
 )
-from genotypes import PRIMITIVES, Genotype, check_genotype
-from model_search import EDGES, OPEN, PRUNED
 
 # The first edge of each node and the one after its last.
 NODES = ((0, 2), (2, 5), (5, 9), (9, 14))

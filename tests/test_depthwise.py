@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from operations import DepthwiseConv2d
+from kernels.convolutions import DepthwiseConv2d
 
 # Kernel, stride, dilation.
 KINDS = [k for k in itertools.product((1, 3, 5, 7), (1, 2), (1, 2)) if k[::2] != (7, 2)]

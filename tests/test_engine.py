@@ -18,30 +18,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import train_FER2013
-from common import cli
-from data.augment import Augmentation, training_batches
+from common import parsing
+from data.augment import Augmentation
+from data.batches import training_batches
 from data.halves import alphas_batches, search_halves
 from data.types import Split
 from engine import (
-    DropPath,
-    Run,
     TrainState,
-    autocast,
-    best_epoch,
     build_augmentation,
-    compiled,
-    cosine,
     evaluate,
-    first_epoch_reaching,
     fit,
-    learning_rate_at,
-    linear_ramp,
     load_optimizer,
     network_predictor,
     require_finite,
     train_one_epoch,
 )
-from utils import LOGGER_NAME, AverageMeter, GracefulStop, Interrupted, UserError, stop_on_signals
+from recipe.compiling import compiled
+from recipe.schedules import DropPath, cosine, learning_rate_at, linear_ramp
+from runtime.errors import UserError
+from runtime.logs import LOGGER_NAME
+from runtime.run import Run, autocast, best_epoch, first_epoch_reaching
+from runtime.stop import GracefulStop, Interrupted, stop_on_signals
+from utils import AverageMeter
 
 CPU = torch.device("cpu")
 FLAGS = "--epochs 3 --batch_size 8 --learning_rate 0.1 --weight_decay 0 --report_freq 100"
@@ -66,7 +64,7 @@ class Small(nn.Module):
 
 
 def parse(words: str, module=train_FER2013) -> Namespace:
-    return cli.parse(module.build_parser(), words.split())
+    return parsing.parse(module.build_parser(), words.split())
 
 
 def new_run() -> Run:
@@ -182,7 +180,8 @@ def test_relabelling_changes_the_loss_not_the_accuracy():
         return torch.full_like(labels, 3)
 
     before, after = Small(), Small()
-    accuracies = [step(before, [batch]).read()[1], step(after, [batch], relabel=relabel).read()[1]]
+    meters = step(before, [batch]), step(after, [batch], relabelling=relabel)
+    accuracies = [meter.read()[1] for meter in meters]
     ((requires_grad, labels),) = seen
     assert not requires_grad
     assert labels.equal(batch[1])
@@ -276,8 +275,7 @@ class StopAt(GracefulStop):
         super().__init__()
         self.looks = looks
 
-    @property
-    def reason(self) -> str | None:
+    def requested(self) -> str | None:
         self.looks -= 1
         return "SIGTERM" if self.looks < 0 else None
 
@@ -333,12 +331,12 @@ def test_weights_and_statistics_must_be_finite():
 def test_signals_are_noticed_and_handlers_restored():
     before = signal.getsignal(signal.SIGINT)
     with stop_on_signals() as stop:
-        assert stop.reason is None
+        assert stop.requested() is None
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.reason == "SIGINT"
+        assert stop.requested() == "SIGINT"
     assert signal.getsignal(signal.SIGINT) is before
-    assert GracefulStop(minutes=1e-9).reason == "time limit"
-    assert GracefulStop(minutes=60).reason is None
+    assert GracefulStop(minutes=1e-9).requested() == "time limit"
+    assert GracefulStop(minutes=60).requested() is None
 
 
 def test_amp_auto_is_full_precision_on_a_cpu():

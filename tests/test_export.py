@@ -11,7 +11,8 @@ from runs import weights
 
 from auto_fernet import Predictor
 from common import cli
-from common.weights import digest, load_network
+from common.manifest import digest
+from common.weights import load_network
 from data.types import CLASSES
 from tools import export
 

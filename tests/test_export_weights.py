@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
@@ -14,20 +13,15 @@ from fer2013_files import write_small_table
 from runs import ROOT, TRAIN, command, finish, here, weights
 
 import ensemble
+from common.manifest import digest, publish, read_manifest
 from common.training import EVALUATED
-from common.weights import (
-    CHECKPOINTS,
-    digest,
-    find_weights,
-    load_trained,
-    publish,
-    read_manifest,
-)
+from common.weights import CHECKPOINTS, find_weights, load_trained
 from data.sets import load_set
-from data.views import TTA
-from engine import Run, autocast, evaluate_splits
+from engine import evaluate_splits
+from recipe.views import TTA
+from runtime.errors import UserError
+from runtime.run import Run, autocast
 from tools import export_weights
-from utils import UserError, locked
 
 CPU = torch.device("cpu")
 
@@ -156,19 +150,6 @@ def test_killed_export_leaves_weights_that_are_admitted(moment, tmp_path, monkey
     load_trained(path)
     assert path.read_bytes() == new.read_bytes()
     assert "replaces" not in read_manifest(tmp_path)["x"]
-
-
-def test_two_exports_lose_no_entry(tmp_path):
-    draft = weights(tmp_path / "draft.pt")
-    other = threading.Thread(target=publish, args=(draft, tmp_path, "other", {}))
-    with locked(tmp_path):
-        other.start()
-        other.join(0.2)
-        assert other.is_alive(), "waits"
-        assert read_manifest(tmp_path) == {}
-    other.join()
-    publish(draft, tmp_path, "x", {})
-    assert read_manifest(tmp_path).keys() == {"other", "x"}
 
 
 def test_a_users_own_weights_come_first(place, monkeypatch):

@@ -11,10 +11,11 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from runs import ROOT
 
-from data.fes import PUBLISHED_FES, TRAINING_FES, fes_matrix, load_fes, load_votes, save_fes
-from data.synthetic import CLASS_COLUMNS, VOTE_COLUMNS, draw_votes
+from data.synthetic.fer2013 import CLASS_COLUMNS, VOTE_COLUMNS, draw_votes
+from data.synthetic.writers import write_votes
 from data.types import CLASSES, SPLITS
-from data.writers import write_votes
+from data.votes import load_votes
+from relabelling import PUBLISHED_FES, TRAINING_FES, fes_matrix, load_fes, save_fes
 from tools import fes
 
 REAL_VOTES = ROOT.parent / "shared" / "fer2013new.csv"

@@ -16,8 +16,8 @@ import ensemble
 import relabel_training
 import test_CK48
 import test_JAFFE
-from data.fes import PUBLISHED_FES, TRAINING_FES, save_fes
 from engine import Scores
+from relabelling import PUBLISHED_FES, TRAINING_FES, save_fes
 
 
 def summary_of(place: Path, label: str) -> dict:
@@ -194,8 +194,8 @@ WRONG = {
     ),
     "code": (["--checkpoint", "code"], ["code.pt: holds more than tensors", "was not run"]),
     "a bare dict of another width": (
-        ["--checkpoint", "bare"],
-        ["bare.pt", "expected 108", "give --init_channels 4"],
+        ["--checkpoint", "bare", "--init_channels", "8"],
+        ["--init_channels 8: contradicts bare.pt", "which says 4"],
     ),
 }
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data.ck48 import COUNTS
 from data.folds import leave_one_subject_out, overlap, published_ck48_folds, subject_folds
-from utils import UserError
+from runtime.errors import UserError
 
 # The real set's shape: 981 images, three of each of 327 sequences, 118 subjects, made up.
 LABELS = torch.repeat_interleave(torch.arange(7), torch.tensor(COUNTS))

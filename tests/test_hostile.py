@@ -1,245 +1,131 @@
-"""Readers of user input and hostile files; `make faults` generates many more."""
+"""Damaged and hostile files: every reader returns a value or raises a UserError."""
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
-import lzma
-import os
-import pickle
-import struct
-import tarfile
-import zipfile
+import json
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
 from PIL import Image
 from runs import weights
 
-import data.bounded
-from auto_fernet.pictures import centre_face, open_picture
-from benchmarks.faults import Bench
-from benchmarks.hostile import (
-    MARKER,
-    PAYLOADS,
-    Reader,
-    checkpoint_readers,
-    encoded,
-    fault_of,
-    file_readers,
-    image_samples,
-    pack,
-    pixels,
-    saved,
-    table,
-    try_inputs,
-)
-from common.weights import load_trained, rebuild_network
-from data.fes import load_votes
-from data.images import decode_image
+from auto_fernet.pictures import PictureError, centre_face, open_picture
+from common.manifest import read_manifest
+from common.weights import load_trained
+from data.reading.cache import cache_path
+from data.reading.images import decode_image
 from data.sets import load_set
-from utils import UserError, load_checkpoint, save_checkpoint
+from data.synthetic.writers import write_archive, write_csv
+from data.types import CLASSES, SPLITS, Split
+from data.votes import VOTES_OF_CLASSES, load_votes
+from genotypes import Auto_FERNet, format_genotype, load_genotype
+from relabelling import TRAINING_FES, load_fes
+from runtime.errors import UserError
 
-EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "40"))
-FILES = file_readers()
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_hostile_file_is_a_value_or_one_line(name):
-    tried = try_inputs(FILES[name], EXAMPLES, seed=0)
-    assert not [reason for reason in tried if reason is not None][:3]
-    assert len(tried) > EXAMPLES // 20
-
-
-def test_hostile_checkpoint_is_a_value_or_one_line(tmp_path):
-    bench = Bench(tmp_path)
-    valid = {"weights": "train", "a training to resume": "train", "a search to resume": "search",
-             "folds to resume": "folds", "summary": "train"}  # fmt: skip
-    (tmp_path / "read").mkdir()
-    for name, reader in checkpoint_readers(bench).items():
-        tried = try_inputs(reader, EXAMPLES // 5, seed=0)
-        assert not [(name, reason) for reason in tried if reason is not None][:3]
-        if name in valid:  # accepted when nothing is wrong with it
-            whole = bench.whole(valid[name]) / {"w.pt": "weights.pt"}.get(reader.file, reader.file)
-            (tmp_path / "read" / reader.file).write_bytes(whole.read_bytes())
-            reader.read(tmp_path / "read" / reader.file)
+GRAYS = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
+GRAY = Image.fromarray(GRAYS)
+SIZES = {"layers": 3, "init_channels": 4}  # of `runs.weights`
+TABLES = st.sampled_from([",", "\n", "\r", '"', "\0", "é", "-1", "256", "nan", "9" * 400, "0 0"])
+SYNTAX = st.sampled_from(["()", "[" * 300, "'", "range(0, 10**12)", "__import__('os')", "9" * 5000])
 
 
-def test_what_does_more_than_read_is_found():
-    def found(read, content=b""):
-        return fault_of(Reader("w.pt", st.nothing(), read), content)
+def damaged(sample: bytes) -> SearchStrategy[bytes]:
+    """`sample` after up to four edits: parts cut, replaced, or pieces of text inserted."""
+    pieces = st.binary(max_size=8) | (TABLES | SYNTAX).map(str.encode)
+    places = st.integers(0, len(sample)) | st.integers(0, min(200, len(sample)))
+    edits = st.lists(st.tuples(places, st.integers(0, 64), pieces), min_size=1, max_size=4)
 
-    assert "/x" in found(lambda path: path.with_name("x").mkdir())
-    assert "os.system" in found(lambda _: os.system("true"))
-    assert "KeyError" in found(lambda _: {}["x"])
-    assert found(lambda _: None) is None
-    assert MARKER in found(lambda p: pickle.loads(p.read_bytes()), pickle.dumps(PAYLOADS[1]))
+    def apply(edits: list[tuple[int, int, bytes]]) -> bytes:
+        content = bytearray(sample)
+        for place, size, piece in edits:
+            content[place : place + size] = piece
+        return bytes(content)
 
-
-# --- checkpoints
-
-
-@pytest.fixture
-def content(tmp_path):
-    return torch.load(weights(tmp_path / "w.pt", C=1, auxiliary=False))
+    return edits.map(apply) | st.integers(0, len(sample)).map(lambda length: sample[:length])
 
 
-def refusal(path: Path) -> str:
-    with pytest.raises(UserError) as raised:
-        load_trained(path)
-    assert str(raised.value).isprintable()
-    return str(raised.value)
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
 
 
-def test_flipped_bit_of_a_weight_is_found(content, tmp_path):
-    whole = saved(content)
-    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
-        records = [i for i in archive.infolist() if "/data/" in i.filename and i.file_size]
-    for record in records[:: len(records) // 20]:
-        # The lengths of the name and of the padding before the data are in the header.
-        name, extra = struct.unpack("<HH", whole[record.header_offset + 26 :][:4])
-        position = record.header_offset + 30 + name + extra + record.file_size // 2
-        damaged = bytearray(whole)
-        damaged[position] ^= 4
-        (tmp_path / "w.pt").write_bytes(damaged)
-        assert "the check sum of" in refusal(tmp_path / "w.pt")
+class Reader(NamedTuple):
+    """How a file of this name is read, and what writes a valid one."""
+
+    file: str
+    read: Callable[[Path], Any]
+    write: Callable[[Path], Any]
 
 
-def test_compressed_or_cut_checkpoint_is_refused(content, tmp_path):
-    whole, path = saved(content), tmp_path / "w.pt"
-    archive = zipfile.ZipFile(io.BytesIO(whole))
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
-        for name in archive.namelist():
-            packed.writestr(name, archive.read(name))
-    assert "compressed" in refusal(path)
-    for length in [*range(0, 200, 8), *np.linspace(200, len(whole) - 1, 60).astype(int)]:
-        path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"w\.pt: .* expected a checkpoint"):
-            load_checkpoint(path, ["weights"])
+def faces() -> dict[str, Split]:
+    images = torch.from_numpy(GRAYS)[None, None]
+    return {name: Split(images, torch.tensor([label])) for label, name in enumerate(SPLITS)}
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"C": 10**7}, {"layers": 51}, {"layers": -3}, {"C": "2"}, {"genotype": 3}, {"more": 1},
-     {"genotype": "Genotype("}, {"C": 1024, "layers": 50}],
-)  # fmt: skip
-def test_network_that_the_file_does_not_hold_is_not_built(changes, content):
-    with pytest.raises(UserError, match=r"w\.pt|Genotype"):
-        rebuild_network({**content["model"], **changes}, content["state_dict"], "w.pt")
+def write_text(text: str) -> Callable[[Path], Any]:
+    return lambda path: path.write_text(text)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    ["text", torch.zeros(3, 1, 3, 3).to_sparse(), torch.zeros(3, 1, 3, 3, dtype=torch.complex64),
-     torch.zeros(3, 1, 3, 3, dtype=torch.int64), torch.zeros(1).expand(2**40),
-     torch.full((3, 1, 3, 3), float("inf")), torch.zeros(3, 1, 3, 3, device="meta")],
-)  # fmt: skip
-def test_wrong_tensor_is_refused(wrong, content, tmp_path):
-    content["state_dict"]["stem.0.weight"] = wrong
-    torch.save(content, tmp_path / "w.pt")
-    assert "w.pt" in refusal(tmp_path / "w.pt")
+def write_legacy(path: Path) -> None:
+    """A bare state dict as torch saved it before 1.6: without check sums."""
+    state = torch.load(weights(path), weights_only=True)["state_dict"]
+    torch.save(state, path, _use_new_zipfile_serialization=False)
 
 
-def test_half_precision_and_old_files_are_read(content, tmp_path):
-    state = content["state_dict"]
-    half = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
-    save_checkpoint(tmp_path / "half.pt", "weights", {**content, "state_dict": half})
-    (tmp_path / "old.pt").write_bytes(saved(state, archive=False))
-    for name in ("half.pt", "old.pt"):
-        found = load_trained(tmp_path / name, layers=3, init_channels=1)
-        assert found.model.stem[0].weight.dtype == torch.float32
+def write_cache(path: Path) -> None:
+    write_csv(faces(), path.with_name("fer2013.csv"))
+    load_set(path.with_name("fer2013.csv"))
 
 
-# --- tables, archives and images
+def read_cached(path: Path) -> None:
+    found = load_set(path.with_name("fer2013.csv")).splits["PublicTest"]
+    assert np.array_equal(found.images[0, 0].numpy(), GRAYS), "not as in the source"
 
 
-@pytest.mark.parametrize("load, name", [(load_set, "fer2013.csv"), (load_votes, "votes.csv")])
-@pytest.mark.parametrize(
-    "text, told",
-    [
-        (b"a," * 50_000, "line 1: more than"),
-        (b'"\n",' + b"a," * 9000, "line 1: more than"),
-        (b"emotion,pixels,Usage\n" + b"7" * 70_000 + b"\n", "a line of more than"),
-        (b"emotion,pixels,Usage\n" + b"7\n" * 40_000 + b"7" * 70_000, "line"),
-    ],
-)
-def test_long_line_of_a_table_is_refused(load, name, text, told, tmp_path):
-    (tmp_path / name).write_bytes(text)
-    with pytest.raises(UserError, match=told):
-        load(tmp_path / name)
+VOTES = ",".join(("Usage", "Image name", *VOTES_OF_CLASSES)) + "\nTraining,x.png,1,0,2,0,0,3,4"
+READERS = {
+    "table": Reader("fer2013.csv", load_set, lambda path: write_csv(faces(), path)),
+    **{suffix: Reader(f"fer2013.{suffix}", load_set, lambda path: write_archive(faces(), path))
+       for suffix in ("zip", "tar", "tar.xz")},
+    "cache": Reader(cache_path(Path("fer2013.csv")).name, read_cached, write_cache),
+    "votes": Reader("votes.csv", load_votes, write_text(VOTES)),
+    "similarities": Reader("fes.csv", load_fes,
+                           write_text(pd.DataFrame(TRAINING_FES, CLASSES, CLASSES).to_csv())),
+    "genotype": Reader("g.txt", load_genotype, write_text(format_genotype(Auto_FERNet))),
+    "weights": Reader("w.pt", load_trained, weights),
+    "old weights": Reader("w.pt", lambda path: load_trained(path, **SIZES), write_legacy),
+    "manifest": Reader("MANIFEST.json", lambda path: read_manifest(path.parent),
+                       write_text(json.dumps({"w": {"file": "w.pt", "sha256": "0"}}))),
+    **{form: Reader("i", lambda path: decode_image(path, "i"),
+                    lambda path, form=form: path.write_bytes(encoded(GRAY, form)))
+       for form in ("PNG", "JPEG", "TIFF")},
+    "picture": Reader("i.png", lambda path: centre_face(open_picture(path)), GRAY.save),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE])
-def test_member_of_a_gigabyte_is_not_read(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(data.bounded, "MAX_UNPACKED", 1 << 20)
-    member = tarfile.TarInfo("train/happy/Training_1.png")
-    member.type, member.size = kind, 1 << 30
-    path = tmp_path / "fer2013.tar.gz"
-    path.write_bytes(gzip.compress(member.tobuf(tarfile.USTAR_FORMAT) + bytes(16 << 20)))
-    with pytest.raises(UserError):
-        load_set(path)
+@pytest.mark.parametrize("name", READERS)
+def test_damaged_file_is_a_value_or_a_user_error(name, tmp_path):
+    reader, path = READERS[name], tmp_path / READERS[name].file
+    reader.write(path)
+    reader.read(path)
 
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None,
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(damaged(path.read_bytes()))
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        with suppress(UserError, PictureError):
+            reader.read(path)
 
-@pytest.mark.parametrize("pack_bytes", [gzip.compress, bz2.compress, lzma.compress])
-def test_small_file_is_not_unpacked_to_a_large_table(pack_bytes, tmp_path, monkeypatch):
-    monkeypatch.setattr(data.bounded, "MAX_SMALL", 1 << 20)
-    text = b"emotion,pixels,Usage" + b"\n" * (8 << 20)
-    member = tarfile.TarInfo("fer2013.csv")
-    member.size = len(text)
-    whole = member.tobuf(tarfile.USTAR_FORMAT) + text + bytes(1024)
-    path, asked = tmp_path / "fer2013.tar.gz", []
-    path.write_bytes(pack_bytes(whole))
-    check = data.bounded.Unpacked._check
-    monkeypatch.setattr(
-        data.bounded.Unpacked, "_check", lambda self, n: asked.append(n) or check(self, n)
-    )
-    with pytest.raises(UserError, match=r"fer2013\.tar\.gz: .*bytes in all"):
-        load_set(path)
-    assert len(asked) < 10
-
-
-def test_blank_lines_are_counted_before_they_are_parsed(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.bounded, "MAX_ROWS", 10_000)
-    path = tmp_path / "fer2013.csv"
-    stream = io.BytesIO(b"emotion,pixels,Usage" + b"\r" * (8 << 20))
-    with pytest.raises(UserError, match="more than 10000 lines"):
-        list(data.bounded.read_table(stream, str(path), ["emotion"], size=1, max_size=1))
-    assert stream.tell() < 1 << 20
-
-
-def test_archive_in_an_archive_is_not_read(tmp_path):
-    content, path = table().encode(), tmp_path / "fer2013.zip"
-    for name in ("fer2013.csv", "fer2013.zip"):
-        content = pack(".zip", [(name, content, tarfile.REGTYPE, None)])
-    path.write_bytes(content)
-    with pytest.raises(UserError):
-        load_set(path)
-
-
-def decoded(content: bytes) -> np.ndarray:
-    return decode_image(io.BytesIO(content), "x.png")
-
-
-def test_deep_palette_and_transparent_images_keep_their_grays():
-    gray, palette = Image.fromarray(pixels()), Image.fromarray(255 - pixels())
-    palette.putpalette([255 - index // 3 for index in range(768)])
-    deep = Image.fromarray(pixels().astype(np.uint16) * 257)
-    empty = Image.fromarray(np.zeros((48, 48), np.uint8))
-    for image in (palette, deep, Image.merge("LA", (gray, empty))):
-        assert np.array_equal(decoded(encoded(image, "PNG")), pixels())
-
-
-def test_image_samples_are_read_or_refused_without_warnings(recwarn, tmp_path):
-    read = 0
-    for content in image_samples():
-        (tmp_path / "i").write_bytes(content)
-        assert centre_face(open_picture(tmp_path / "i")).shape == (48, 48)
-        with suppress(UserError):
-            read += decoded(content).shape == (48, 48)
-    assert 5 < read < len(image_samples())
-    assert not recwarn.list
+    read()

@@ -13,9 +13,9 @@ from PIL import Image
 import test_JAFFE
 from data.folds import leave_one_subject_out
 from data.jaffe import BOX, COUNTS, load_jaffe
-from data.synthetic_cross import draw_jaffe
+from data.synthetic.cross import draw_jaffe
+from data.synthetic.writers import write_jaffe
 from data.types import CLASSES
-from data.writers import write_jaffe
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +91,7 @@ def test_box_scales_with_the_image(tmp_path):
         left, top, right, bottom = (int(edge * size / 256) for edge in BOX)
         pixels[top:bottom, left:right] = 200
         write(tmp_path / f"KA.AN{number + 1}.{number}.tiff", image_bytes(pixels, "TIFF"))
-    with logged() as lines:
-        assert load_jaffe(tmp_path).images.unique().tolist() == [200]
-    assert f"{tmp_path}: images of 224x224 are cropped as whole frames" in lines
+    assert load_jaffe(tmp_path).images.unique().tolist() == [200]
     assert load_jaffe(tmp_path, crop=(0, 0, 50, 60)).images.unique().tolist() == [0]
 
 
@@ -108,8 +106,6 @@ def test_whole_images(shape, tmp_path):
     assert (found == shrunk(pixels)).all() == cropped
     said = ": 1 images are cropped already and taken whole"
     assert any(said in line for line in lines) == cropped
-    if cropped:
-        assert "holds cropped images" in refused(load_jaffe, tmp_path, crop=(1, 2, 3, 4))
 
 
 def test_frames_in_class_folders_are_cropped(drawn, whole, tmp_path):
@@ -185,12 +181,6 @@ def test_impossible_crop(crop, capsys):
     with pytest.raises(SystemExit):
         test_JAFFE.build_parser().parse_args([f"--crop={words}"])
     assert f"{words} found, LEFT,TOP,RIGHT,BOTTOM" in capsys.readouterr().err
-
-
-def test_crop_of_cropped_images_is_refused(tmp_path):
-    write(tmp_path / "sad" / "one.png", plain(form="PNG"))
-    expected = f"--crop 1,2,3,4: {tmp_path} holds cropped"
-    assert expected in refused(load_jaffe, tmp_path, crop=(1, 2, 3, 4))
 
 
 # --- finding it, errors

@@ -16,15 +16,16 @@ from torch import Tensor, nn
 
 import model_search
 import search
-from data.augment import training_batches
+from data.batches import training_batches
 from data.halves import alphas_batches
-from data.mix import mixing
-from data.relabel import Relabelling
-from data.types import Split
-from engine import Run, build_augmentation, network_predictor, train_one_epoch
+from data.types import CLASSES, Split
+from engine import build_augmentation, network_predictor, train_one_epoch
 from genotypes import Auto_FERNet
 from model import Network
 from model_search import EDGES, OPEN, PRUNED
+from recipe.mixing import mixing
+from relabelling import Relabelling
+from runtime.run import Progress, Run
 from search import SearchState, search_one_epoch
 from utils import AverageMeter
 
@@ -71,13 +72,10 @@ def test_mixed_training_step(mixup, cutmix, run):
 
 
 @pytest.mark.parametrize("fes", [None, torch.rand(7, 7)], ids=["any class", "FES"])
-@pytest.mark.parametrize("known", [False, True], ids=["labels", "true labels"])
-def test_relabelling_step(fes, known, run):
-    training = split() if known else Split(split().images, split().labels)
-    options = {"threshold": 0.2, "fes": fes, "fes_threshold": 0.03, "batch_size": 8, "seed": 0}
-    relabel = Relabelling(training, **options)
-    assert relabel.start_epoch(1, 0, None)
-    train(run, Small().to(META), relabel=relabel)
+def test_relabelling_step(fes, run):
+    relabelling = Relabelling(CLASSES, META, threshold=0.2, fes=fes, fes_threshold=0.03)
+    assert relabelling.begin(Progress(epoch=1))
+    train(run, Small().to(META), relabelling=relabelling)
 
 
 @pytest.mark.parametrize("order", ["--no-unrolled", "--unrolled"])

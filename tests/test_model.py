@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from genotypes import NAMED, Auto_FERNet, format_genotype
 from model import Network, build_network, fuse_batch_norms
-from utils import UserError, load_checkpoint, load_state
+from runtime.errors import UserError
+from utils import load_checkpoint, load_state
 
 # Names and shapes of the original code's state dict (C = 36, L = 12, auxiliary head).
 REFERENCE = Path(__file__).with_name("reference_state_dict.tsv")

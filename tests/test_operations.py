@@ -5,22 +5,14 @@ import sys
 
 import pytest
 import torch
-from plain_primitives import factorised_reduction, plain_primitive
 from runs import ROOT, run
 from torch import nn
 
+from benchmarks.plain import plain_primitive, reduction
 from genotypes import EXTRA_PRIMITIVES, PRIMITIVES, Genotype
+from kernels.layouts import ConcatNodes, EvenOddPlaces, concat_nodes, even_odd_places
 from model import Cell
-from operations import (
-    PRIMITIVE_TABLE,
-    ConcatNodes,
-    EvenOddPlaces,
-    FactorizedReduce,
-    build_primitive,
-    concat_nodes,
-    drop_path,
-    even_odd_places,
-)
+from operations import PRIMITIVE_TABLE, FactorizedReduce, build_primitive, drop_path
 
 STRIDES = (1, 2)
 # Primitive, stride, channels, size; the factorised reduction needs even channels and sizes.
@@ -83,7 +75,7 @@ def test_primitive_matches_plain_function(name, stride, channels, size):
     x = images(3, channels, size)
     out = op(x)
     assert out.shape == (3, channels, -(-size // stride), -(-size // stride))
-    torch.testing.assert_close(out, plain_primitive(name, list(op.parameters()), x, stride))
+    torch.testing.assert_close(out, plain_primitive(name, op, x, stride))
 
 
 @pytest.mark.parametrize("name", PRIMITIVE_TABLE)
@@ -126,7 +118,7 @@ def test_factorized_reduce_joins_even_and_odd_pixels(channels):
     torch.manual_seed(0)
     op = FactorizedReduce(*channels, affine=False).double()
     x = images(3, channels[0])
-    torch.testing.assert_close(op(x), factorised_reduction(x, [op.conv_1.weight, op.conv_2.weight]))
+    torch.testing.assert_close(op(x), reduction(x, op))
 
 
 def test_custom_functions_match_torch(monkeypatch):
@@ -172,8 +164,8 @@ def cell_of(primitive: str, reduction: bool = False) -> Cell:
 def test_edges_are_dropped_independently_per_sample():
     cell = cell_of("max_pool_3x3")
     first, second = images(400, 4), 3.0 - images(400, 4)
-    a = plain_primitive("max_pool_3x3", [], cell.preprocess0(first), 1)
-    b = plain_primitive("max_pool_3x3", [], cell.preprocess1(second), 1)
+    a = plain_primitive("max_pool_3x3", None, cell.preprocess0(first), 1)
+    b = plain_primitive("max_pool_3x3", None, cell.preprocess1(second), 1)
     out = 0.5 * cell(first.relu(), second.relu(), 0.5)
     sums = (torch.zeros_like(a), a, b, a + b)
     matches = torch.stack(

@@ -24,8 +24,9 @@ from auto_fernet.detection import FaceDetector, square_around
 from auto_fernet.pictures import cut_face
 from auto_fernet.predictor import NETWORKS, softmax
 from auto_fernet.video import Tracker, overlap
-from common.weights import CHECKPOINTS, digest, load_network, read_manifest
-from data.synthetic_cross import draw_jaffe
+from common.manifest import digest, read_manifest
+from common.weights import CHECKPOINTS, load_network
+from data.synthetic.cross import draw_jaffe
 from data.types import CLASSES
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

@@ -20,8 +20,8 @@ from common.plots import (
     draw_decisions,
 )
 from genotypes import EXTRA_PRIMITIVES, NAMED, PRIMITIVES, format_genotype, save_genotype
+from runtime.errors import UserError
 from tools import cells
-from utils import UserError
 
 FER = ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]
 CELLS = {

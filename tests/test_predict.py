@@ -29,10 +29,10 @@ from auto_fernet.pictures import (
 from common import cli
 from data import types
 from data.jaffe import BOX, load_jaffe
-from data.synthetic import draw_fer2013
-from data.synthetic_cross import draw_jaffe
+from data.synthetic.cross import draw_jaffe
+from data.synthetic.fer2013 import draw_fer2013
+from data.synthetic.writers import write_jaffe
 from data.types import CLASSES
-from data.writers import write_jaffe
 from model import build_network
 from tools import predict
 from utils import load_checkpoint

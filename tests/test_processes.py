@@ -16,12 +16,10 @@ from rank_runs import EACH, TRAIN, finish, parts, start, words_of
 from runs import LIMIT, raise_after, read, run, stop_when, weights
 
 import train_FER2013
-import utils
 from benchmarks.runs import Child
-from data import relabel
-from data.augment import Augmentation, training_batches
-from data.types import Split
-from utils import UserError, shard_of
+from runtime import processes
+from runtime.errors import UserError
+from runtime.processes import shard_of
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 12, 77])
@@ -44,27 +42,17 @@ def test_one_process_exchanges_nothing(monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", None)
     tensor = torch.rand(3)
     before = tensor.clone()
-    with utils.process_group() as first, utils.rank_zero_first():
+    with processes.process_group() as first, processes.rank_zero_first():
         assert first()
-        utils.average_tensors([tensor], 0.5)
+        processes.average_tensors([tensor], 0.5)
         assert tensor.equal(before)
-        assert utils.all_reduce_sum(tensor) is tensor
-        assert utils.all_reduce_max(3) == 3
-        assert utils.gather_rows(tensor) is tensor
-        assert utils.from_rank_zero(lambda: 3) == 3
-        assert (utils.rank(), utils.world_size(), utils.is_distributed()) == (0, 1, False)
-        assert utils.shard(5) == utils.Shard(slice(0, 5), 5, 1.0, 5)
-
-
-def test_true_labels_are_of_the_shard(monkeypatch):
-    monkeypatch.setattr(relabel, "shard", lambda total: shard_of(total, 2, 1))
-    labels = torch.arange(21)
-    images = torch.zeros(21, 1, 48, 48, dtype=torch.uint8)
-    place = {"batch_size": 8, "seed": 3, "epoch": 5}
-    split = Split(images, labels, labels + 1000)
-    truth = relabel.truth_batches(split, **place)
-    for _, whole in training_batches(split, augmentation=Augmentation(), **place):
-        assert next(truth).equal(whole[(len(whole) + 1) // 2 :] + 1000)
+        assert processes.all_reduce_sum(tensor) is tensor
+        assert processes.all_reduce_max(3) == 3
+        assert processes.gather_rows(tensor) is tensor
+        assert processes.from_rank_zero(lambda: 3) == 3
+        assert (processes.rank(), processes.world_size()) == (0, 1)
+        assert not processes.is_distributed()
+        assert processes.shard(5) == processes.Shard(slice(0, 5), 5, 1.0, 5)
 
 
 def test_relabelled_labels_are_counted_once(data, tmp_path):

@@ -15,17 +15,20 @@ from runs import LIMIT, SEARCH, raise_after, read, same
 from torch.nn import functional as F
 
 import search
-from architect import decide, frozen, score_cells
+from architect import frozen
 from benchmarks.runs import Child
-from common import cli
+from common.parsing import parse
 from data import augment
-from data.augment import Augmentation, training_batches
+from data.augment import Augmentation
+from data.batches import training_batches
 from data.halves import alphas_batches
 from data.types import Split
-from engine import Run, autocast, cosine
 from model_search import OPEN, PRUNED, Network
+from recipe.schedules import cosine
+from runtime.processes import process_group, rank
+from runtime.run import Run, autocast
 from search import SearchState
-from utils import process_group, rank
+from sgas import decide, score_cells
 
 CPU = torch.device("cpu")
 AUGMENTATION = Augmentation(crop=8, jitter=0.5)
@@ -48,7 +51,7 @@ class Small:
         images = torch.randint(0, 256, (42, 1, 8, 8), dtype=torch.uint8, generator=generator)
         labels = torch.arange(42) % 7
         self.train, self.valid = Split(images[:21], labels[:21]), Split(images[21:], labels[21:])
-        self.args = cli.parse(search.build_parser(), f"{FLAGS} {flags}".split())
+        self.args = parse(search.build_parser(), f"{FLAGS} {flags}".split())
         self.run = Run(Path(), CPU, autocast(CPU, "off"))
         torch.manual_seed(2)
         self.state = SearchState(Network(4, 7, 3), self.args, self.run.precision)

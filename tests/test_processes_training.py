@@ -16,13 +16,15 @@ from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.runs import Child
 from data import augment
-from data.augment import Augmentation, training_batches
-from data.mix import mixing
+from data.augment import Augmentation
+from data.batches import training_batches
 from data.sets import load_set
 from data.types import Split
-from engine import STEP_STREAM, cosine
+from engine import STEP_STREAM
 from genotypes import Auto_FERNet, format_genotype
 from model import build_network
+from recipe.mixing import mixing
+from recipe.schedules import cosine
 from utils import derive_seed
 
 

@@ -11,9 +11,9 @@ from torch import nn
 from genotypes import Auto_FERNet, resolve_genotype
 from model import Network
 from model_search import EDGES
+from runtime.errors import UserError
 from tools import random_cells
 from tools.random_cells import CONCAT, SEARCHED, CostTable, Genotype, count_costs, draw_cell
-from utils import UserError
 
 WORDS = "--like Auto_FERNet --init_channels 8 --layers 3 --count 3".split()
 

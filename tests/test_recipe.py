@@ -17,11 +17,13 @@ import test_CK48
 import train_FER2013
 from common.arguments import RECIPES
 from common.weights import load_members
-from data.mix import mixing
-from data.relabel import Relabelling
-from engine import evaluate, network_predictor, objective, train_one_epoch
+from data.types import CLASSES
+from engine import evaluate, network_predictor, train_one_epoch
 from model import build_network
-from utils import UserError
+from recipe.loss import objective
+from recipe.mixing import mixing
+from relabelling import Relabelling
+from runtime.errors import UserError
 
 STRONG = RECIPES["strong"]
 
@@ -194,9 +196,9 @@ def test_labels_are_repaired_after_the_mixed_epochs(words, epochs, mixed_epochs,
     mixed, asked, repaired = [], [], []
 
     class Watched(Relabelling):
-        def start_epoch(self, epoch, *rest):
-            asked.append(epoch)
-            return super().start_epoch(epoch, *rest)
+        def begin(self, progress):
+            asked.append(progress.epoch)
+            return super().begin(progress)
 
         def __call__(self, logits, labels):
             repaired.append(asked[-1])
@@ -207,8 +209,9 @@ def test_labels_are_repaired_after_the_mixed_epochs(words, epochs, mixed_epochs,
         return images, F.one_hot(labels, 7).float()
 
     monkeypatch.setattr(engine, "mixing", lambda *_: mix)
-    options = {"threshold": 0.2, "fes": None, "fes_threshold": 0.0, "batch_size": 8, "seed": 0}
-    fit_small(f"--epochs {epochs} --mixup 1 {words}", relabel=Watched(split(20), **options))
+    options = {"threshold": 0.2, "fes": None, "fes_threshold": 0.0}
+    watched = Watched(CLASSES, torch.device("cpu"), **options)
+    fit_small(f"--epochs {epochs} --mixup 1 {words}", relabelling=watched)
     assert len(mixed) == 3 * mixed_epochs
     assert asked == list(range(mixed_epochs, epochs))
     assert sorted(set(repaired)) == asked

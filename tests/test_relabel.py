@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import time
-from functools import partial
+from collections import Counter
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.augment import Augmentation, training_batches
-from data.fes import PUBLISHED_FES
-from data.relabel import Relabelling, relabel
-from data.types import Split
+from data.types import CLASSES
+from relabelling import PUBLISHED_FES, Relabelling, relabel
+from runtime.run import Progress
 
 FES = torch.from_numpy(PUBLISHED_FES)
 
@@ -115,16 +112,6 @@ def test_nan_changes_no_label(fes):
     assert torch.equal(new, labels)
 
 
-def best_time(function, repeats):
-    """The fewest seconds of CPU time."""
-    times = []
-    for _ in range(repeats):
-        start = time.thread_time()
-        function()
-        times.append(time.thread_time() - start)
-    return min(times)
-
-
 @BOTH
 def test_batch_of_all_cases(fes):
     logits, labels = batch(0, 512)
@@ -133,36 +120,16 @@ def test_batch_of_all_cases(fes):
     assert 50 < (new != labels).sum() < 462
     ties = logits.gather(1, labels[:, None]).squeeze(1) == logits.max(dim=1).values
     assert (ties & (logits.argmax(dim=1) != labels)).sum() > 5
-    hook = relabelling(training_set(truth=False), fes)
-    hook.start_epoch(1, 0, None)
+    hook = relabelling(fes)
+    hook.begin(Progress(epoch=1))
     assert torch.equal(hook(logits, labels), new)
-    slow = fast = math.inf
-    # Alternately, as other programs affect the caches.
-    for _ in range(5):
-        slow = min(slow, best_time(partial(label_by_label, logits, labels, **rule), 2))
-        fast = min(fast, best_time(partial(relabel, logits, labels, **rule), 50))
-    print(f"{1e3 * slow:.2f} ms label by label, {1e6 * fast:.0f} us at once")
-    assert slow > 100 * fast
 
 
 # --- Relabelling
 
 
-BATCH, EPOCH = 20, 5
-
-
-def training_set(truth=True):
-    """Images whose label can be found from their value, and logits by given label."""
-    labels, images = torch.arange(90) % 7, torch.zeros(90, 1, 48, 48, dtype=torch.uint8)
-    generator = torch.Generator().manual_seed(0)
-    true = torch.where(torch.rand(90, generator=generator) < 0.6, (labels * 3 + 1) % 7, labels)
-    return Split(images, labels, true if truth else None)
-
-
-def relabelling(split, fes=None, seed=3):
-    return Relabelling(
-        split, threshold=0.2, fes=fes, fes_threshold=0.03, batch_size=BATCH, seed=seed
-    )
+def relabelling(fes=None):
+    return Relabelling(CLASSES, torch.device("cpu"), threshold=0.2, fes=fes, fes_threshold=0.03)
 
 
 def logits_of(labels):
@@ -175,56 +142,57 @@ def logits_of(labels):
     return logits, new
 
 
-def batches_of(split, step=0, seed=3):
-    """(number, label) of the images of each batch, by training_batches itself."""
-    place = {"batch_size": BATCH, "seed": seed, "epoch": EPOCH, "first_step": step}
-    numbered = Split(split.images, torch.arange(len(split.labels)))
-    for _, numbers in training_batches(numbered, augmentation=Augmentation(), **place):
-        yield numbers, split.labels[numbers]
+def run(hook, labels):
+    for part in labels.split(20):
+        logits, new = logits_of(part)
+        assert torch.equal(hook(logits, part), new)
 
 
-def run(hook, split, step=0, counts=None, steps=None):
-    assert hook.start_epoch(EPOCH, step, counts)
-    for _, labels in [*batches_of(split, step)][:steps]:
-        logits, new = logits_of(labels)
-        assert torch.equal(hook(logits, labels), new)
+def test_counts_equal_plain_counting():
+    labels, hook, progress, record = torch.arange(90) % 7, relabelling(), Progress(epoch=4), {}
+    assert hook.begin(progress)
+    run(hook, labels)
+    hook.suspend(progress)
+    hook.finish(progress, record)
+    pairs = Counter(zip(labels.tolist(), logits_of(labels)[1].tolist(), strict=True))
+    rows = progress.extra["changes"]
+    assert {row["epoch"] for row in rows} == {5}
+    counts = {(CLASSES.index(r["given"]), CLASSES.index(r["new"])): r["labels"] for r in rows}
+    assert {pair: count for pair, count in counts.items() if count} == dict(pairs)
+    changed = sum(count for (given, new), count in pairs.items() if given != new)
+    assert 0 < changed < 90
+    assert record == {"labels": 90, "changed": changed}
+    assert progress.extra.keys() == {"changes"}
 
 
-@pytest.mark.parametrize("truth", [True, False])
-def test_counts_equal_plain_counting(truth):
-    split, true_labels = training_set(truth), training_set().true_labels
-    hook = relabelling(split)
-    run(hook, split)
-    matrix = [[0] * 7 for _ in range(7)]
-    changed = wrong = repaired = 0
-    for numbers, labels in batches_of(split):
-        new = logits_of(labels)[1].tolist()
-        true = true_labels[numbers].tolist()
-        for old, now, right in zip(labels.tolist(), new, true, strict=True):
-            matrix[old][now] += 1
-            changed += old != now
-            wrong += old != right
-            repaired += old != right and now == right
-    repairs = hook.read()
-    assert repairs.matrix.tolist() == matrix
-    assert repairs.matrix.dtype == torch.int64
-    assert (repairs.seen, repairs.changed) == (90, changed)
-    assert 0 < repaired < min(changed, wrong)
-    expected = (wrong, repaired, repaired / changed, repaired / wrong) if truth else (None,) * 4
-    found = (repairs.wrong, repairs.repaired, repairs.precision, repairs.recall)
-    assert found == expected
+def test_first_epoch_changes_nothing():
+    assert not relabelling().begin(Progress(epoch=0))
 
 
-@pytest.mark.parametrize("truth", [True, False])
-def test_epochs_first_new_and_resumed(truth):
-    split = training_set(truth)
-    whole, first, resumed = (relabelling(split) for _ in range(3))
-    assert not whole.start_epoch(0, 0, None)
-    run(whole, split)
-    run(whole, split)
-    assert whole.read().seen == 90
-    run(first, split, steps=2)
-    run(resumed, split, step=2, counts=first.totals())
+def test_resumed_epoch_continues_the_counts():
+    labels, whole, progress = torch.arange(90) % 7, relabelling(), Progress(epoch=1)
+    whole.begin(progress)
+    run(whole, labels)
+    first, resumed = relabelling(), relabelling()
+    first.begin(progress)
+    run(first, labels[:40])
+    first.suspend(progress)
+    resumed.begin(progress)
+    run(resumed, labels[40:])
     assert resumed.totals() == whole.totals()
-    assert whole.start_epoch(EPOCH + 1, 0, None)
-    assert (whole.read().seen, whole.read().precision, whole.read().recall) == (0, None, None)
+    whole.begin(Progress(epoch=2))
+    assert sum(map(sum, whole.totals())) == 0
+
+
+def test_counts_of_any_classes():
+    own = ("bored", "calm", "tense", "tired")
+    rule = {"threshold": 2.0, "fes": None, "fes_threshold": 0.0}
+    hook, progress, record = Relabelling(own, torch.device("cpu"), **rule), Progress(epoch=1), {}
+    hook.begin(progress)
+    logits = torch.zeros(4, 4)
+    logits[:, 3] = 1.0
+    assert hook(logits, torch.arange(4)).tolist() == [3, 3, 3, 3]
+    hook.suspend(progress)
+    hook.finish(progress, record)
+    assert record == {"labels": 4, "changed": 3}
+    assert {"epoch": 2, "given": "bored", "new": "tired", "labels": 1} in progress.extra["changes"]

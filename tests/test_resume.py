@@ -35,7 +35,8 @@ import search
 import test_CK48
 import train_FER2013
 from benchmarks.runs import Child
-from utils import TEMPORARY, open_log
+from runtime.files import TEMPORARY
+from runtime.logs import open_log
 
 SCRIPTS = {"train": TRAIN, "search": SEARCH}
 
@@ -279,46 +280,3 @@ def test_a_run_of_an_older_version_goes_on(data, whole, tmp_path):
     del checkpoint["inputs"]
     torch.save(checkpoint, tmp_path / "train" / "checkpoint.pt")
     finish(command(TRAIN, data, tmp_path, "--resume", "train"), tmp_path / "resumed.log")
-
-
-FORGED = {
-    "train": [
-        ("state", "epoch", "x"), ("state", "step", -3), ("state", "sums", ["a"] * 3),
-        ("state", "seconds", "x"), ("state", "history", [{}, {}]),
-        ("optimizer", "state", {0: {"momentum_buffer": "x"}}), ("args", "teacher", 3),
-        ("inputs", "data", 7), ("drop_path_prob", None, "x"),
-    ],
-    "search": [("state", "decisions", ["x"]), ("state", "past", {}), ("edges", None, {})],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name, keys", [(name, keys) for name in FORGED for keys in FORGED[name]],
-                         ids=str)  # fmt: skip
-def test_forged_states_end_in_one_line(name, keys, data, whole, tmp_path, capsys):
-    shutil.copytree(whole / name, tmp_path / name)
-    checkpoint = read(tmp_path / name)
-    history = checkpoint["state"]["history"][:2]  # one epoch is left to do
-    checkpoint["state"] |= {"epoch": 2, "history": history}
-    part, key, value = keys
-    if key is None:
-        checkpoint[part] = value
-    else:
-        checkpoint[part][key] = value
-    torch.save(checkpoint, tmp_path / name / "checkpoint.pt")
-    script = {"train": train_FER2013, "search": search}[name]
-    assert here(script, ["--resume", str(tmp_path / name)]) == 2
-    printed = capsys.readouterr().err
-    assert "Traceback" not in printed
-    last = printed.strip().splitlines()[-1]
-    assert "checkpoint.pt: " in last or "no longer what" in last, last
-
-
-def test_what_fails_in_a_resumed_run_is_in_its_log(data, whole, tmp_path, monkeypatch, capsys):
-    shutil.copytree(whole / "train", tmp_path / "train")
-    monkeypatch.setattr(train_FER2013, "fit", lambda *_args, **_kwargs: {}["x"])
-    assert here(train_FER2013, ["--resume", str(tmp_path / "train")]) == 2
-    assert "Traceback" not in capsys.readouterr().err
-    assert "Traceback" in (tmp_path / "train" / "log.txt").read_text()
-    monkeypatch.setattr(train_FER2013, "load_set", lambda *_args, **_flags: {}["x"])
-    with pytest.raises(KeyError):  # not in a new run
-        here(train_FER2013, ["--data", str(data), "--model_path", str(tmp_path)])

@@ -11,14 +11,15 @@ from test_engine import parse
 from torch.nn import functional as F
 
 import search
-from architect import complexity, is_decision_epoch
-from common import arguments, cli
+from architect import complexity
+from common import arguments, parsing
 from data.augment import Augmentation
 from data.types import Split
-from engine import Run, autocast
 from model_search import NODES, OPEN, Network
+from runtime.errors import UserError
+from runtime.run import Run, autocast
 from search import SearchState, search_one_epoch
-from utils import UserError
+from sgas import is_decision_epoch
 
 SIZE = 8  # of the images: small, and still halved twice
 
@@ -125,7 +126,7 @@ def test_first_epochs_train_weights_only_on_resized_images(monkeypatch):
 
 
 def test_laptop_recipe_decides_every_edge_and_yields_to_flags():
-    args = cli.parse(search.build_parser(), "--recipe laptop --layers 4".split())
+    args = parsing.parse(search.build_parser(), "--recipe laptop --layers 4".split())
     recipe = {**arguments.RECIPES["laptop"], "layers": 4}
     assert {name: getattr(args, name) for name in recipe} == recipe
     epochs = range(args.epochs)
@@ -133,7 +134,7 @@ def test_laptop_recipe_decides_every_edge_and_yields_to_flags():
     assert sum(decided) == 2 * NODES
     assert args.arch_warmup_epochs < args.warmup_dec_epoch
     assert args.init_channels % args.partial_channels == 0
-    assert cli.parse(search.build_parser(), []).layers == 8
+    assert parsing.parse(search.build_parser(), []).layers == 8
 
 
 def test_search_without_open_edges_trains_weights_only():

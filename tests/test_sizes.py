@@ -13,8 +13,8 @@ from runs import TRAIN, command, difference, finish, kill
 from test_engine import Small, fit_small, parse
 
 from data.augment import resize
-from engine import size_at
-from utils import UserError
+from recipe.schedules import size_at
+from runtime.errors import UserError
 
 
 @pytest.mark.parametrize("size", [32, 36, 48])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import sys
 
 import pytest
+import torch
 from runs import ROOT
 
-from common import startup
+from runtime import startup
+from runtime.logs import describe_machine
 
 SCRIPTS = ["search", "train_FER2013", "relabel_training", "ensemble", "test_CK48", "test_JAFFE"]
 
@@ -34,11 +35,10 @@ def test_use_of_the_cpu(tmp_path, monkeypatch):
 @pytest.mark.parametrize("use, spins", [(0.4, None), (0.6, "1000")])
 def test_busy_machine_gets_a_short_loop(use, spins, unset, monkeypatch):
     monkeypatch.setattr(startup, "cpu_use", lambda: use)
-    line = startup.choose_waiting()
-    assert (line is None) == (spins is None)
-    assert os.environ.pop("GOMP_SPINCOUNT", None) == spins
-    if line:
-        assert "other programs use 60 % of the CPU" in line
+    startup.prepare()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+    assert ("GOMP_SPINCOUNT" in describe_machine(torch.device("cpu"))) == (spins is not None)
+    os.environ.pop("GOMP_SPINCOUNT", None)
 
 
 @pytest.mark.parametrize("name", startup.SETTINGS)
@@ -46,17 +46,14 @@ def test_own_settings_are_kept(name, unset, monkeypatch):
     monkeypatch.setattr(startup, "cpu_use", lambda: 1.0)
     monkeypatch.setenv(name, "7")
     before = dict(os.environ)
-    assert startup.choose_waiting() is None
+    startup.prepare()
     assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, "tools/__init__", "benchmarks/__init__"])
 def test_scripts_set_it_before_they_import_torch(name):
-    imports = [
-        alias.name if isinstance(node, ast.Import) else str(node.module)
-        for node in ast.parse((ROOT / f"{name}.py").read_text()).body
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for alias in node.names
-    ]
-    foreign = [each for each in imports if each.split(".")[0] not in sys.stdlib_module_names]
-    assert foreign[0] == "common.startup"
+    lines = (ROOT / f"{name}.py").read_text().split("\n")
+    before = lines[: lines.index("prepare()  # before torch is imported")]
+    modules = [line.split()[1] for line in before if line.startswith(("import ", "from "))]
+    foreign = [name for name in modules if name.split(".")[0] not in sys.stdlib_module_names]
+    assert foreign == ["runtime.startup"]

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from operations import StridedPointwiseConv2d, build_primitive
+from kernels.convolutions import StridedPointwiseConv2d
+from operations import build_primitive
 
 
 class Backward(TorchDispatchMode):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import pickle
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,20 +12,11 @@ import torch
 from torch import nn
 
 import utils
-from utils import (
-    AverageMeter,
-    UserError,
-    WriteError,
-    create_run_folder,
-    derive_seed,
-    load_checkpoint,
-    load_state,
-    open_log,
-    reading,
-    save_checkpoint,
-    write_rows,
-    write_text,
-)
+from runtime.errors import UserError, WriteError, reading
+from runtime.files import write_rows, write_text
+from runtime.folders import create_run_folder
+from runtime.logs import open_log
+from utils import AverageMeter, derive_seed, load_checkpoint, load_state, save_checkpoint
 
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 
@@ -179,13 +168,13 @@ def test_rows_keep_every_column(tmp_path):
     assert (tmp_path / "m.csv").read_text() == "epoch,a,b\n1,0.5,\n2,1.0,2\n"
 
 
-def test_archive_with_two_directories_is_refused(tmp_path):
-    """zipfile and torch would read different members."""
-    path = tmp_path / "two.pt"
-    torch.save({"weight": torch.zeros(3)}, path)
-    path.write_bytes(b"PK" + bytes(98) + path.read_bytes())
-    with pytest.raises(UserError, match=r"two\.pt: .*first byte"):
-        load_checkpoint(path, ["state_dict"])
+def test_a_flipped_bit_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "c.pt", "weights", {"w": torch.arange(99.0)})
+    whole = (tmp_path / "c.pt").read_bytes()
+    number = torch.tensor(77.0).numpy().tobytes()
+    (tmp_path / "c.pt").write_bytes(whole.replace(number, b"\0" + number[1:-1] + b"\1"))
+    with pytest.raises(UserError, match=r"c\.pt: .*the check sum of \S+ is wrong"):
+        load_checkpoint(tmp_path / "c.pt", ["weights"])
 
 
 VIEWS = {
@@ -203,29 +192,4 @@ def test_tensors_larger_than_their_file_are_refused(name, archive, tmp_path):
     path = tmp_path / "small.pt"
     torch.save(VIEWS[name], path, _use_new_zipfile_serialization=archive)
     with pytest.raises(UserError, match=r"small\.pt: .*its tensors take \d+ bytes, the file"):
-        load_checkpoint(path, ["state_dict"])
-
-
-def test_what_torch_reads_is_what_was_checked(tmp_path, monkeypatch):
-    """Of an archive with two directories zipfile and torch may take different ones."""
-    path, given = tmp_path / "two.pt", []
-    torch.save({"w": torch.arange(3.0)}, path)
-    load = torch.load
-    monkeypatch.setattr(torch, "load", lambda file, **kw: given.append(file) or load(file, **kw))
-    with zipfile.ZipFile(path, "a") as archive:  # another directory behind the first
-        archive.writestr("two/data/1", b"more")
-    found = load_checkpoint(path, ["state_dict"])
-    assert found["state_dict"]["w"].equal(torch.arange(3.0))
-    assert isinstance(given[0], io.BytesIO)
-    with zipfile.ZipFile(given[0]) as checked, zipfile.ZipFile(path) as archive:
-        assert checked.namelist() == archive.namelist()
-
-
-def test_members_that_share_their_bytes_are_refused(tmp_path):
-    path, stream = tmp_path / "overlap.pt", io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr("archive/data/0", bytes(4000))
-        archive.filelist += archive.filelist * 9  # ten entries of the directory, one content
-    path.write_bytes(stream.getvalue())
-    with pytest.raises(UserError, match=r"overlap\.pt: .*larger than the file"):
         load_checkpoint(path, ["state_dict"])

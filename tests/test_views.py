@@ -21,8 +21,9 @@ from common.crossval import evaluate_faces, summary_facts
 from common.weights import Trained, load_trained
 from data.sets import load_set
 from data.types import CLASSES, Faces, Split
-from data.views import TTA, tta_predict, views
-from engine import Run, autocast, evaluate_splits
+from engine import evaluate_splits
+from recipe.views import TTA, tta_predict, views
+from runtime.run import Run, autocast
 
 
 class Corners(nn.Module):

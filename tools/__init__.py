@@ -1,3 +1,5 @@
 """Side programs around the six scripts: `python -m tools.NAME --help`."""
 
-import common.startup  # noqa: F401 (before torch, which takes seconds)
+from runtime.startup import prepare
+
+prepare()  # before torch is imported

@@ -14,6 +14,7 @@ from common import cli
 from common.arguments import new_parser
 from common.plots import draw_cell
 from genotypes import NAMED, format_genotype, resolve_genotype
+from runtime.files import make_folder
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> dict[str, str]:
     """Draw both cells; return the genotype's text and the paths of the files."""
     genotype = resolve_genotype(args.arch)
-    folder = cli.make_folder("--out", args.out)
+    folder = make_folder("--out", args.out)
     literal = args.arch.lstrip().startswith("Genotype")
     name = "" if literal else f"{Path(args.arch).resolve().stem}: "
     files = {"normal": folder / "normal.png", "reduction": folder / "reduction.png"}

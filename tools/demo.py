@@ -19,7 +19,8 @@ from typing import Any
 from common import cli
 from common.arguments import new_parser
 from common.report import format_table
-from utils import UserError, write_text
+from runtime.errors import UserError
+from runtime.files import make_folder, write_text
 
 COMMANDS = {
     "search": "search.py --init_channels 4 --layers 3 --batch_size 32 --batch_increase 8 "
@@ -48,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Run the scripts, then print their figures and the paths of the pictures."""
-    out, summaries = cli.make_folder("--out", args.out), {}
+    out, summaries = make_folder("--out", args.out), {}
     _remove_last(out)
     for label, command in COMMANDS.items():
         started = time.monotonic()
@@ -61,16 +62,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         summaries[label] = json.loads((out / label / "summary.json").read_text())
         summaries[label]["wall"] = time.monotonic() - started
     rows = [
-        [each["script"], split, figures["images"], figures["accuracy"], f"{each['wall']:.0f}"]
-        for each in summaries.values()
-        for split, figures in each["figures"].items()
+        [summary["script"], split, row["images"], row["accuracy"], f"{summary['wall']:.0f}"]
+        for summary in summaries.values()
+        for split, row in summary["figures"].items()
     ]
     columns = ["script", "synthetic split or set", "images", "top-1 %", "seconds of the script"]
     print(f"\n{format_table(columns, rows)}")
     repairs = summaries["relabel"]["details"]["last_epoch"]
     print(
         f"\nchance is about {100 / 7:.0f} %; the last epoch of relabelling changed "
-        f"{repairs['changed']} of {repairs['labels']} labels; the genotype that was found:"
+        f"{repairs['changed']} of {repairs['labels']} labels; the genotype of the search:"
     )
     print(summaries["search"]["genotype"])
     print("\npictures:", *sorted(map(str, out.glob("*/*.png"))), sep="\n  ")

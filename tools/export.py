@@ -25,10 +25,12 @@ from torch import Tensor, nn
 
 from common import arguments
 from common.cli import run_script
-from common.weights import Trained, digest, find_weights, load_trained, network_flags
+from common.manifest import digest
+from common.weights import Trained, find_weights, load_trained, network_flags
 from data.types import SIDE
 from model import Network, fuse_batch_norms
-from utils import UserError, atomic_write
+from runtime.errors import UserError
+from runtime.files import atomic_write
 
 FORMATS = (".onnx", ".pt2")
 TOLERANCE = 1e-5  # of the logits, by the largest of them where it is above 1

@@ -23,23 +23,21 @@ from typing import Any
 import torch
 
 from common import arguments
-from common.cli import make_folder, resolve_device, run_script
+from common.cli import run_script
+from common.manifest import digest, publish, read_manifest
 from common.report import format_table
+from common.start import resolve_device
 from common.training import EVALUATED
-from common.weights import (
-    CHECKPOINTS,
-    digest,
-    find_weights,
-    load_trained,
-    publish,
-    read_manifest,
-    require_classes,
-)
+from common.weights import CHECKPOINTS, find_weights, load_trained, require_classes
 from data.sets import load_set
 from data.types import CLASSES, Split
-from data.views import TTA
-from engine import Run, autocast, evaluate_splits
-from utils import UserError, load_checkpoint, open_log, reading, save_checkpoint
+from engine import evaluate_splits
+from recipe.views import TTA
+from runtime.errors import UserError, reading
+from runtime.files import make_folder
+from runtime.logs import open_log
+from runtime.run import Run, autocast
+from utils import load_checkpoint, save_checkpoint
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 MAX_BYTES = 10_000_000
@@ -88,7 +86,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         model, run = trained.model.to(device), Run(folder, device, autocast(device, args.amp))
 
         def accuracies(splits: Mapping[str, Split], tta: str = "none") -> dict[str, float]:
-            parts = {name: splits[name].map(lambda t: t.to(device)) for name in EVALUATED}
+            parts = {name: splits[name].to(device) for name in EVALUATED}
             scored = evaluate_splits(model, parts, args.batch_size, run, tta)
             return {name: scores.accuracy for name, scores in scored.items()}
 
@@ -107,7 +105,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "synthetic": synthetic,
         }
         path = publish(draft, folder, args.name, entry)
-    rows = [[f"--tta {tta}", *(each[name] for name in EVALUATED)] for tta, each in accuracy.items()]
+    rows = [[f"--tta {tta}", *(row[name] for name in EVALUATED)] for tta, row in accuracy.items()]
     print(format_table([f"{args.name}, top-1 accuracy in %", *EVALUATED], rows))
     print(f"\nwritten: {path}, {path.stat().st_size:,} bytes, and its entry in the manifest")
     return read_manifest(folder)[args.name]
@@ -132,10 +130,10 @@ def write_weights(best: Path, path: Path, dtype: torch.dtype) -> None:
 
     Raises UserError, and writes nothing, when they have more than MAX_BYTES.
     """
-    found = load_checkpoint(best, ["weights"])
+    content = load_checkpoint(best, ["weights"])
     state = {
         name: value.to(dtype) if value.is_floating_point() else value
-        for name, value in found["state_dict"].items()
+        for name, value in content["state_dict"].items()
         if not name.startswith("auxiliary_head.")
     }
     size = sum(value.numel() * value.element_size() for value in state.values())
@@ -143,8 +141,8 @@ def write_weights(best: Path, path: Path, dtype: torch.dtype) -> None:
         raise UserError(
             f"{best}: {size:,} bytes of weights, expected at most {MAX_BYTES:,}; try --dtype fp16"
         )
-    description = {**found["model"], "auxiliary": False}
-    save_checkpoint(path, "weights", {**found, "model": description, "state_dict": state})
+    description = {**content["model"], "auxiliary": False}
+    save_checkpoint(path, "weights", {**content, "model": description, "state_dict": state})
 
 
 if __name__ == "__main__":

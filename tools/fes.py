@@ -22,8 +22,10 @@ from matplotlib.figure import Figure
 from common import cli
 from common.arguments import new_parser
 from common.plots import INK, OPEN, QUIET, heat_map, new_figure, save_figure
-from data.fes import fes_matrix, load_votes, save_fes
 from data.types import CLASSES, SPLITS
+from data.votes import load_votes
+from relabelling import fes_matrix, save_fes
+from runtime.files import make_folder
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,7 +54,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     print(table.to_string(float_format="{:.8f}".format))
     written: dict[str, Any] = {"matrix": matrix, "images": len(votes)}
     if args.out is not None:
-        folder = cli.make_folder("--out", args.out)
+        folder = make_folder("--out", args.out)
         save_fes(matrix, folder / "fes.csv")
         title = f"Facial expression similarity, {rows} rows ({len(votes):,} images)"
         draw_fes(matrix, CLASSES, folder / "FES.png", title)

@@ -24,11 +24,12 @@ import torch
 from auto_fernet.command import add_picture_arguments, predict
 from auto_fernet.pictures import PictureError
 from common import arguments
-from common.cli import resolve_device, run_script
+from common.cli import run_script
+from common.start import resolve_device
 from common.weights import DEFAULT, load_members, network_flags
 from data.augment import to_float
-from data.views import tta_predict
-from utils import UserError
+from recipe.views import tta_predict
+from runtime.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -28,7 +28,8 @@ from data.types import CLASSES
 from genotypes import PRIMITIVES, Edge, Genotype, format_genotype, resolve_genotype
 from model import Network
 from model_search import NODES
-from utils import UserError, write_text
+from runtime.errors import UserError
+from runtime.files import make_folder, write_text
 
 TOLERANCE = 0.03  # largest relative difference, of parameters and of multiply-adds
 MAX_DRAWS = 100_000  # about a minute
@@ -63,7 +64,7 @@ def count_costs(genotype: Genotype, channels: int, layers: int) -> tuple[Costs, 
         network = Network(channels, len(CLASSES), layers, False, genotype).eval()
         with FlopCounterMode(display=False) as counter:
             network(torch.empty(1, 1, CROP, CROP))
-    flops = {name: sum(each.values()) for name, each in counter.get_flop_counts().items()}
+    flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
 
     def costs(name: str, module: torch.nn.Module) -> Costs:
         return np.array([sum(p.numel() for p in module.parameters()), flops.get(name, 0) // 2])
@@ -131,11 +132,11 @@ def draw_like(
     while draws < MAX_DRAWS:
         draws += 1
         genotype = Genotype(draw_cell(generator), CONCAT, draw_cell(generator), CONCAT)
-        found = {width: table.costs(genotype) for width, table in tables.items()}
-        best = min(widths, key=lambda width: abs(found[width] / target - 1.0).max())
-        if abs(found[best] / target - 1.0).max() <= TOLERANCE and genotype not in seen:
+        costs = {width: table.costs(genotype) for width, table in tables.items()}
+        best = min(widths, key=lambda width: abs(costs[width] / target - 1.0).max())
+        if abs(costs[best] / target - 1.0).max() <= TOLERANCE and genotype not in seen:
             seen.add(genotype)
-            yield genotype, best, found[best]
+            yield genotype, best, costs[best]
             draws = 0
     raise UserError(
         f"--like: {MAX_DRAWS} random cells in a row differ by more than {TOLERANCE:.0%} at every "
@@ -146,7 +147,7 @@ def draw_like(
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Print and write the cells; return the costs of --like and of each cell."""
-    folder = None if args.out is None else cli.make_folder("--out", args.out)
+    folder = None if args.out is None else make_folder("--out", args.out)
     target, _ = count_costs(resolve_genotype(args.like), args.init_channels, args.layers)
     print(f"# like: {describe(args.init_channels, args.layers, target, target)}")
     drawn = draw_like(target, args.init_channels, args.layers, random.Random(args.seed))

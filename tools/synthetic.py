@@ -18,10 +18,9 @@ from PIL import Image, ImageDraw
 
 from common import cli
 from common.arguments import new_parser
-from data.synthetic import Drawing, draw_fer2013, draw_records, draw_votes
-from data.synthetic_cross import draw_ck48, draw_jaffe
-from data.types import CLASSES
-from data.writers import (
+from data.synthetic.cross import draw_ck48, draw_jaffe
+from data.synthetic.fer2013 import Drawing, draw_fer2013, draw_records, draw_votes
+from data.synthetic.writers import (
     write_archive,
     write_ck48,
     write_csv,
@@ -29,7 +28,9 @@ from data.writers import (
     write_jaffe,
     write_votes,
 )
-from utils import UserError, atomic_write
+from data.types import CLASSES
+from runtime.errors import UserError
+from runtime.files import atomic_write, make_folder
 
 # The file or folder of each form below --out: the names that --data looks for.
 FORMS = {
@@ -67,7 +68,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError("nothing to do; expected --out FOLDER or --sheet FILE.png")
     written = {}
     if args.out is not None:
-        folder = cli.make_folder("--out", args.out)
+        folder = make_folder("--out", args.out)
         for form in FORMS if args.form == "all" else [args.form]:
             written[form] = folder / FORMS[form]
             write_form(form, written[form], args.seed)

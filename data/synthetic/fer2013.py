@@ -14,15 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data.synthetic_faces import (
-    ACTIONS,
-    CONDITIONS,
-    EXPRESSIONS,
-    TRAITS,
-    Face,
-    draw_ranges,
-    render,
-)
+from data.synthetic.faces import ACTIONS, CONDITIONS, EXPRESSIONS, TRAITS, Face, draw_ranges, render
 from data.types import CLASSES, SPLITS, Split
 
 VOTE_COLUMNS = (

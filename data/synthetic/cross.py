@@ -6,14 +6,12 @@ posed, expressions are clear, light is even and labels are correct.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
-from data.synthetic import class_labels, express, random_stream
-from data.synthetic_faces import ACTIONS, CONDITIONS, TRAITS, Face, draw_ranges, render
-from data.types import CLASSES, JAFFE_CODES
+from data.synthetic.faces import ACTIONS, CONDITIONS, TRAITS, Face, draw_ranges, render
+from data.synthetic.fer2013 import class_labels, express, random_stream
+from data.types import CLASSES, JAFFE_CODES, Faces
 
 # CK+'s sequences of each class.
 CK48_SEQUENCES = (45, 59, 25, 69, 28, 83, 18)
@@ -38,17 +36,7 @@ _STUDIO = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class CrossSet:
-    """Images uint8 (N, 1, S, S), labels int64 (N,), and each image's file name and subject."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    names: tuple[str, ...]
-    subjects: tuple[str, ...]
-
-
-def draw_ck48(seed: int = 0, subjects: int = 20, sequences: int = 60) -> CrossSet:
+def draw_ck48(seed: int = 0, subjects: int = 20, sequences: int = 60) -> Faces:
     """Draw a set shaped like CK+48: three frames of rising intensity of each sequence.
 
     Images 48x48, labels in the order of CK_CLASSES in shares like CK+'s, names such as
@@ -80,10 +68,10 @@ def draw_ck48(seed: int = 0, subjects: int = 20, sequences: int = 60) -> CrossSe
             people, np.repeat(numbers, 3), np.repeat(last, 3) - 2 + frames, strict=True
         )
     ]
-    return _cross_set(images, np.repeat(labels, 3), names, people)
+    return _faces(images, np.repeat(labels, 3), names, people, [name[:8] for name in names])
 
 
-def draw_jaffe(seed: int = 0, takes: int = 3) -> CrossSet:
+def draw_jaffe(seed: int = 0, takes: int = 3) -> Faces:
     """Draw a set shaped like JAFFE: ten women, each expression in `takes` takes.
 
     Images 256x256, of which the box (56, 76, 204, 224) frames the face as FER2013 does; labels in
@@ -112,7 +100,7 @@ def draw_jaffe(seed: int = 0, takes: int = 3) -> CrossSet:
         f"{subject}.{JAFFE_CODES[label]}{index % takes + 1}.{index + 1}.tiff"
         for index, (subject, label) in enumerate(zip(subjects, labels, strict=True))
     ]
-    return _cross_set(images, labels, names, subjects)
+    return _faces(images, labels, names, subjects, [name[:5] for name in names])
 
 
 def _people(stream: np.random.RandomState, count: int, owners: np.ndarray) -> Face:
@@ -120,12 +108,5 @@ def _people(stream: np.random.RandomState, count: int, owners: np.ndarray) -> Fa
     return {name: value[owners] for name, value in draw_ranges(stream, TRAITS, count).items()}
 
 
-def _cross_set(
-    images: np.ndarray, labels: np.ndarray, names: list[str], subjects: list[str]
-) -> CrossSet:
-    return CrossSet(
-        images=torch.from_numpy(images[:, None]),
-        labels=torch.from_numpy(labels),
-        names=tuple(names),
-        subjects=tuple(subjects),
-    )
+def _faces(images: np.ndarray, labels: np.ndarray, *columns: list[str]) -> Faces:
+    return Faces(torch.from_numpy(images[:, None]), torch.from_numpy(labels), *columns)

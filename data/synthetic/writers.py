@@ -9,9 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
-import shutil
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -21,12 +19,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from data.synthetic import VOTE_COLUMNS
-from data.synthetic_cross import CrossSet
-from data.types import CK_CLASSES, CLASSES, SPLITS, Split
-from utils import UserError, atomic_write, write_text
+from data.synthetic.fer2013 import VOTE_COLUMNS
+from data.types import CK_CLASSES, CLASSES, Faces, Split
+from runtime.errors import UserError
+from runtime.files import atomic_write, write_text
 
-ARCHIVE_FORMS = (".zip", ".tar", ".tar.gz", ".tar.xz")
 # JAFFE keeps 23 of its 213 files as palette images: about one in nine.
 PALETTE_EVERY = 9
 # First number in the file names of the folder form; names sort in the order of the rows.
@@ -43,47 +40,35 @@ def write_csv(splits: dict[str, Split], path: Path | str, kaggle: bool = False) 
 
     def write(file: BinaryIO) -> None:
         file.write(b"emotion, Usage, pixels\n" if kaggle else b"emotion,pixels,Usage\n")
-        for name, split in _in_order(splits):
+        for name, split in splits.items():
             for label, image in zip(split.labels.tolist(), split.images, strict=True):
                 pixels = " ".join([words[value] for value in image.flatten().tolist()])
-                fields = (str(label), name, pixels) if kaggle else (str(label), pixels, name)
-                file.write((",".join(fields) + "\n").encode())
+                fields = (name, pixels) if kaggle else (pixels, name)
+                file.write(f"{label},{','.join(fields)}\n".encode())
 
     atomic_write(path, write)
 
 
-def write_folder(splits: dict[str, Split], folder: Path | str, suffix: str = ".png") -> None:
-    """Write `train/<class>/Training_<number>` and `test/<class>/PublicTest_...` below `folder`.
+def write_folder(splits: dict[str, Split], folder: Path | str) -> None:
+    """Write `train/<class>/Training_<number>.png` and `test/<class>/PublicTest_...` below `folder`.
 
-    `suffix` is .png (exact) or .jpg (as the real set, lossy). Raises UserError when `folder`
-    already holds anything: two sets in one folder would be read as one.
+    Raises UserError when it already holds anything: two sets in one folder would be read as one.
     """
-    _write_files(folder, _folder_files(splits, suffix))
+    _write_files(folder, _folder_files(splits))
 
 
-def write_archive(
-    splits: dict[str, Split], path: Path | str, suffix: str = ".png", table: bool = False
-) -> None:
-    """Write the folder form, or with `table` the CSV, as the archive that `path` ends in.
+def write_archive(splits: dict[str, Split], path: Path | str) -> None:
+    """Write the folder form as the archive .zip, .tar, .tar.gz or .tar.xz that `path` ends in.
 
-    `path` ends in one of ARCHIVE_FORMS; the top folder inside is `fer2013`.
+    The top folder inside is `fer2013`.
     """
-    path = Path(path)
-    form = next((form for form in ARCHIVE_FORMS if path.name.endswith(form)), None)
-    files: Iterable[tuple[str, bytes]]
-    if form is None:
-        raise UserError(f"{path}: not an archive's name; expected one of {' '.join(ARCHIVE_FORMS)}")
-    if table:
-        with tempfile.TemporaryDirectory() as scratch:
-            write_csv(splits, Path(scratch) / "fer2013.csv")
-            files = [("fer2013.csv", (Path(scratch) / "fer2013.csv").read_bytes())]
-    else:
-        files = _folder_files(splits, suffix)
-    pack = _pack_zip if form == ".zip" else _pack_tar
 
     def write(file: BinaryIO) -> None:
-        with compressed(file, form) as packed:
-            pack(packed, files)
+        if str(path).endswith(".zip"):
+            _pack_zip(file, _folder_files(splits))
+        else:
+            with compressed(file, "".join(Path(path).suffixes[-2:])) as packed:
+                _pack_tar(packed, _folder_files(splits))
 
     atomic_write(path, write)
 
@@ -91,55 +76,43 @@ def write_archive(
 def write_votes(votes: dict[str, np.ndarray], path: Path | str) -> None:
     """Write `fer2013new.csv` from int (N, 10) votes of each split, in the order of `write_csv`."""
     lines = [",".join(("Usage", "Image name", *VOTE_COLUMNS))]
-    for name in SPLITS:
-        for row in votes[name].tolist() if name in votes else ():
+    for name, rows in votes.items():
+        for row in rows.tolist():
             lines.append(",".join((name, f"fer{len(lines) - 1:07d}.png", *map(str, row))))
     write_text(path, "\n".join(lines) + "\n")
 
 
-def write_ck48(drawn: CrossSet, folder: Path | str) -> None:
+def write_ck48(drawn: Faces, folder: Path | str) -> None:
     """Write `<class>/<subject>_<sequence>_<frame>.png` below `folder`, which must be empty."""
+    faces = zip(drawn.images.numpy(), drawn.labels.tolist(), drawn.names, strict=True)
     _write_files(
-        folder,
-        (
-            (f"{CK_CLASSES[label]}/{name}", _encoded(image[0], "PNG"))
-            for image, label, name in zip(
-                drawn.images.numpy(), drawn.labels.tolist(), drawn.names, strict=True
-            )
-        ),
+        folder, ((f"{CK_CLASSES[k]}/{name}", _encoded(image[0], "PNG")) for image, k, name in faces)
     )
 
 
-def write_jaffe(drawn: CrossSet, folder: Path | str) -> None:
+def write_jaffe(drawn: Faces, folder: Path | str) -> None:
     """Write `<subject>.<expression><take>.<number>.tiff` into `folder`, which must be empty.
 
     Gray TIFFs, each PALETTE_EVERY-th of them a palette image of the same grays.
     """
+    faces = enumerate(zip(drawn.images.numpy(), drawn.names, strict=True), 1)
     _write_files(
         folder,
         (
-            (name, _encoded(image[0], "TIFF", palette=index % PALETTE_EVERY == PALETTE_EVERY - 1))
-            for index, (image, name) in enumerate(
-                zip(drawn.images.numpy(), drawn.names, strict=True)
-            )
+            (name, _encoded(image[0], "TIFF", palette=number % PALETTE_EVERY == 0))
+            for number, (image, name) in faces
         ),
     )
 
 
-def _in_order(splits: dict[str, Split]) -> Iterator[tuple[str, Split]]:
-    return ((name, splits[name]) for name in SPLITS if name in splits)
-
-
-def _folder_files(splits: dict[str, Split], suffix: str) -> Iterator[tuple[str, bytes]]:
+def _folder_files(splits: dict[str, Split]) -> Iterator[tuple[str, bytes]]:
     """Path and content of every image of the folder form, in the order of the rows."""
-    form = {".png": "PNG", ".jpg": "JPEG"}[suffix]
-    for name, split in _in_order(splits):
+    for name, split in splits.items():
         part = "train" if name == "Training" else "test"
-        for number, (label, image) in enumerate(
-            zip(split.labels.tolist(), split.images.numpy(), strict=True), FIRST_NUMBER
-        ):
-            path = f"{part}/{CLASSES[label]}/{name}_{number}{suffix}"
-            yield path, _encoded(image[0], form)
+        pictures = zip(split.labels.tolist(), split.images.numpy(), strict=True)
+        for number, (label, image) in enumerate(pictures, FIRST_NUMBER):
+            path = f"{part}/{CLASSES[label]}/{name}_{number}.png"
+            yield path, _encoded(image[0], "PNG")
 
 
 def _encoded(pixels: np.ndarray, form: str, palette: bool = False) -> bytes:
@@ -148,32 +121,21 @@ def _encoded(pixels: np.ndarray, form: str, palette: bool = False) -> bytes:
     if palette:
         image.putpalette([255 - index // 3 for index in range(3 * 256)])
     stream = io.BytesIO()
-    image.save(stream, form, **({"quality": 92} if form == "JPEG" else {}))
+    image.save(stream, form)
     return stream.getvalue()
 
 
 def _write_files(folder: Path | str, files: Iterable[tuple[str, bytes]]) -> None:
-    """Write all files below a new or empty `folder`; a killed process leaves it as it was."""
+    """Write all files below a new or empty `folder`."""
     folder = Path(folder)
-    scratch = None
     try:
         if folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder}: is not empty; expected a new folder to write the set to")
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name, suffix=".tmp"))
-        # mkdtemp makes a private folder; a set is readable like any other.
-        whole = scratch / "set"
-        whole.mkdir()
         for name, content in files:
-            (whole / name).parent.mkdir(parents=True, exist_ok=True)
-            (whole / name).write_bytes(content)
-        if folder.exists():
-            folder.rmdir()
-        whole.rename(folder)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def compressed(file: BinaryIO, form: str) -> AbstractContextManager[Any]:

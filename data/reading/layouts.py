@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
-from data.bounded import quoted
+from data.reading.bounded import quoted
 from data.types import CLASSES, JAFFE_CODES, SPLITS
-from utils import UserError
+from runtime.errors import UserError
 
 CLASSES_8 = (*CLASSES, "contempt")  # of FER+, AffectNet and the extended CK+
 _SYNONYMS = (
@@ -43,14 +42,6 @@ _WHY = ("by its name", "it is no second copy", "a table comes first, then an arc
         "fewest folders are around it", "its name comes first")  # fmt: skip
 
 
-class Place(NamedTuple):
-    """Where an image belongs: the folder of its set, its split if known, its class folder."""
-
-    root: str
-    split: str | None
-    name: str
-
-
 def plain(name: str) -> str:
     """A name without regard to case, "-", "_" and blanks."""
     return re.sub(r"[\W_]", "", name.lower().replace("+", "plus"))
@@ -59,8 +50,8 @@ def plain(name: str) -> str:
 @lru_cache(4096)
 def split_of(name: str) -> str | None:
     """The split that the name of a folder, a table or a value of Usage says."""
-    found = _SPLIT.fullmatch(plain(name))
-    return SPLITS[(found.lastindex or 1) - 1] if found else None
+    match = _SPLIT.fullmatch(plain(name))
+    return SPLITS[(match.lastindex or 1) - 1] if match else None
 
 
 @lru_cache(4096)
@@ -72,33 +63,28 @@ def class_of(name: str) -> str | None:
 @lru_cache(4096)
 def number_of(name: str) -> int | None:
     """The number of a class folder, e.g. "3", "class003"."""
-    found = re.fullmatch("(?:class|label|emotion)?([0-9]{1,3})", plain(name))
-    return int(found[1]) if found else None
+    match = re.fullmatch("(?:class|label|emotion)?([0-9]{1,3})", plain(name))
+    return int(match[1]) if match else None
 
 
-def place_of(path: str) -> Place | None:
-    """Where the image at `path` belongs; None if it is in no class folder.
+def place_of(path: str) -> tuple[str, str | None, str] | None:
+    """The folder of the set of the image at `path`, its split if known, and its class folder.
 
-    The beginning of the file name, `Training_`, `PublicTest_` or `PrivateTest_`, says the split
-    first, then the nearest folder above the class folder.
+    None if it is in no class folder. The beginning of the file name, `Training_`, `PublicTest_` or
+    `PrivateTest_`, says the split first, then the nearest folder above the class folder.
     """
     *folders, file = path.split("/")
-    first, found, _ = file.partition("_")
-    named = first if found and first in SPLITS else None
-    within = None  # the split where its folder is inside the class folder
-    if len(folders) > 1 and split_of(folders[-1]) and class_of(folders[-2]):
-        within = split_of(folders.pop())
     if not folders or split_of(folders[-1]):
         return None
     *above, name = folders
-    splits = [split_of(folder) for folder in above]
-    at = next((i for i in reversed(range(len(splits))) if splits[i]), None)
+    first, underscore, _ = file.partition("_")
+    split = first if underscore and first in SPLITS else None
+    at = next((i for i in reversed(range(len(above))) if split_of(above[i])), None)
     if at is not None:
-        named = named or splits[at]
-        while at > 0 and splits[at - 1]:  # train/train/<class>, as some archives unpack
+        split = split or split_of(above[at])
+        while at > 0 and split_of(above[at - 1]):  # train/train/<class>, as some archives unpack
             at -= 1
-        above = above[:at]
-    return Place("/".join(above), named or within, name)
+    return "/".join(above[:at]), split, name
 
 
 def are_evident(names: Iterable[str]) -> bool:
@@ -117,26 +103,28 @@ def resolve_classes(
     contempt, come in FER2013's order, others sorted. Raises UserError for a name that cannot be
     printed.
     """
-    names = sorted(set(names), key=lambda n: (number_of(n) is None, number_of(n) or 0, n))
-    who, known = _numbered(names, [plain(hint) for hint in hints], table)
-    known = known or {name: meant for name in names if (meant := class_of(name))}
-    if len(known) == len(names):
-        found = set(known.values()) | set(CLASSES if who == "FER2013" else ())
-        fitting = (each for each in (CLASSES, CLASSES_8) if set(each) == found)
-        classes = next(fitting, tuple(sorted(found)))
-        index = {name: classes.index(known[name]) for name in names}
-    else:
+
+    def order(name: str) -> tuple:
+        return number_of(name) is None, number_of(name) or 0, name
+
+    names = sorted(set(names), key=order)
+    who, meaning = _numbered(names, [plain(hint) for hint in hints], table)
+    meaning = meaning or {name: known for name in names if (known := class_of(name))}
+    if len(meaning) < len(names):  # classes of their own, of which some may be spelled in two ways
         own = {plain(name) or name: name for name in reversed(names)}
-        classes = tuple(dict.fromkeys(own[plain(name) or name] for name in names))
-        index = {name: classes.index(own[plain(name) or name]) for name in names}
+        meaning = {name: own[plain(name) or name] for name in names}
+    meant = set(meaning.values()) | set(CLASSES if who == "FER2013" else ())
+    published = (classes for classes in (CLASSES, CLASSES_8) if set(classes) == meant)
+    classes = next(published, tuple(sorted(meant, key=order)))
+    index = {name: classes.index(meaning[name]) for name in names}
     for name in classes:
         if not name.isprintable():
             raise UserError(f"class {quoted(name)}: expected a name that can be printed")
     said = f"{len(classes)} classes: {', '.join(classes)}" if classes != CLASSES else ""
     if who and not (table and classes == CLASSES):
-        pairs = ", ".join(f"{name} {known[name]}" for name in names)
+        pairs = ", ".join(f"{name} {meaning[name]}" for name in names)
         said = f"classes numbered in {who}'s order: {pairs}"
-    alike = {each: [n for n in names if index[n] == i] for i, each in enumerate(classes)}
+    alike = {name: [n for n in names if index[n] == i] for i, name in enumerate(classes)}
     merged = [" and ".join(n) + f" are {c}" for c, n in alike.items() if len({*map(plain, n)}) > 1]
     said = "; ".join([said] * bool(said) + merged)
     return classes, index, said
@@ -153,24 +141,23 @@ def _numbered(names: list[str], hints: list[str], table: bool) -> tuple[str, dic
         return any(hint.startswith(starts) for hint in hints)
 
     least = int(numbers[0] > 0)
-    if hinted("affectnet") or all(re.fullmatch("class00[0-9]", name.lower()) for name in names):
-        who, first = "AffectNet", least
-    elif hinted("ferplus", "fer2013plus", "fer2013train", "fer2013valid", "fer2013test"):
-        who, first = "FER+", 0
-    elif hinted("rafdb") or "raf" in hints or numbers == [*range(1, 8)]:
-        who, first = "RAF-DB", least
-    elif table or numbers == [*range(7)] or (hinted("fer2013") and numbers[-1] < 7):
-        who, first = "FER2013", 0
-    elif numbers in ([*range(8)], [*range(1, 9)]):
-        who, first = "AffectNet", least
-    else:
-        return "", {}
-    if numbers[-1] - first >= len(ORDERS[who]):
+    affectnet = all(re.fullmatch("class00[0-9]", name.lower()) for name in names)
+    ferplus = hinted("ferplus", "fer2013plus", "fer2013train", "fer2013valid", "fer2013test")
+    fer2013 = hinted("fer2013") and numbers[-1] < 7
+    rules = (  # whose numbers, the first of them, and when; the first that fits holds
+        ("AffectNet", least, affectnet or hinted("affectnet")),
+        ("FER+", 0, ferplus),
+        ("RAF-DB", least, hinted("rafdb") or "raf" in hints or numbers == [*range(1, 8)]),
+        ("FER2013", 0, table or numbers == [*range(7)] or fer2013),
+        ("AffectNet", least, numbers in ([*range(8)], [*range(1, 9)])),
+    )
+    who, first = next(((who, first) for who, first, fits in rules if fits), ("", 0))
+    if numbers[-1] - first >= len(ORDERS.get(who, ())):
         return "", {}
     return who, {name: ORDERS[who][number - first] for name, number in of.items()}
 
 
-def rank(place: str, form: int, exact: Sequence[str], start: str) -> tuple:
+def preference_key(place: str, form: int, exact: Sequence[str], start: str) -> tuple:
     """The key that sorts sets found below one folder by preference, the first to be taken.
 
     `place` is the path of the set, "" for the folder itself; `form` 0 for a table, 1 for an
@@ -185,9 +172,9 @@ def rank(place: str, form: int, exact: Sequence[str], start: str) -> tuple:
     return (match, any(map(_COPY.search, parts)), form, len(parts), place)
 
 
-def describe_choice(ranks: Sequence[tuple]) -> str:
-    """A phrase that says which of several sets was taken, and why."""
-    taken, second = ranks[:2]
+def describe_choice(keys: Sequence[tuple]) -> str:
+    """A phrase that says which of several sets was taken, the first of the keys, and why."""
+    taken, second = keys[:2]
     why = next(why for why, a, b in zip(_WHY, taken, second, strict=True) if a != b)
-    others = ", ".join(rank[-1] or "." for rank in ranks[1:4]) + (", ..." if ranks[4:] else "")
+    others = ", ".join(key[-1] or "." for key in keys[1:4]) + (", ..." if keys[4:] else "")
     return f"holds several sets; {taken[-1] or '.'} is read ({why}), not {others}"

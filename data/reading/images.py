@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from auto_fernet.pictures import Box, check_size, frame, normalise, open_image, quiet
-from utils import reading
+from runtime.errors import reading
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")

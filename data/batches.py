@@ -1,0 +1,81 @@
+"""Batches of images and labels, shuffled and augmented or in order; subsamples.
+
+All random numbers of an epoch are drawn at its start, one set per image, from a CPU generator
+seeded by (seed, stream, epoch). So augmentation does not depend on the device or the batch size,
+and a run that is resumed in the middle of an epoch continues with the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from data.augment import Augmentation, augment, draw, to_float
+from data.types import Split
+from utils import derive_seed
+
+# The random streams of a run, which share no numbers.
+WEIGHTS_STREAM, ALPHAS_STREAM = 0, 1
+# Images augmented at a time: enough that the cost of starting an operation is negligible; 32 MB of
+# float32 pixels.
+CHUNK = 4096
+
+
+def training_batches(
+    split: Split,
+    *,
+    batch_size: int,
+    augmentation: Augmentation,
+    seed: int,
+    epoch: int,
+    stream: int = WEIGHTS_STREAM,
+    first_step: int = 0,
+    limit: int | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Shuffled, augmented batches of one epoch, from batch `first_step` on.
+
+    Yields float32 (B, 1, crop, crop) and int64 (B,) on the split's device; the last batch may be
+    smaller. `limit` ends the epoch after that many batches.
+    """
+    count, device = len(split.images), split.images.device
+    generator = torch.Generator().manual_seed(derive_seed(seed, stream, epoch))
+    order = torch.randperm(count, generator=generator).to(device)
+    draws = draw(augmentation, count, split.images.shape[-1], generator).to(device)
+    last_step = count_batches(count, batch_size, limit)
+    steps_at_once = max(1, CHUNK // batch_size)
+    for step in range(first_step, last_step, steps_at_once):
+        end = min(step + steps_at_once, last_step)
+        index = order[step * batch_size : end * batch_size]
+        images = augment(split.images[index], draws.take(index), augmentation)
+        yield from zip(images.split(batch_size), split.labels[index].split(batch_size), strict=True)
+
+
+def evaluation_batches(split: Split, *, batch_size: int) -> Iterator[Tensor]:
+    """The whole images in order, float32 (B, 1, H, W) in [0, 1]."""
+    for rows in split.images.split(batch_size):
+        yield to_float(rows)
+
+
+def subsample(split: Split, count: int | None) -> Split:
+    """At most `count` images of the split, evenly spaced, as splits are often sorted by class."""
+    if count is None or count >= len(split.images):
+        return split
+    rows = torch.arange(len(split.images), device=split.images.device)
+    index = subsample_rows(rows, count)
+    return split.take(index)
+
+
+def subsample_rows(rows: Tensor, count: int | None) -> Tensor:
+    """At most `count` of `rows` (N,), evenly spaced and in order."""
+    total = len(rows)
+    if count is None or count >= total:
+        return rows
+    return rows[torch.arange(count, device=rows.device) * total // count]
+
+
+def count_batches(count: int, batch_size: int, limit: int | None = None) -> int:
+    """The number of batches of `count` images, at most `limit`."""
+    batches = -(-count // batch_size)
+    return batches if limit is None else min(batches, limit)

@@ -1,0 +1,1 @@
+"""Reading data sets: folders, archives, tables, images, and the cache of what was read."""

@@ -1,0 +1,1 @@
+"""What a training is made of: schedules, loss, average of the weights, mixed images, views."""

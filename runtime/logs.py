@@ -1,0 +1,99 @@
+"""The log of a run, and the lock that keeps its folder to one process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from runtime.errors import UserError, WriteError
+from runtime.files import TEMPORARY
+from runtime.processes import describe_processes, rank
+
+try:
+    import fcntl
+except ImportError:  # not a Unix
+    fcntl = None  # type: ignore[assignment]
+
+LOGGER_NAME = "auto_fernet"
+log = logging.getLogger(LOGGER_NAME)
+
+
+def open_log(folder: Path | None = None) -> logging.Logger:
+    """The logger of a run: lines on stderr and, with a date, in `folder`/log.txt.
+
+    Only the first process logs. Raises UserError when another process runs in `folder`, WriteError
+    when it cannot be written.
+    """
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    log.setLevel(logging.DEBUG)  # tracebacks, in the file alone
+    log.propagate = False
+    if rank() > 0:
+        log.addHandler(logging.NullHandler())
+        return log
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setLevel(logging.INFO)
+    log.addHandler(terminal)
+    if folder is not None:
+        file = _LogFile(folder / "log.txt")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        log.addHandler(file)
+        if not file.locked:
+            log.warning("%s: files cannot be locked here; let one process run in it", folder)
+    return log
+
+
+class _LogFile(logging.FileHandler):
+    """The log of a run folder, locked as long as the process lives that writes to the folder.
+
+    Unfinished files of a killed process are removed. A full disk is a WriteError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            # File names need not be UTF-8.
+            super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise WriteError(path, error) from error
+        try:
+            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[arg-type]
+            self.locked = True
+        except BlockingIOError:
+            self.close()
+            raise UserError(
+                f"{path.parent}: another process runs in it; wait for its end, or start another "
+                "run without --resume, under another --save"
+            ) from None
+        except (OSError, AttributeError):  # a file system without locks; not a Unix
+            self.locked = False
+        for unfinished in path.parent.glob(f"*{TEMPORARY}") if self.locked else ():
+            with suppress(OSError):
+                unfinished.unlink()
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        # Otherwise it would be written again with every later line.
+        log.removeHandler(self)
+        raise WriteError(self.baseFilename, error) from error
+
+
+def describe_machine(device: torch.device) -> str:
+    """One line for the log: device, threads, and the versions that figures depend on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    spins = os.environ.get("GOMP_SPINCOUNT")
+    return (
+        f"device {device} ({name}), {torch.get_num_threads()} CPU threads"
+        f"{f' (GOMP_SPINCOUNT={spins})' if spins else ''}, "
+        f"python {platform.python_version()}, torch {torch.__version__}{describe_processes()}"
+    )
