@@ -177,8 +177,8 @@ def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 def _gradient(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Gradient of `loss` in `inputs`; zeros for the weights of primitives that did not compute."""
-    found = torch.autograd.grad(loss, inputs, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
+    gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, inputs, strict=True)]
 
 
 @contextmanager

@@ -290,17 +290,17 @@ class TrainState:
             "state": self.progress.to_dict(),
         }
 
-    def load_state_dict(self, found: Mapping[str, Any], source: Path | str) -> None:
-        """Continue from `found`, the content of the file `source`; UserError when it does not fit.
+    def load_state_dict(self, checkpoint: Mapping[str, Any], source: Path | str) -> None:
+        """Continue from `checkpoint`, the content of `source`; UserError when it does not fit.
 
         Settings of the optimizer stay those of the flags.
         """
         with reading(source, "a checkpoint of the same script and version"):
-            load_state(self.model, found["state_dict"], source)
+            load_state(self.model, checkpoint["state_dict"], source)
             if self.ema is not None:
-                load_state(self.ema, found["average"], source)
-            load_optimizer(self.optimizer, found["optimizer"])
-            self.progress = Progress(**found["state"])
+                load_state(self.ema, checkpoint["average"], source)
+            load_optimizer(self.optimizer, checkpoint["optimizer"])
+            self.progress = Progress(**checkpoint["state"])
             if len(self.progress.history) != self.progress.epoch:
                 raise ValueError(f"{len(self.progress.history)} records of {self.progress.epoch}")
 

@@ -152,18 +152,20 @@ class SearchState:
             "state": self.progress.to_dict(),
         }
 
-    def load_state_dict(self, found: Mapping[str, Any], source: Path) -> None:
-        """Continue from `found`, the content of `source`; UserError when it does not fit."""
+    def load_state_dict(self, checkpoint: Mapping[str, Any], source: Path) -> None:
+        """Continue from `checkpoint`, the content of `source`; UserError when it does not fit."""
         with reading(source, "a checkpoint of the same script and version"):
-            load_state(self.model, found["state_dict"], source)
+            load_state(self.model, checkpoint["state_dict"], source)
             if not all(
-                OPEN <= state < len(PRIMITIVES) for cell in CELLS for state in found["edges"][cell]
+                OPEN <= state < len(PRIMITIVES)
+                for cell in CELLS
+                for state in checkpoint["edges"][cell]
             ):
                 raise ValueError("an edge in an unknown state")
-            self.model.set_states(**found["edges"])
-            load_optimizer(self.optimizer, found["optimizer"])
-            load_optimizer(self.architect.optimizer, found["alphas_optimizer"])
-            self.progress = SearchProgress(**found["state"])
+            self.model.set_states(**checkpoint["edges"])
+            load_optimizer(self.optimizer, checkpoint["optimizer"])
+            load_optimizer(self.architect.optimizer, checkpoint["alphas_optimizer"])
+            self.progress = SearchProgress(**checkpoint["state"])
             if len(self.progress.history) != self.progress.epoch:
                 raise ValueError("a record is missing")
 

@@ -35,14 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--folds", type=arguments.positive_int, default=10, metavar="K",
         help="folds: of whole subjects, or the published ranges with --protocol paper")
     # fmt: on
-    add_crossval_arguments(parser, mode="finetune")
-    arguments.add_checkpoint_arguments(parser)
-    arguments.add_data_arguments(parser, batch_size=64, seed=0)
-    arguments.add_folder_arguments(parser)
-    arguments.add_run_arguments(parser, "test_CK48.py")
-    arguments.add_sgd_arguments(parser, learning_rate=0.01794073, drop_path_prob=None)
-    arguments.add_training_arguments(parser, epochs=60)
-    arguments.add_tta_argument(parser)
+    add_crossval_arguments(parser, "test_CK48.py", mode="finetune", batch_size=64)
     return parser
 
 
@@ -55,7 +48,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         folds = published_ck48_folds(faces.labels, args.folds)
     else:
         folds = subject_folds(faces.subjects, faces.labels, args.folds, args.seed)
-    return cross_validate(args, run, faces, folds, "CK48", CK_CLASSES, args.protocol)
+    return cross_validate(args, run, faces, folds, "CK48", CK_CLASSES)
 
 
 if __name__ == "__main__":

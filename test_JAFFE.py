@@ -3,7 +3,8 @@
     python test_JAFFE.py --checkpoint checkpoint
 
 `--mode evaluate` scores the checkpoint on all 213 images; `--mode finetune` leaves one subject out
-at a time, and its main figure is the mean over subjects of the accuracy after the last epoch.
+at a time, and its main figure is the mean over subjects of the accuracy after the last epoch. With
+`--protocol paper` the folds are random images, so that each person is in both parts.
 Writes a run folder below --model_path: `log.txt`, report and confusion matrix, `summary.json`, and
 with fine-tuning `checkpoint.pt`, the finished folds, which --resume does not run again, and with
 --save_folds the weights of each fold.
@@ -24,7 +25,7 @@ from common import arguments
 from common.cli import run_script
 from common.crossval import add_crossval_arguments, cross_validate, evaluate_faces
 from common.start import start_run
-from data.folds import leave_one_subject_out
+from data.folds import leave_one_subject_out, random_folds
 from data.jaffe import BOX, load_jaffe
 from data.types import CLASSES
 
@@ -36,15 +37,10 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="LEFT,TOP,RIGHT,BOTTOM|none",
         help="box of the 256x256 frame that is used, by default with the framing of FER2013; "
         "images that are cropped already are used whole")
+    parser.add_argument("--folds", type=arguments.positive_int, default=10, metavar="K",
+        help="random folds of images with --protocol paper, as the published split is not given")
     # fmt: on
-    add_crossval_arguments(parser, mode="evaluate")
-    arguments.add_checkpoint_arguments(parser)
-    arguments.add_data_arguments(parser, batch_size=16, seed=0)
-    arguments.add_folder_arguments(parser)
-    arguments.add_run_arguments(parser, "test_JAFFE.py")
-    arguments.add_sgd_arguments(parser, learning_rate=0.01794073, drop_path_prob=None)
-    arguments.add_training_arguments(parser, epochs=60)
-    arguments.add_tta_argument(parser)
+    add_crossval_arguments(parser, "test_JAFFE.py", mode="evaluate", batch_size=16)
     return parser
 
 
@@ -53,8 +49,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     faces = load_jaffe(args.data, crop=args.crop)
     if args.mode == "evaluate":
         return evaluate_faces(args, run, faces, "JAFFE", CLASSES)
-    folds = leave_one_subject_out(faces.subjects)  # under both protocols
-    return cross_validate(args, run, faces, folds, "JAFFE", CLASSES, protocol=None)
+    if args.protocol == "paper":
+        folds = random_folds(faces.labels, args.folds, args.seed)
+    else:
+        folds = leave_one_subject_out(faces.subjects)
+    return cross_validate(args, run, faces, folds, "JAFFE", CLASSES)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from common.arguments import positive_int
+from common import arguments
 from common.fold_figures import summarise_folds, tabulate_folds, vote
 from common.report import format_table, report_split, write_summary
 from common.start import check_inputs
@@ -29,18 +29,27 @@ from utils import derive_seed, save_checkpoint
 JITTER = 0.5  # of brightness and contrast, as published for CK+
 
 
-def add_crossval_arguments(parser: argparse.ArgumentParser, *, mode: str) -> None:
-    """The flags of a test on another data set; `mode` is the default."""
+def add_crossval_arguments(
+    parser: argparse.ArgumentParser, script: str, *, mode: str, batch_size: int
+) -> None:
+    """The flags of a test on another data set; `mode` and `batch_size` are defaults."""
     # fmt: off
     add = parser.add_argument_group("the test").add_argument
     add("--mode", choices=["finetune", "evaluate"], default=mode,
         help="fine-tune on each fold, or test the checkpoint as it is")
-    add("--fold", type=positive_int, metavar="K",
+    add("--fold", type=arguments.positive_int, metavar="K",
         help="fine-tune on the K-th fold alone, as a job of its own; tools.compare merges them "
         "(default: all folds, one after the other)")
     add("--save_folds", action=argparse.BooleanOptionalAction, default=False,
         help="keep the weights of each fold as fold_K_weights.pt, which tools.predict reads")
     # fmt: on
+    arguments.add_checkpoint_arguments(parser)
+    arguments.add_data_arguments(parser, batch_size=batch_size, seed=0)
+    arguments.add_folder_arguments(parser)
+    arguments.add_run_arguments(parser, script)
+    arguments.add_sgd_arguments(parser, learning_rate=0.01794073, drop_path_prob=None)
+    arguments.add_training_arguments(parser, epochs=60)
+    arguments.add_tta_argument(parser)
 
 
 def choose_folds(folds: Sequence[Fold], args: argparse.Namespace) -> dict[int, Fold]:
@@ -146,7 +155,6 @@ def cross_validate(
     folds: Sequence[Fold],
     name: str,
     classes: Sequence[str],
-    protocol: str | None,
 ) -> dict[str, Any]:
     """Fine-tune --checkpoint on each of `folds` that is not done yet; report all.
 
@@ -174,7 +182,7 @@ def cross_validate(
     figures = summarise_folds(name, file.done, faces, classes, run.folder)
     log.info("\n%s\n\nreport and picture in %s", tabulate_folds(name, figures), run.folder)
     seconds = sum(result["seconds"] for result in file.done)
-    return _summarise(trained, args, run, {name: figures}, seconds, len(folds), protocol)
+    return _summarise(trained, args, run, {name: figures}, seconds, len(folds))
 
 
 def evaluate_faces(
@@ -225,12 +233,12 @@ def _summarise(
     figures: Mapping[str, Any],
     seconds: float,
     folds: int | None = None,
-    protocol: str | None = None,
 ) -> dict[str, Any]:
+    """Write the summary; `folds` is None for a network that is not fine-tuned."""
     return write_summary(
         run.folder,
         args,
-        protocol=protocol,
+        protocol=args.protocol if folds else None,
         checkpoints=[str(trained.path)],
         genotype=trained.model.description["genotype"],
         parameters=trained.model.size,

@@ -11,6 +11,7 @@ from typing import Any
 from common.arguments import RECIPES
 from common.start import describe_start
 from runtime.errors import UserError, reading
+from runtime.logs import open_log
 from utils import load_checkpoint
 
 # Flags that may change at --resume; every other one defines the run.
@@ -49,6 +50,7 @@ def _resume(
     """
     folder = resolve_run(args.resume, args.model_path)
     path = folder / "checkpoint.pt"
+    open_log(folder)  # first, as it locks the folder: another process may be writing the checkpoint
     with reading(path, "a checkpoint of the same script and version"):
         args.resumed = load_checkpoint(path, ("training", "search", "folds"))
         saved = dict(args.resumed["args"])

@@ -31,7 +31,7 @@ from runtime.errors import UserError
 from runtime.files import atomic_write
 
 DPI = 160
-INK, QUIET, OPEN = "#22272e", "#7d8590", "#e6e8eb"
+INK, QUIET, PALE = "#22272e", "#7d8590", "#e6e8eb"
 # By primitive, the colour of lines and of the background of labels; related ones are similar.
 COLOURS = {
     "none": ("#8b949e", "#eef0f2"),
@@ -50,13 +50,13 @@ COLOURS = {
 }
 # Of primitives that a user adds: hues that the others leave.
 COLOUR_CYCLE = ("#5f8d1a", "#8c6d31", "#2e8540", "#a3a000")
-SPLITS = {
+SPLIT_COLOURS = {
     "train": "#8b949e",
     "valid": "#0f8a7e",
     "PublicTest": "#1f6fb8",
     "PrivateTest": "#c2416b",
 }
-CELLS = {"normal": "normal cell", "reduce": "reduction cell"}
+CELL_TITLES = {"normal": "normal cell", "reduce": "reduction cell"}
 # "from→to" for each edge of a searched cell, states 0 and 1 the inputs; the first of each node.
 EDGE_NAMES = [f"{source}→{node + 2}" for node, source in EDGES]
 NODE_STARTS = [edge for edge, (_, source) in enumerate(EDGES) if source == 0]
@@ -130,10 +130,10 @@ def draw_decisions(decisions: Sequence[dict[str, Any]], epochs: int, path: Path 
     "pruned": edges pruned by it}. Edges are numbered node by node.
     """
     figure = new_figure(11.5, 4.75)
-    for panel, (cell, title) in enumerate(CELLS.items()):
+    for panel, (cell, title) in enumerate(CELL_TITLES.items()):
         axes = figure.add_axes((0.055 + 0.485 * panel, 0.135, 0.445, 0.765))
         axes.set(xlim=(0, epochs), ylim=(len(EDGES) - 0.5, -0.5), xlabel="epoch")
-        axes.barh(EDGE_NAMES, epochs, height=BAR, color=OPEN, zorder=1)
+        axes.barh(EDGE_NAMES, epochs, height=BAR, color=PALE, zorder=1)
         for decision in decisions:
             if decision["cell"] == cell:
                 _draw_decision(axes, decision, epochs)
@@ -145,7 +145,7 @@ def draw_decisions(decisions: Sequence[dict[str, Any]], epochs: int, path: Path 
         axes.xaxis.set_major_locator(whole_epochs())
         quiet(axes)
     decided = {"facecolor": "#dcebf9", "edgecolor": "#1f6fb8"}
-    kinds = {"open": {"facecolor": OPEN}, "decided": decided, "pruned": PRUNED}
+    kinds = {"open": {"facecolor": PALE}, "decided": decided, "pruned": PRUNED}
     patches = [Patch(**look, label=kind) for kind, look in kinds.items()]
     place: dict[str, Any] = {"loc": "upper right", "bbox_to_anchor": (0.99, 1.0), "ncols": 3}
     figure.legend(handles=patches, frameon=False, fontsize=9, **place)
@@ -215,14 +215,14 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path | str) -> Figure:
     """
     if not history:
         raise UserError(f"{path}: no epochs found, expected at least one to draw curves of")
-    names = [f"{split}_{quantity}" for split in SPLITS for quantity in ("loss", "accuracy")]
+    names = [f"{split}_{quantity}" for split in SPLIT_COLOURS for quantity in ("loss", "accuracy")]
     table = pd.DataFrame(history).set_index("epoch").reindex(columns=["lr", *names]).astype(float)
     epochs, chosen = table.index, table["PublicTest_accuracy"]
     figure = new_figure(12.5, 4.3)
     loss, accuracy, rate = figure.subplots(1, 3, width_ratios=(1, 1, 0.72))
     style: dict[str, Any] = {"linewidth": 1.3, "marker": "o" if len(history) == 1 else None}
     for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
-        for split, colour in SPLITS.items():
+        for split, colour in SPLIT_COLOURS.items():
             values = table[f"{split}_{quantity}"]
             if values.notna().any():
                 axes.plot(epochs, values, color=colour, label=split, **style)
@@ -235,7 +235,7 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path | str) -> Figure:
             axes.axvline(best, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
         accuracy.plot(
             best, value, "o", markersize=8, markerfacecolor="white",
-            markeredgecolor=SPLITS["PublicTest"], markeredgewidth=2, zorder=5,
+            markeredgecolor=SPLIT_COLOURS["PublicTest"], markeredgewidth=2, zorder=5,
             label=f"chosen epoch {best}: PublicTest {value:.2f} %",
         )  # fmt: skip
     margin = max(0.5, 0.03 * (epochs[-1] - epochs[0]))
@@ -244,7 +244,7 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path | str) -> Figure:
         axes.set_xlabel("epoch")
         axes.set_xlim(epochs[0] - margin, epochs[-1] + margin)
         axes.xaxis.set_major_locator(whole_epochs())
-        axes.grid(color=OPEN, linewidth=0.8)
+        axes.grid(color=PALE, linewidth=0.8)
         axes.set_axisbelow(True)
         if axes.get_legend_handles_labels()[0]:  # below, where it covers no curve
             axes.legend(frameon=False, fontsize=8.5, ncols=2, loc="upper center",

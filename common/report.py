@@ -29,10 +29,10 @@ def headline(accuracy: float, count: int) -> dict[str, Any]:
 
 def split_headline(scores: Scores) -> dict[str, Any]:
     """The `headline` of a split; where Training holds copies of it, also that of the others."""
-    found, own = headline(scores.accuracy, len(scores.labels)), scores.without_copies()
+    head, own = headline(scores.accuracy, len(scores.labels)), scores.without_copies()
     if own is None:
-        return found
-    return {**found, "without_copies": headline(own.accuracy, len(own.labels))}
+        return head
+    return {**head, "without_copies": headline(own.accuracy, len(own.labels))}
 
 
 def row_without_copies(name: str, scores: Mapping[str, Scores]) -> list[list[Any]]:

@@ -28,10 +28,11 @@ def start_run(args: argparse.Namespace, label: str) -> Run:
 
     `label` begins the name of a new folder without --save.
     """
-    open_log()
+    resumed = vars(args).pop("resumed", None)  # read with the flags; not one of them
+    if resumed is None:
+        open_log()
     device = resolve_device(args)
     seed_everything(args.seed)
-    resumed = vars(args).pop("resumed", None)  # read with the flags; not one of them
     if resumed is None:
         folder = create_run_folder(args.model_path, args.save, label)
         open_log(folder)
@@ -39,7 +40,6 @@ def start_run(args: argparse.Namespace, label: str) -> Run:
         from_rank_zero(lambda: require_unused(folder, args.save))
     else:
         folder = Path(args.resume)
-        open_log(folder)
     log.info("%s", describe_machine(device))
     log.info("run folder %s", folder)
     if longer_from := getattr(args, "longer_from", None):

@@ -198,8 +198,8 @@ def report_training(
 
 def _load_chosen(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """The weights at `path`; UserError unless they are of the epoch of `record`."""
-    found = load_checkpoint(path, ["weights"])
+    weights = load_checkpoint(path, ["weights"])
     with reading(path, "the weights that this run saved"):
-        if found["metrics"] != record:
+        if weights["metrics"] != record:
             raise ValueError("of another run, or of an epoch that was run again")
-    return found
+    return weights

@@ -1,4 +1,4 @@
-"""The folds of cross-validation of CK+48 and JAFFE, by subject and as published.
+"""The folds of cross-validation of CK+48 and JAFFE: by subject, random, and as published.
 
 A fold is a pair of indices, int64 and ascending: the images to train on and those to test on.
 """
@@ -111,6 +111,20 @@ def leave_one_subject_out(subjects: Sequence[str]) -> list[Fold]:
     if people < 2:
         raise UserError(f"folds by subject: {people} in the set, expected two subjects or more")
     return _by_group(subjects)
+
+
+def random_folds(labels: Tensor, folds: int, seed: int) -> list[Fold]:
+    """Random folds of images in which the classes have equal shares; a person is in both parts.
+
+    `labels` int64 (N,). Raises UserError when `folds` is below 2 or above the images of a class.
+    """
+    from sklearn.model_selection import StratifiedKFold  # takes a second
+
+    least = int(torch.bincount(labels).min())
+    if not 2 <= folds <= least:
+        raise UserError(f"--folds {folds}: expected 2 to {least}, the images of the smallest class")
+    drawn = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32)
+    return _checked(list(drawn.split(labels.numpy(), labels.numpy())))
 
 
 def overlap(train_index: Tensor, test_index: Tensor, groups: Sequence[str]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
 import shlex
@@ -15,10 +14,12 @@ import pytest
 import torch
 from runs import run
 
+import train_FER2013
 from benchmarks import faults
 from benchmarks.faults import FAULTS, Bench, killed
 from benchmarks.runs import difference
 from common import arguments, cli
+from common.parsing import parse
 from common.start import start_run
 from data.reading.cache import cache_path
 from data.sets import load_set
@@ -185,31 +186,29 @@ def test_missing_locks_are_told(tmp_path, monkeypatch, capsys):
     open_log()
 
 
-def flags(tmp_path: Path, **changes) -> argparse.Namespace:
-    return argparse.Namespace(
-        seed=0, amp="off", model_path=str(tmp_path), save="run", **changes
-    )  # fmt: skip
-
-
 def test_folder_is_looked_at_again_when_it_is_locked(tmp_path, monkeypatch):
-    def ended(folder):
+    def ended(folder=None):
         """Another process began and ended in the folder before this one locked it."""
-        (folder / "weights.pt").touch()
+        if folder is not None:
+            (folder / "weights.pt").touch()
         return open_log(folder)
 
     monkeypatch.setattr("common.start.open_log", ended)
+    words = ["--device", "cpu", "--model_path", str(tmp_path), "--save", "run"]
+    args = train_FER2013.build_parser().parse_args(words)
     with pytest.raises(UserError, match=r"--save run: .* is not empty"):
-        start_run(flags(tmp_path), torch.device("cpu"), "train")
+        start_run(args, "train")
     open_log()
 
 
 def test_checkpoint_is_read_when_its_folder_is_locked(tmp_path, monkeypatch):
     def ended(folder):
-        save_checkpoint(folder / "checkpoint.pt", "training", {"epoch": 2})
+        save_checkpoint(folder / "checkpoint.pt", "training", {"args": started, "epoch": 2})
         return open_log(folder)
 
-    save_checkpoint(tmp_path / "checkpoint.pt", "training", {"epoch": 1})
-    monkeypatch.setattr("common.start.open_log", ended)
-    args = flags(tmp_path, resume=str(tmp_path))
-    assert start_run(args, torch.device("cpu"), "", "training").resumed["epoch"] == 2
+    started = {"script": "train_FER2013.py"}
+    save_checkpoint(tmp_path / "checkpoint.pt", "training", {"args": started, "epoch": 1})
+    monkeypatch.setattr("common.parsing.open_log", ended)
+    parser = train_FER2013.build_parser()
+    assert parse(parser, ["--resume", str(tmp_path)]).resumed["epoch"] == 2
     open_log()

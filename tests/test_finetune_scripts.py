@@ -17,7 +17,7 @@ import relabel_training
 import test_CK48
 import test_JAFFE
 from engine import Scores
-from relabelling import PUBLISHED_FES, TRAINING_FES, save_fes
+from relabelling import PUBLISHED_FES, TRAINING_FES, choose_fes, save_fes
 
 
 def summary_of(place: Path, label: str) -> dict:
@@ -67,9 +67,9 @@ def test_threshold_and_fes_limit_relabelling(place, tmp_path, monkeypatch):
     assert used == {"free": None, "apart": str(tmp_path / "apart")}
     assert here(relabel_training, ["--fes", "False", "--fes_matrix", str(tmp_path / "apart")]) == 2
     for protocol, expected in (("clean", TRAINING_FES), ("paper", PUBLISHED_FES)):
-        assert relabel_training.choose_fes(None, protocol) == expected.tolist()
-        own = relabel_training.choose_fes(str(tmp_path / "apart"), protocol)
-        assert own == np.eye(7).tolist()
+        assert choose_fes(None, protocol) is expected
+        own = choose_fes(str(tmp_path / "apart"), protocol)
+        assert own.tolist() == np.eye(7).tolist()
 
 
 def test_relabelling_resumes_exactly(tmp_path):

@@ -12,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.ck48 import COUNTS
-from data.folds import leave_one_subject_out, overlap, published_ck48_folds, subject_folds
+from data.folds import (
+    leave_one_subject_out,
+    overlap,
+    published_ck48_folds,
+    random_folds,
+    subject_folds,
+)
 from runtime.errors import UserError
 
 # The real set's shape: 981 images, three of each of 327 sequences, 118 subjects, made up.
@@ -171,3 +177,20 @@ def test_overlap():
     groups = ["a", "a", "b", "c", "b", "b"]
     assert overlap(torch.tensor([0, 2]), torch.tensor([1, 3, 4, 5]), groups) == 3
     assert overlap(torch.tensor([3]), torch.tensor([0, 1, 2]), groups) == 0
+
+
+def test_random_folds_are_stratified():
+    labels = torch.arange(213) % 7
+    folds = random_folds(labels, 10, seed=0)
+    assert_complementary(folds, 213)
+    assert set(times_tested(folds, 213).tolist()) == {1}
+    for _, test in folds:
+        assert set(torch.bincount(labels[test], minlength=7).tolist()) <= {3, 4}
+    assert all(a[1].equal(b[1]) for a, b in zip(folds, random_folds(labels, 10, 0), strict=True))
+    assert not folds[0][1].equal(random_folds(labels, 10, 1)[0][1])
+
+
+@pytest.mark.parametrize("folds", [1, 31])
+def test_random_folds_need_images_of_each_class(folds):
+    with pytest.raises(UserError, match=f"--folds {folds}: expected 2 to 30"):
+        random_folds(torch.arange(210) % 7, folds, seed=0)

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 import ensemble
 import test_JAFFE
 import train_FER2013
-from common import cli
-from common.crossval import evaluate_faces, summary_facts
+from common import cli, crossval
 from common.weights import Trained, load_trained
 from data.sets import load_set
 from data.types import CLASSES, Faces, Split
@@ -85,15 +84,15 @@ def test_evaluation_takes_the_mean_logits_of_the_views(tta, tmp_path):
         assert low(torch.rand(2, 1, 48, 48)).dtype == torch.float32, "the mean is in full precision"
 
 
-def test_other_data_sets_are_scored_over_the_views(tmp_path: Path):
+def test_other_data_sets_are_scored_over_the_views(tmp_path: Path, monkeypatch):
     images = torch.randint(0, 256, (9, 1, 48, 48), dtype=torch.uint8)
     names = [str(k) for k in range(9)]
     faces = Faces(images, torch.arange(9) % 3, names, names, names)
     trained = Trained(tmp_path / "x.pt", Corners(), 0, 0, None)
     args = parse("--checkpoint x --mode evaluate --tta tencrop --batch_size 4", test_JAFFE)
     run = Run(tmp_path, CPU, autocast(CPU, "off"))
-    facts = summary_facts(trained, args, 0, None)
-    summary = evaluate_faces(trained, faces, "X", CLASSES, facts, args, run)
+    monkeypatch.setattr(crossval, "load_start", lambda _: trained)
+    summary = crossval.evaluate_faces(args, run, faces, "X", CLASSES)
     loss = F.cross_entropy(oracle(trained.model, images, "tencrop").double(), faces.labels)
     assert summary["figures"]["X"]["loss"] == pytest.approx(loss.item(), rel=1e-6)
 

@@ -36,8 +36,16 @@ from scipy.stats import t as student
 
 from common import cli
 from common.arguments import new_parser
-from common.plots import INK, OPEN, QUIET, new_figure, quiet, save_figure, whole_epochs
-from common.plots import SPLITS as COLOURS
+from common.plots import (
+    INK,
+    PALE,
+    QUIET,
+    SPLIT_COLOURS,
+    new_figure,
+    quiet,
+    save_figure,
+    whole_epochs,
+)
 from common.report import format_table
 from runtime.errors import UserError, reading
 from runtime.files import make_folder, write_text
@@ -304,7 +312,7 @@ def draw_comparison(
     figure = new_figure(6.0 * len(draws), max(4.2, 1.5 + 0.4 * len(groups)))
     for axes, draw in zip(figure.subplots(1, len(draws), squeeze=False)[0], draws, strict=True):
         draw(axes)
-        axes.grid(color=OPEN, linewidth=0.8)
+        axes.grid(color=PALE, linewidth=0.8)
         axes.set_axisbelow(True)
         quiet(axes)
         # In names of folders a $ does not begin a formula.
@@ -333,7 +341,7 @@ def _draw_differences(axes: Axes, rows: dict[str, dict[str, Any]], splits: Seque
             for part in ("", "_interval95")
         )
         places = [row + (place - 0.5) * 0.28 for row in range(len(names))]
-        axes.errorbar(means, places, xerr=halves, fmt="o", color=COLOURS.get(split, INK),
+        axes.errorbar(means, places, xerr=halves, fmt="o", color=SPLIT_COLOURS.get(split, INK),
                       capsize=3, markersize=5, linewidth=1.4, label=split)  # fmt: skip
     axes.axvline(0, color=QUIET, linewidth=0.9, zorder=0)
     axes.set_yticks(range(len(names)), names)

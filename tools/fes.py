@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from common import cli
 from common.arguments import new_parser
-from common.plots import INK, OPEN, QUIET, heat_map, new_figure, save_figure
+from common.plots import INK, PALE, QUIET, heat_map, new_figure, save_figure
 from data.types import CLASSES, SPLITS
 from data.votes import load_votes
 from relabelling import fes_matrix, save_fes
@@ -73,7 +73,7 @@ def draw_fes(matrix: np.ndarray, classes: Sequence[str], path: Path | str, title
     width, height = 1.35 + 0.78 * size, 1.25 + 0.56 * size
     figure = new_figure(width, height)
     axes = figure.add_axes((1.0 / width, 0.7 / height, 0.78 * size / width, 0.56 * size / height))
-    axes.set_facecolor(OPEN)
+    axes.set_facecolor(PALE)
     heat_map(axes, pairs, classes, classes, float(pairs.max()) or 1.0, form="{:.4f}", lines=True)
     for place in range(size):
         axes.text(place, place, "1", ha="center", va="center_baseline", fontsize=9.5, color=QUIET)
