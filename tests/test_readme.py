@@ -1,4 +1,4 @@
-"""The commands and links of README.md and docs/."""
+"""The commands, snippets and links of README.md and docs/."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ import shlex
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from PIL import Image
 from runs import ROOT, run
 
-from data.synthetic.cross import draw_jaffe
+from genotypes import resolve_genotype
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Makes any training short; runs of the README end in seconds with it.
+# Makes any training short; commands of the pages end in seconds with it.
 SHORT = "--data synthetic --device cpu --epochs 1 --limit_batches 1 --init_channels 4 --layers 3"
 
 
+def blocks_of(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", page.read_text(), re.M | re.S)
+
+
 def bash_lines(page: Path) -> list[str]:
-    """The commands in the bash blocks of a page, with continued lines joined."""
-    blocks = re.findall(r"^ *```bash\n(.*?)^ *```", page.read_text(), re.M | re.S)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split(" #")[0].strip() for line in lines]
+    """The commands in the bash blocks of a page, without comments and with joined lines."""
+    lines = "\n".join(blocks_of(page, "bash")).replace("\\\n", " ").splitlines()
+    return [re.sub(r"(^|\s)#.*", "", line).strip() for line in lines]
 
 
 def script_of(words: list[str]) -> tuple[str, list[str]] | None:
@@ -40,11 +44,10 @@ def script_of(words: list[str]) -> tuple[str, list[str]] | None:
 
 
 COMMANDS = [
-    pytest.param(name, flags, id=f"{page.stem}: {line[:60]}")
+    pytest.param(*command, id=f"{page.stem}: {line[:60]}")
     for page in PAGES
     for line in bash_lines(page)
-    if "$" not in line and (found := script_of(shlex.split(line)))
-    for name, flags in [found]
+    if "$" not in line and (command := script_of(shlex.split(line)))
 ]
 
 
@@ -59,55 +62,47 @@ def test_documented_scripts_exist():
     for page in PAGES:
         for line in bash_lines(page):
             words = shlex.split(line.replace("$", ""))
-            if words[:1] == ["python"] and (words[1] != "-m" or words[2] != "pip"):
+            if words[:1] == ["python"] and words[1:3] != ["-m", "pip"]:
                 assert script_of(words), f"{page.name}: {line}"
 
 
-def test_seed_commands_run(tmp_path):
-    lines = [
-        line
-        for line in bash_lines(ROOT / "README.md")
-        if "seed-" in line or line.startswith("torchrun")
-    ]
-    assert len(lines) == 5
-    for script in ("train_FER2013.py", "checkpoints", "tools"):
+def test_resume_and_torchrun_commands_run(tmp_path):
+    for script in ("train_FER2013.py", "checkpoints"):
         (tmp_path / script).symlink_to(ROOT / script)
+    lines = [line for line in bash_lines(ROOT / "docs" / "cluster.md") if "$" not in line]
+    lines = [line for line in lines if "short" in line or "--standalone" in line]
+    assert len(lines) == 3
     for line in lines:
         words = shlex.split(line)
-        if "train_FER2013.py" in words and "--resume" not in words:
+        if "--resume" not in words:
             words += shlex.split(SHORT)
-        head = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}[words[0]]
-        if words[1] == "-m":
-            words[1:3] = ["-m", words[2]]
+        head = ["-m", "torch.distributed.run"] if words[0] == "torchrun" else []
         here = ["env", f"PYTHONPATH={ROOT}", sys.executable]
         done = run([*here, *head, *words[1:]], cwd=tmp_path)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
-    assert "mean" in done.stdout + done.stderr or words[0] == "torchrun"
 
 
-def test_picture_commands_run(tmp_path):
-    lines = [line for line in bash_lines(ROOT / "README.md") if "demo/faces" in line]
-    assert len(lines) == 3
-    for line in lines:
-        words = [word.replace("demo/", f"{tmp_path}/") for word in shlex.split(line)]
-        done = run([sys.executable, *words[1:], *_out(words, tmp_path)], cwd=ROOT)
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
-    assert (tmp_path / "out" / "predictions.csv").is_file()
-
-
-def _out(words: list[str], folder: Path) -> list[str]:
-    return ["--out", str(folder / "out"), "--device", "cpu"] if "tools.predict" in words else []
+@pytest.mark.parametrize(
+    "page, command", [("README.md", "auto-fernet images"), ("docs/photos.md", "python -m tools.pr")]
+)
+def test_command_on_drawn_faces_runs(page, command, tmp_path):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    (line,) = [line for line in bash_lines(ROOT / page) if line.startswith(command)]
+    words = shlex.split(line.replace("auto-fernet", "python -m auto_fernet"))
+    done = run([sys.executable, *words[1:], "--out", str(tmp_path)], cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    answers = pd.read_csv(tmp_path / "predictions.csv")
+    assert answers["expression"].tolist() == ["happy", "sad", "surprise"]
 
 
 def snippet_of(page: Path, word: str) -> str:
-    """The block of Python of a page that holds `word`."""
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
-    (found,) = [block for block in blocks if word in block]
-    return found
+    (snippet,) = [block for block in blocks_of(page, "python") if word in block]
+    return snippet
 
 
 def test_snippet_with_checkpoints_runs():
-    snippet = snippet_of(ROOT / "README.md", "load_network")
+    snippet = snippet_of(ROOT / "docs" / "photos.md", "load_network")
     done = run([sys.executable, "-c", snippet + "\nprint(tuple(logits.shape))"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "(4, 7)"
@@ -117,12 +112,19 @@ def test_snippet_with_checkpoints_runs():
 def test_snippet_of_the_package_runs(page, tmp_path):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     pytest.importorskip("cv2", reason="OpenCV is not installed")
-    picture = Image.fromarray(draw_jaffe(takes=1).images[0, 0].numpy())
+    (tmp_path / "images").symlink_to(ROOT / "images")
+    picture = Image.open(ROOT / "images/faces/happy.png").resize((800, 800))
     for name in ("photo.jpg", "face.png"):
-        picture.resize((800, 800)).save(tmp_path / name)
+        picture.save(tmp_path / name)
     words = [sys.executable, "-c", snippet_of(ROOT / page, "Predictor")]
     done = run(["env", f"PYTHONPATH={ROOT}", *words], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_genotypes_of_the_results_are_read():
+    file = ROOT / "docs" / "genotypes" / "cells.txt"
+    names = re.findall(r"^(\w+) = ", file.read_text(), re.M)
+    assert len({resolve_genotype(f"{file}:{name}") for name in names}) == len(names) == 9
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
