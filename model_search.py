@@ -29,6 +29,7 @@ NODES = 4
 # The edges of a cell as (node, source): sources 0 and 1 are the cell's inputs, node j is source
 # j + 2. An edge's place in this tuple is its number everywhere.
 EDGES = tuple((node, source) for node in range(NODES) for source in range(node + 2))
+EDGE_NAMES = tuple(f"{source} -> {node + 2}" for node, source in EDGES)  # from state to state
 OPEN, PRUNED = -1, 0
 CELLS = ("normal", "reduce")
 POOLS = tuple(i for i, name in enumerate(PRIMITIVES) if name.endswith("_pool_3x3"))

@@ -55,7 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_data_arguments(parser, batch_size=64, seed=0)
     arguments.add_folder_arguments(parser)
     arguments.add_run_arguments(parser, "relabel_training.py")
-    arguments.add_sgd_arguments(parser, learning_rate=0.02272721, drop_path_prob=None)
+    arguments.add_sgd_arguments(
+        parser, learning_rate=0.02272721, drop_path_prob=None, published=0.001
+    )
     arguments.add_training_arguments(parser, epochs=100)
     arguments.add_teacher_arguments(parser)
     arguments.add_copies_argument(parser)

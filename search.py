@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from architect import Architect, Batch, frozen, take_shard
 from common import arguments
 from common.cli import run_script
-from common.search_report import describe_edges, report_search
+from common.search_report import describe_decision, describe_edges, report_search
 from common.start import check_inputs, start_run
 from common.weights import rebuild_supernet
 from data.augment import resize
@@ -224,6 +224,7 @@ def search(
     """
     model, progress = state.model, state.progress
     augmentation = build_augmentation(args, JITTER)
+    genotype = ""  # the one that was logged last
     broadcast_model(model)
     if progress.step == 0:
         save()
@@ -272,11 +273,11 @@ def search(
                     model.set_states(**states_before)  # decided again when the run is resumed
                     raise
             for decision in decisions:
-                log.info(
-                    "decided: %(cell)s edge %(edge)d %(primitive)s, pruned %(pruned)s", decision
-                )
+                log.info("decided: %s", describe_decision(decision))
                 progress.decisions.append({"epoch": epoch + 1, **decision})
-            log.info("%s", format_genotype(derive_genotype(model, scores)))
+            if (text := format_genotype(derive_genotype(model, scores))) != genotype:
+                genotype = text
+                log.info("%s", genotype)
             for cell in CELLS:
                 progress.rows += describe_edges(
                     epoch + 1, cell, model.alphas[cell], scores[cell], model.states[cell]

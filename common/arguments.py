@@ -197,12 +197,20 @@ def add_run_arguments(parser: argparse.ArgumentParser, script: str) -> None:
 
 
 def add_sgd_arguments(
-    parser: argparse.ArgumentParser, *, learning_rate: float, drop_path_prob: float | None
+    parser: argparse.ArgumentParser,
+    *,
+    learning_rate: float,
+    drop_path_prob: float | None,
+    published: float | None = None,
 ) -> None:
-    """SGD and regularisation; `drop_path_prob` None means that of the checkpoint."""
+    """SGD and regularisation; `drop_path_prob` None means that of the checkpoint.
+
+    `published` is the learning rate of the published command, where the default is another.
+    """
+    command = "" if published is None else f"; the published command has {published}"
     add = parser.add_argument_group("optimization").add_argument
     add("--learning_rate", type=positive_float, default=learning_rate, metavar="RATE",
-        help="highest learning rate of SGD, which falls as a cosine")
+        help=f"highest learning rate of SGD, which falls as a cosine{command}")
     add("--momentum", type=fraction, default=0.9, metavar="M", help="momentum of SGD")
     add("--weight_decay", type=non_negative, default=3e-4, metavar="W", help="weight decay of SGD")
     add("--grad_clip", type=positive_float, default=5.0, metavar="NORM",

@@ -74,7 +74,7 @@ def tabulate_folds(name: str, figures: Mapping[str, Any]) -> str:
     count = len(figures["folds"])
     rows = [
         ["last epoch, per image", figures["accuracy"], figures["deviation"]],
-        ["last epoch, images of a sequence vote", figures["sequence_accuracy"],
+        ["last epoch, per sequence, by vote of its images", figures["sequence_accuracy"],
          figures["sequence_deviation"]],
         ["oracle: best epoch of each fold, single view", figures["oracle_accuracy"], ""],
     ]  # fmt: skip

@@ -26,7 +26,7 @@ from matplotlib.ticker import MaxNLocator
 
 from common.cell_layout import Box, lay_out_cell
 from genotypes import EXTRA_PRIMITIVES, PRIMITIVES
-from model_search import EDGES
+from model_search import EDGE_NAMES, EDGES
 from runtime.errors import UserError
 from runtime.files import atomic_write
 
@@ -58,7 +58,7 @@ SPLIT_COLOURS = {
 }
 CELL_TITLES = {"normal": "normal cell", "reduce": "reduction cell"}
 # "from→to" for each edge of a searched cell, states 0 and 1 the inputs; the first of each node.
-EDGE_NAMES = [f"{source}→{node + 2}" for node, source in EDGES]
+EDGE_LABELS = [name.replace(" -> ", "→") for name in EDGE_NAMES]
 NODE_STARTS = [edge for edge, (_, source) in enumerate(EDGES) if source == 0]
 STATES_NOTE = "edges by state: 0 and 1 are the cell's inputs, 2 to 5 its nodes 0 to 3"
 BAR = 0.72
@@ -115,7 +115,7 @@ def draw_cell(
         line, tint = colours_of(primitive)
         _rounded(axes, box, tint, line, 0.09)
         axes.text(box.x, box.y, primitive, **text)
-    names = ["$c_{k-2}$", "$c_{k-1}$", *range(len(layout.nodes) - 3), "$c_{k}$"]
+    names = ["$c_{k-2}$", "$c_{k-1}$", *range(2, len(layout.nodes) - 1), "$c_{k}$"]
     for place, (name, box) in enumerate(zip(names, layout.nodes, strict=True)):
         role = "input" if place < 2 else "output" if place == len(names) - 1 else "node"
         _rounded(axes, box, *BOXES[role], 0.06)
@@ -133,7 +133,7 @@ def draw_decisions(decisions: Sequence[dict[str, Any]], epochs: int, path: Path 
     for panel, (cell, title) in enumerate(CELL_TITLES.items()):
         axes = figure.add_axes((0.055 + 0.485 * panel, 0.135, 0.445, 0.765))
         axes.set(xlim=(0, epochs), ylim=(len(EDGES) - 0.5, -0.5), xlabel="epoch")
-        axes.barh(EDGE_NAMES, epochs, height=BAR, color=PALE, zorder=1)
+        axes.barh(EDGE_LABELS, epochs, height=BAR, color=PALE, zorder=1)
         for decision in decisions:
             if decision["cell"] == cell:
                 _draw_decision(axes, decision, epochs)
@@ -265,7 +265,7 @@ def draw_alphas(
     figure = new_figure(8.8, 5.9)
     axes = figure.add_axes((0.07, 0.185, 0.915, 0.745))
     peak = max(float(strengths.max()), 0.3)
-    heat_map(axes, strengths, EDGE_NAMES, PRIMITIVES, peak, form="{:.2f}", fontsize=8)
+    heat_map(axes, strengths, EDGE_LABELS, PRIMITIVES, peak, form="{:.2f}", fontsize=8)
     for edge, state in enumerate(states):
         if state == 0:
             whole = {**PRUNED, "facecolor": "#ffffffb0"}

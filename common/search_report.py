@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,7 +12,7 @@ import torch
 from common.plots import draw_alphas, draw_cell, draw_curves, draw_decisions
 from common.report import format_table, headline, write_summary
 from genotypes import GENOTYPE_FILE, PRIMITIVES, Genotype, format_genotype, save_genotype
-from model_search import CELLS, EDGES
+from model_search import CELLS, EDGE_NAMES, EDGES
 from runtime.logs import log
 from runtime.run import Run
 from sgas import EdgeScores
@@ -38,6 +38,13 @@ def describe_edges(
         }
         for edge, (node, source) in enumerate(EDGES)
     ]
+
+
+def describe_decision(decision: Mapping[str, Any]) -> str:
+    """A decision for the log: `normal 3 -> 5 sep_conv_3x3, pruned 0 -> 5`."""
+    pruned = ", ".join(EDGE_NAMES[edge] for edge in decision["pruned"]) or "none"
+    edge = EDGE_NAMES[decision["edge"]]
+    return f"{decision['cell']} {edge} {decision['primitive']}, pruned {pruned}"
 
 
 def tabulate_cells(genotype: Genotype, decisions: Sequence[dict[str, Any]]) -> str:

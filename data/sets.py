@@ -60,7 +60,7 @@ def load_set(path: str | Path, seed: int = 0, *, without_copies: bool = False) -
     if missing:
         arrays = arrays._replace(usage=_draw_splits(arrays, missing, seed))
         names = " and ".join(SPLITS[index] for index in missing)
-        source.say(f"a tenth of each class of Training, drawn by seed {seed}, becomes {names}")
+        source.say(f"drawn by seed {seed} from Training, a tenth of each class for each: {names}")
     splits = _split(arrays)
     for name, split in splits.items():
         if not len(split.labels):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from common.cell_layout import lay_out_cell
 from common.plots import (
-    EDGE_NAMES,
+    EDGE_LABELS,
     draw_alphas,
     draw_cell,
     draw_confusion,
@@ -77,7 +77,7 @@ def test_cell_shows_every_edge_without_overlaps(name, tmp_path):
     assert 200 < height < 1800
     (axes,) = figure.axes
     nodes = len(cell) // 2
-    wanted = [primitive for primitive, _ in cell] + [str(node) for node in range(nodes)]
+    wanted = [primitive for primitive, _ in cell] + [str(node + 2) for node in range(nodes)]
     assert sorted(texts(axes)) == sorted([*wanted, "$c_{k-2}$", "$c_{k-1}$", "$c_{k}$"])
 
     rounded = [patch for patch in axes.patches if type(patch).__name__ == "FancyBboxPatch"]
@@ -139,7 +139,7 @@ def test_decisions_are_drawn_in_rows_of_edges(tmp_path):
     assert 1200 < size(tmp_path / "decisions.png")[0] < 3000
     for axes, cell in zip(figure.axes, ("normal", "reduce"), strict=True):
         labels = [label.get_text() for label in axes.get_yticklabels()]
-        assert labels == EDGE_NAMES
+        assert labels == EDGE_LABELS
         rows = {(round(text.xy[1]), text.get_text()) for text in axes.texts}
         assert rows == {(d["edge"], d["primitive"]) for d in DECISIONS if d["cell"] == cell}
         frame = axes.get_window_extent()
@@ -158,7 +158,7 @@ def test_decisions_are_drawn_in_rows_of_edges(tmp_path):
 def test_decisions_may_be_none(tmp_path):
     draw_decisions([], 1, tmp_path / "decisions.png")
     edges = "0→2 1→2 0→3 1→3 2→3 0→4 1→4 2→4 3→4 0→5 1→5 2→5 3→5 4→5"
-    assert edges.split() == EDGE_NAMES
+    assert edges.split() == EDGE_LABELS
 
 
 def test_confusion(tmp_path):
@@ -218,7 +218,7 @@ def test_alphas_mark_decisions(tmp_path):
     (axes,) = draw_alphas(strengths, tmp_path / "alphas.png", "normal cell", states).axes
     assert min(size(tmp_path / "alphas.png")) > 700
     assert [label.get_text() for label in axes.get_xticklabels()] == list(PRIMITIVES)
-    assert [label.get_text() for label in axes.get_yticklabels()] == EDGE_NAMES
+    assert [label.get_text() for label in axes.get_yticklabels()] == EDGE_LABELS
     assert texts(axes) == [f"{value:.2f}" for value in strengths.ravel()]
     frame, pruned = axes.patches
     assert frame.get_xy() == pytest.approx((8 - 0.5, 3 - 0.5), abs=0.05)

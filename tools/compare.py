@@ -207,8 +207,11 @@ def read_groups(folders: Iterable[Path]) -> list[Group]:
 
 
 def summarise(values: pd.Series) -> dict[str, float]:
-    """Mean, sample deviation, half width of the 95 % interval; by suffix of a column, or NaN."""
-    half = student.ppf(0.975, len(values) - 1) * values.sem()
+    """Mean, sample deviation, half width of the 95 % interval; by suffix of a column, or NaN.
+
+    Of two values there is no interval: by Student's t it would be nine times their distance.
+    """
+    half = student.ppf(0.975, len(values) - 1) * values.sem() if len(values) > 2 else math.nan
     return {"": values.mean(), "_deviation": values.std(), "_interval95": half}
 
 
