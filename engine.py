@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data.augment import Augmentation, resize
-from data.batches import count_batches, evaluation_batches, training_batches
+from data.batches import count_batches, count_steps, evaluation_batches, training_batches
 from data.types import CLASSES, Split
 from model import Network, fuse_batch_norms
 from recipe.compiling import Forward, compiled
@@ -170,7 +170,7 @@ def fit(
             f"--sizes {','.join(map(str, args.sizes))}: the auxiliary head needs 32 pixels; "
             "expected larger sizes, or a network without it"
         )
-    steps = count_batches(len(training.images), args.batch_size, args.limit_batches)
+    steps = count_steps(training, args.batch_size, args.limit_batches)
     augmentation = build_augmentation(args, jitter)
     mix = mixing(args.mixup, args.cutmix, model.classifier.out_features)
     unmixed = args.epochs // 10 if args.mix_off_epochs is None else args.mix_off_epochs

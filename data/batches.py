@@ -7,7 +7,7 @@ and a run that is resumed in the middle of an epoch continues with the same batc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -37,19 +37,26 @@ def training_batches(
     """Shuffled, augmented batches of one epoch, from batch `first_step` on.
 
     Yields float32 (B, 1, crop, crop) and int64 (B,) on the split's device; the last batch may be
-    smaller. `limit` ends the epoch after that many batches.
+    smaller. Where the split has groups, each is a batch, whatever its size. `limit` ends the epoch
+    after that many batches.
     """
     count, device = len(split.images), split.images.device
     generator = torch.Generator().manual_seed(derive_seed(seed, stream, epoch))
-    order = torch.randperm(count, generator=generator).to(device)
+    order = torch.randperm(count, generator=generator)
+    batches: Sequence[Tensor] = order.split(batch_size)
+    if split.groups is not None:
+        groups = split.groups.cpu()
+        names = groups.unique()
+        names = names[torch.randperm(len(names), generator=generator)]
+        batches = [order[groups[order] == name] for name in names]
     draws = draw(augmentation, count, split.images.shape[-1], generator).to(device)
-    last_step = count_batches(count, batch_size, limit)
     steps_at_once = max(1, CHUNK // batch_size)
+    last_step = count_steps(split, batch_size, limit)
     for step in range(first_step, last_step, steps_at_once):
-        end = min(step + steps_at_once, last_step)
-        index = order[step * batch_size : end * batch_size]
+        chunk = batches[step : min(step + steps_at_once, last_step)]
+        index, sizes = torch.cat(list(chunk)).to(device), [len(rows) for rows in chunk]
         images = augment(split.images[index], draws.take(index), augmentation)
-        yield from zip(images.split(batch_size), split.labels[index].split(batch_size), strict=True)
+        yield from zip(images.split(sizes), split.labels[index].split(sizes), strict=True)
 
 
 def evaluation_batches(split: Split, *, batch_size: int) -> Iterator[Tensor]:
@@ -73,6 +80,13 @@ def subsample_rows(rows: Tensor, count: int | None) -> Tensor:
     if count is None or count >= total:
         return rows
     return rows[torch.arange(count, device=rows.device) * total // count]
+
+
+def count_steps(split: Split, batch_size: int, limit: int | None = None) -> int:
+    """The number of `training_batches` of an epoch."""
+    if split.groups is None:
+        return count_batches(len(split.images), batch_size, limit)
+    return count_batches(len(split.groups.unique()), 1, limit)
 
 
 def count_batches(count: int, batch_size: int, limit: int | None = None) -> int:

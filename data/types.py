@@ -25,14 +25,14 @@ SIDE = 48  # pixels
 class Split:
     """One split: images uint8 (N, 1, 48, 48), labels int64 (N,) in the order of the classes.
 
-    `true_labels`, int64 (N,), exists for the synthetic set only, whose wrong labels are known;
-    `copies`, bool (N,), for the test splits of other sets: which images are in Training too.
+    `copies`, bool (N,), exists for test splits: which images are in Training too. `groups`, int64
+    (N,), exists where a training batch is to hold the images of one group, such as a subject.
     """
 
     images: Tensor
     labels: Tensor
-    true_labels: Tensor | None = None
     copies: Tensor | None = None
+    groups: Tensor | None = None
 
     def take(self, index: Tensor | slice) -> Split:
         """The images at `index`, int64 (M,), in its order."""
@@ -43,7 +43,7 @@ class Split:
         return self._change(lambda tensor: tensor.to(device))
 
     def _change(self, change: Callable[[Tensor], Tensor]) -> Split:
-        tensors = (self.images, self.labels, self.true_labels, self.copies)
+        tensors = (self.images, self.labels, self.copies, self.groups)
         return Split(*(None if tensor is None else change(tensor) for tensor in tensors))  # type: ignore[arg-type]
 
 
@@ -81,9 +81,15 @@ class Faces:
     subjects: list[str]
     sequences: list[str]
 
-    def split(self, index: Tensor) -> Split:
-        """The images and labels of the rows `index`, int64 (M,), in its order."""
-        return Split(self.images[index], self.labels[index])
+    def split(self, index: Tensor, *, by_subject: bool = False) -> Split:
+        """The images and labels of the rows `index`, int64 (M,), in its order.
+
+        With `by_subject` a training batch holds the images of one subject.
+        """
+        groups = None
+        if by_subject:
+            groups = torch.from_numpy(np.unique(self.subjects, return_inverse=True)[1])[index]
+        return Split(self.images[index], self.labels[index], groups=groups)
 
     def digest(self) -> str:
         """A hash of the images, labels and names."""

@@ -277,3 +277,19 @@ def test_gpu_gives_the_same_epoch(split: Split) -> None:
     assert labels.cpu().equal(expected[1])
     # A warp interpolates at places that differ in the last bits: 1.2e-5 was seen on an H200.
     torch.testing.assert_close(images.cpu(), expected[0], atol=1e-4, rtol=0.0)
+
+
+def test_groups_are_batches():
+    groups = torch.arange(20) % 3
+    split = Split(torch.zeros(20, 1, 48, 48, dtype=torch.uint8), torch.arange(20), groups=groups)
+    drawing = {"batch_size": 4, "augmentation": Augmentation(), "seed": 0}
+    epochs = [
+        [labels.tolist() for _, labels in training_batches(split, **drawing, epoch=epoch)]
+        for epoch in range(6)
+    ]
+    for batches in epochs:
+        assert [len({label % 3 for label in batch}) for batch in batches] == [1, 1, 1]
+        assert sorted(label for batch in batches for label in batch) == list(range(20))
+    assert len({batches[0][0] % 3 for batches in epochs}) > 1
+    later = training_batches(split, **drawing, epoch=0, first_step=1, limit=2)
+    assert [labels.tolist() for _, labels in later] == epochs[0][1:2]

@@ -155,7 +155,6 @@ def test_splits_are_rows_of_their_usage(tmp_path):
         kept = [row for row in order if SMALL.usage[row] == index]
         assert found.images.dtype == torch.uint8
         assert found.labels.dtype == torch.int64
-        assert found.true_labels is None
         assert torch.equal(found.images, torch.tensor(SMALL.images[kept])[:, None])
         assert torch.equal(found.labels, torch.tensor(SMALL.labels[kept]).long())
 
@@ -193,5 +192,4 @@ def test_synthetic_needs_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = load_set("synthetic")
     assert tuple(found.splits) == SPLITS
-    assert found.splits["Training"].true_labels is not None
     assert list(tmp_path.iterdir()) == []

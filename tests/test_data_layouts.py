@@ -19,8 +19,7 @@ from runs import ROOT
 
 from data.reading.layouts import CLASSES_8, class_of, split_of
 from data.sets import load_set
-from data.types import CLASSES, SPLITS, Split
-from relabelling import Relabelling
+from data.types import CLASSES, SPLITS
 
 EIGHT = tuple(sorted(CLASSES_8))
 RAF = ("surprise", "fear", "disgust", "happy", "sad", "angry", "neutral")
@@ -326,17 +325,3 @@ def test_folder_of_other_sets_may_be_named(tmp_path):
     files = {f"{name}/S{k:03d}_004_00000017.png": picture(k)
              for name in ("anger", "contempt", "fear") for k in range(9)}  # fmt: skip
     assert read(tmp_path / "CK+48", files)[0].classes == ("angry", "contempt", "fear")
-
-
-def test_relabelling_counts_any_classes():
-    training = Split(torch.zeros(4, 1, 48, 48, dtype=torch.uint8), torch.tensor([0, 1, 2, 3]))
-    relabelling = Relabelling(training, threshold=2.0, fes=None, fes_threshold=0.0, batch_size=4,
-                              seed=0, classes=OWN)  # fmt: skip
-    assert relabelling.start_epoch(1, 0, None)
-    logits = torch.zeros(4, 4)
-    logits[:, 3] = 1.0
-    assert relabelling(logits, training.labels).tolist() == [3, 3, 3, 3]
-    repairs = relabelling.read()
-    assert (repairs.seen, repairs.changed, repairs.matrix.shape) == (4, 3, (4, 4))
-    assert {"epoch": 1, "given": "bored", "new": "tired", "labels": 1} in repairs.rows(1)
-    assert "tired" in repairs.describe()

@@ -33,9 +33,9 @@ META = torch.device("meta")
 
 
 def split(count: int = 16) -> Split:
-    """Images, labels and true labels without values."""
+    """Images and labels without values."""
     images = torch.empty(count, 1, 48, 48, dtype=torch.uint8, device=META)
-    return Split(images, *(torch.empty(count, dtype=torch.int64, device=META) for _ in range(2)))
+    return Split(images, torch.empty(count, dtype=torch.int64, device=META))
 
 
 def network() -> Network:

@@ -1,6 +1,6 @@
 """Run all six scripts in their order on small synthetic sets, in minutes on two cores.
 
-python -m tools.demo
+    python -m tools.demo
 
 Writes a run folder for each script below --out, replacing those of an earlier demo.
 """

@@ -73,7 +73,7 @@ def draw_fer2013(seed: int = 0, counts: dict[str, int] | None = None) -> dict[st
 
     `counts` gives the images of each split (default DEFAULT_COUNTS; a split left out is empty).
     Returns {split name: Split}: images uint8 (N, 1, 48, 48), labels int64 (N,) as given, of
-    which WRONG_SHARE are wrong in Training and none elsewhere, true_labels int64 (N,).
+    which WRONG_SHARE are wrong in Training and none elsewhere.
     """
     splits = {}
     for name, drawing in draw_records(seed, counts).items():
@@ -81,7 +81,6 @@ def draw_fer2013(seed: int = 0, counts: dict[str, int] | None = None) -> dict[st
         splits[name] = Split(
             images=torch.from_numpy(render(drawing.face, noise)[:, None]),
             labels=torch.from_numpy(drawing.labels),
-            true_labels=torch.from_numpy(drawing.true_labels),
         )
     return splits
 
