@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import architect
+import sgas
 from benchmarks import speed
 from benchmarks.plain import plain_relabel
 from benchmarks.speed import CASES, Setup
@@ -51,8 +51,8 @@ def test_fixed_network_has_the_genotype_of_the_supernet(monkeypatch: pytest.Monk
     monkeypatch.setattr(speed, "build_supernet", lambda *_: supernet)
     monkeypatch.setattr(speed, "Network", lambda *args: built.append(args) or network(*args))
     CASES["search step, all edges decided"].build(setup)
-    scores = architect.score_cells(supernet, {"normal": [], "reduce": []}, use_history=False)
-    assert built[0][-1] == architect.derive_genotype(supernet, scores)
+    scores = sgas.score_cells(supernet, {"normal": [], "reduce": []}, use_history=False)
+    assert built[0][-1] == sgas.derive_genotype(supernet, scores)
 
 
 def test_plain_and_batched_relabelling_agree() -> None:
