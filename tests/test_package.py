@@ -23,7 +23,6 @@ from auto_fernet import command as auto_fernet_command
 from auto_fernet.detection import FaceDetector, square_around
 from auto_fernet.pictures import cut_face
 from auto_fernet.predictor import NETWORKS, softmax
-from auto_fernet.video import Tracker, overlap
 from common.weights import CHECKPOINTS, digest, load_network, read_manifest
 from data.synthetic_cross import draw_jaffe
 from data.types import CLASSES
@@ -253,84 +252,6 @@ def test_command_errors_are_one_line(tmp_path, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert said in line
     assert not (tmp_path / "out").exists()
-
-
-# --- videos
-
-
-def test_overlap():
-    assert overlap((0, 0, 10, 10), (0, 0, 10, 10)) == 1
-    assert overlap((0, 0, 10, 10), (5, 0, 10, 10)) == pytest.approx(1 / 3)
-    assert overlap((0, 0, 10, 10), (20, 0, 10, 10)) == 0
-
-
-def test_tracker_follows_forgets_and_numbers_faces():
-    tracker = Tracker(patience=2)
-    left, right = (0, 0, 10, 10), (50, 0, 10, 10)
-    assert [t.number for t in tracker.update([left, right])] == [0, 1]
-    assert [t.number for t in tracker.update([(51, 0, 10, 10), (1, 0, 10, 10)])] == [1, 0]
-    assert [t.number for t in tracker.update([right])] == [1]
-    assert [t.number for t in tracker.update([left, right])] == [0, 1]  # missed once
-    for _ in range(3):
-        tracker.update([right])
-    assert [t.number for t in tracker.update([left])] == [2]  # gone for longer than patience
-    assert tracker.count == 3
-
-
-def test_track_averages():
-    track = Tracker(0).update([(0, 0, 9, 9)])[0]
-    for p in ([1.0, 0.0], [0.0, 1.0], [0.0, 1.0]):
-        track.add(np.array(p), keep=0.5)
-    assert track.probabilities.tolist() == [0.25, 0.75]
-
-
-@needs_opencv
-def test_video_of_moving_faces(heads, tmp_path, capsys):
-    import cv2
-
-    code, path = cv2.VideoWriter_fourcc(*"mp4v"), tmp_path / "two.mp4"
-    writer = cv2.VideoWriter(str(path), code, 20, (480, 360))
-    small = [np.asarray(head.resize((200, 200))) for head in heads[:2]]
-    for t in range(12):
-        frame = np.full((360, 480, 3), 110, np.uint8)
-        frame[20 + t : 220 + t, 5 * t : 200 + 5 * t] = small[0][:, :, None]
-        frame[140:340, 270 - 3 * t : 470 - 3 * t] = small[1][:, :, None]
-        writer.write(frame)
-    writer.release()
-    assert command("--video", path, "--out", tmp_path / "out") == 0
-    assert "12 frames" in capsys.readouterr().out
-    rows = list(csv.DictReader((tmp_path / "out" / "two-faces.csv").open()))
-    assert {row["face"] for row in rows} == {"0", "1"}
-    assert len(rows) >= 22  # two faces a frame, but for one that may be missed
-    by_face = {number: [row for row in rows if row["face"] == number] for number in "01"}
-    for number, each in by_face.items():
-        # Each number stays with its face, which moves to one side only.
-        steps = np.diff([int(row["x"]) for row in each])
-        right = int(each[0]["x"]) < 150
-        assert (steps.mean() > 3) == right, number
-        assert (steps.mean() < -1) == (not right), number
-        assert all(sum(float(row[name]) for name in CLASSES) == pytest.approx(1, abs=1e-4)
-                   for row in each)  # fmt: skip
-    assert float(rows[-1]["seconds"]) == pytest.approx(11 / 20)
-    copy = cv2.VideoCapture(str(tmp_path / "out" / "two-faces.mp4"))
-    assert (copy.get(cv2.CAP_PROP_FRAME_COUNT), copy.get(cv2.CAP_PROP_FPS)) == (12, 20)
-    blue = [int(x) for x in copy.read()[1][int(rows[0]["y"]) + 60, int(rows[0]["x"])]]
-    assert blue[0] > blue[2] + 60
-    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
-    code += "import signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    code += "from auto_fernet.command import main; sys.exit(main())"
-    words = [sys.executable, "-c", code, "--video", str(path), "--out", str(tmp_path / "full")]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert "cannot be written" in done.stderr.splitlines()[-1]
-
-
-@needs_opencv
-def test_what_is_no_video_is_one_line(tmp_path, capfd):
-    (tmp_path / "x.mp4").write_bytes(b"no video")
-    for name, said in (("x.mp4", "no frame can be read"), ("y.mp4", "no such file")):
-        assert command("--video", tmp_path / name, "--out", tmp_path / "out") == 2
-        assert said in capfd.readouterr().err.splitlines()[-1]
 
 
 # --- the installed package
