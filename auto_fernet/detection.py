@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from auto_fernet.pictures import PictureError, Rect, explained
+from auto_fernet.pictures import PictureError, Rect, explained, require_regular
 
 # The square that FER2013 shows of a face, from the detector's rectangle: its side by that of the
 # rectangle, and the shift of its centre down by that side. benchmarks/faces.py fits them.
@@ -18,17 +18,20 @@ HAAR_CROP = (1.0, 0.02)
 YUNET_CROP = (1.0, 0.0)
 LONGEST = 1024  # pixels of the longer side in which faces are sought
 SHORTEST = 256  # pixels to which the shorter side of a small picture is enlarged
-SMALLEST = 1 / 16  # side of the smallest face sought, by the shorter side of the picture
+SMALLEST = 24  # pixels of the smallest face there: the cascade's window
 
 
 class FaceDetector:
     """Finds faces by OpenCV: the frontal-face cascade, or a YuNet network in an ONNX file.
 
     `model`: the YuNet file (Wu et al., 2023), None for the cascade (Viola and Jones, 2001), which
-    comes with OpenCV. Raises PictureError where OpenCV or the file is missing.
+    comes with OpenCV. `smallest`: side in pixels of the picture of the smallest face to find, None
+    for SMALLEST in a picture of LONGEST; of smaller values large pictures take longer. Raises
+    PictureError where OpenCV or the file is missing.
     """
 
-    def __init__(self, model: str | Path | None = None) -> None:
+    def __init__(self, model: str | Path | None = None, smallest: int | None = None) -> None:
+        self._smallest = smallest
         cv2 = import_opencv()
         self._lock = Lock()  # OpenCV's detectors are not for several threads
         self._yunet: Any = None
@@ -38,7 +41,7 @@ class FaceDetector:
             self._crop = HAAR_CROP
             return
         with explained(model, "a YuNet network in ONNX format, for cv2.FaceDetectorYN"):
-            Path(model).stat()
+            require_regular(Path(model))
             try:
                 self._yunet = cv2.FaceDetectorYN.create(opencv_path(model), "", (320, 320), 0.7)
                 self._yunet.detect(np.zeros((320, 320, 3), np.uint8))
@@ -49,11 +52,13 @@ class FaceDetector:
     def __call__(self, picture: Image.Image) -> list[Rect]:
         """The rectangles of the faces in a picture of mode L or RGB, the largest first."""
         scale = min(LONGEST / max(picture.size), max(1.0, SHORTEST / min(picture.size)))
+        if self._smallest is not None:
+            scale = max(scale, min(1.0, SMALLEST / self._smallest))
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         seen = picture.resize(size, Image.Resampling.BILINEAR)
         with self._lock:
             if self._yunet is None:
-                smallest = max(24, round(SMALLEST * min(size)))
+                smallest = max(SMALLEST, round((self._smallest or 0) * scale))
                 found = self._cascade.detectMultiScale(
                     np.asarray(seen.convert("L")), 1.1, 5, minSize=(smallest, smallest)
                 )
@@ -93,10 +98,9 @@ def _inside(rect: list[float], picture: Image.Image) -> Rect:
 def opencv_path(path: str | Path) -> str:
     """A path for OpenCV, which a name that is no text would crash. Raises PictureError for one."""
     try:
-        str(path).encode()
-    except UnicodeEncodeError:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError:
         raise PictureError(f"{path}: OpenCV cannot open this name; expected valid UTF-8") from None
-    return str(path)
 
 
 def import_opencv() -> Any:

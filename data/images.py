@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from auto_fernet.pictures import Box, check_size, frame, normalise, open_image, quiet
-from utils import reading
+from auto_fernet.pictures import (
+    GUESSED,
+    Box,
+    check_size,
+    frame,
+    normalise,
+    open_image,
+    quiet,
+    require_regular,
+)
+from utils import LOGGER_NAME, reading
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
@@ -28,7 +39,19 @@ def decode_image(
     """
     expected = f"at most {MAX_SIDE} pixels a side, one of {', '.join(FORMATS)}"
     with reading(where, expected), quiet():
+        if isinstance(source, Path):
+            require_regular(source)
         with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
             image = open_image(stream, FORMATS, MAX_IMAGE_BYTES)
         check_size(image, max(image.size) <= MAX_SIDE)
-        return frame(normalise(image), crop(image))
+        gray = normalise(image)
+        if GUESSED in gray.info:
+            _tell(gray.info[GUESSED])
+        return frame(gray, crop(gray))
+
+
+@cache  # once, not for each image of a set
+def _tell(bits: int) -> None:
+    logging.getLogger(LOGGER_NAME).warning(
+        "images whose gray values do not exceed %d are read as %d bits", 2**bits - 1, bits
+    )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,7 +25,7 @@ from auto_fernet import PictureError, Predictor, open_picture
 from auto_fernet import command as auto_fernet_command
 from auto_fernet.detection import FaceDetector, square_around
 from auto_fernet.pictures import cut_face
-from auto_fernet.predictor import NETWORKS, softmax
+from auto_fernet.predictor import CHUNK, NETWORKS, softmax
 from common.weights import CHECKPOINTS, digest, load_network, read_manifest
 from data.synthetic_cross import draw_jaffe
 from data.types import CLASSES
@@ -87,6 +90,88 @@ def test_wrong_network_is_one_line(name, content, said, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+FOREIGN = {
+    "another input": {"name": "image"},
+    "colour": {"shape": ["N", 3, 48, 48]},
+    "larger faces": {"shape": ["N", 1, 64, 64]},
+    "one face at a time": {"shape": [1, 1, 48, 48]},
+    "another output": {"output": "probabilities"},
+    "fewer logits than classes": {"classes": ["a", "b", "c"]},
+    "no classes": {"classes": None},
+    "classes that are numbers": {"classes": [1, 2]},
+    "a class twice": {"classes": ["a", "a"]},
+    "NaN": {"weight": np.nan},
+}
+
+
+@pytest.mark.parametrize("kind", [None, *FOREIGN])
+def test_foreign_network_is_one_line(kind, tmp_path):
+    """Networks of one layer, of 2 logits, and what differs from those that tools.export writes."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    ours = {"name": "faces", "shape": ["N", 1, 48, 48], "output": "logits", "weight": 0.1}
+    given = {**ours, "classes": ["a", "b"], **FOREIGN.get(kind, {})}
+    size = int(np.prod(given["shape"][1:]))
+    weight = np.full((size, 2), given["weight"], np.float32)
+    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", [given["name"]], ["flat"]),
+         helper.make_node("MatMul", ["flat", "weight"], [given["output"]])], "toy",
+        [helper.make_tensor_value_info(given["name"], floats, given["shape"])],
+        [helper.make_tensor_value_info(given["output"], floats, [given["shape"][0], 2])],
+        [onnx.numpy_helper.from_array(weight, "weight")],
+    )  # fmt: skip
+    opset = [helper.make_opsetid("", 13)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=8)
+    helper.set_model_props(model, {"classes": json.dumps(given["classes"])})
+    onnx.save(model, tmp_path / "x.onnx")
+    if kind is None:
+        assert Predictor(tmp_path / "x.onnx").classes == ("a", "b")
+        return
+    with pytest.raises(PictureError, match=r"x\.onnx: .*; expected a network that tools") as raised:
+        Predictor(tmp_path / "x.onnx")
+    assert "\n" not in str(raised.value)
+
+
+def test_many_faces_are_seen_in_chunks(predictor, monkeypatch):
+    faces = np.random.default_rng(0).integers(0, 256, (2 * CHUNK + 1, 48, 48), np.uint8)
+    expected = np.concatenate([predictor.probabilities(face[None]) for face in faces])
+    session, sizes = predictor._session, []
+
+    def run(names, inputs):
+        sizes.append(len(inputs["faces"]))
+        return session.run(names, inputs)
+
+    monkeypatch.setattr(predictor, "_session", type("Session", (), {"run": staticmethod(run)}))
+    assert np.allclose(predictor.probabilities(faces), expected, atol=1e-6)
+    assert sizes == [CHUNK, CHUNK, 1]
+    assert predictor.probabilities(faces[:0]).shape == (0, len(CLASSES))
+
+
+def test_predictor_can_be_pickled(predictor):
+    face = np.full((1, 48, 48), 90, np.uint8)
+    copy = pickle.loads(pickle.dumps(predictor))
+    assert (copy.probabilities(face) == predictor.probabilities(face)).all()
+
+
+@pytest.mark.parametrize("available, given, used", [
+    (["CoreMLExecutionProvider", "CPUExecutionProvider"], None, ["CPUExecutionProvider"]),
+    (["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"], None,
+     ["CUDAExecutionProvider", "CPUExecutionProvider"]),
+    (["CPUExecutionProvider"], ["XnnpackExecutionProvider"], ["XnnpackExecutionProvider"]),
+])  # fmt: skip
+def test_providers(available, given, used, monkeypatch):
+    asked, session = [], onnxruntime.InferenceSession
+
+    def create(content, options, providers):
+        asked.extend(providers)
+        return session(content, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", create)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    Predictor(providers=given)
+    assert asked == used
+
+
 def test_wrong_faces_are_one_line(predictor):
     with pytest.raises(PictureError, match=r"float64 \(1, 48, 48\); expected uint8"):
         predictor.probabilities(np.zeros((1, 48, 48)))
@@ -136,6 +221,23 @@ def test_small_and_large_pictures_are_searched(heads):
     for side in (64, 2000):
         (rect,) = detector(heads[0].resize((side, side)))
         assert 0.3 < rect[2] / side < 0.9
+
+
+@needs_opencv
+def test_small_faces_of_a_large_picture_are_found(heads):
+    """A call of 49 tiles; and a photograph whose faces are smaller than 24 of 1024 pixels."""
+    call = Image.new("L", (1920, 1080), 60)
+    for k in range(49):
+        tile = heads[k % len(heads)].resize((144, 144))
+        call.paste(tile, (80 + 265 * (k % 7), 5 + 153 * (k // 7)))
+    assert len(FaceDetector()(call)) == 49
+    photo = Image.new("L", (3000, 2000), 60)
+    photo.paste(heads[0].resize((110, 110)), (1300, 900))
+    assert FaceDetector()(photo) == []
+    ((left, top, side, _),) = FaceDetector(smallest=40)(photo)
+    assert abs(left + side / 2 - 1356) < 10
+    assert abs(top + side / 2 - 964) < 10
+    assert FaceDetector(smallest=80)(photo) == []
 
 
 @needs_opencv
@@ -247,11 +349,27 @@ def test_command_errors_are_one_line(tmp_path, capsys):
         (["--video", os.fsdecode(b"\xff")], "no such file"),
         (["--video", "9" * 20], "--video 9"),
         ([tmp_path], "no face in 0 pictures"),
+        ([tmp_path, "--smallest", 30], "--smallest: only where faces are found"),
     ):
         assert command(*words, "--out", tmp_path / "out") == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert said in line
     assert not (tmp_path / "out").exists()
+
+
+def test_command_runs_in_notebooks(heads, tmp_path):
+    """Whose stdout is not a file, and cannot be reconfigured."""
+    heads[0].save(tmp_path / "head.png")
+    with redirect_stdout(io.StringIO()) as printed:
+        assert command(tmp_path / "head.png", "--out", tmp_path / "out") == 0
+    assert printed.getvalue().startswith("head.png  ")
+
+
+def test_help_without_docstrings():
+    words = [sys.executable, "-OO", "-m", "auto_fernet", "--help"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--detect" in done.stdout
 
 
 # --- the installed package
