@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from auto_fernet.console import printable, progress, say
-from auto_fernet.detection import LONGEST, SMALLEST, FaceDetector
+from auto_fernet.detection import LONGEST, LONGEST_OF_VIDEO, SMALLEST, FaceDetector
 from auto_fernet.drawing import MOST_FACES, caption, draw_answers, draw_sheet, save_drawn
 from auto_fernet.pictures import (
     FRAME,
@@ -82,8 +82,9 @@ def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
         help="a YuNet network for OpenCV to find faces with, such as "
              "face_detection_yunet_2023mar.onnx (default: OpenCV's frontal-face cascade)")
     add("--smallest", type=pixels, metavar="PIXELS",
-        help="side of the smallest face to find, in pixels of the picture; of smaller values large "
-             f"pictures take longer (default: {SMALLEST} in a picture shrunk to {LONGEST})")
+        help="side of the smallest face to seek, in pixels of the picture; for small ones large "
+             f"pictures take longer (default: {SMALLEST} in a picture shrunk to {LONGEST}, or a "
+             f"video to {LONGEST_OF_VIDEO})")
     add("--video", metavar="FILE_OR_CAMERA",
         help="a video, its RTSP or HTTP address, or the number of a camera, such as 0, instead of "
              "pictures (needs OpenCV)")
@@ -113,7 +114,7 @@ def predict(
         detector = FaceDetector(args.detector, args.smallest) if detect else None
         return predict_pictures(args, detector, recognise, classes)
     reader = VideoReader(args.video)
-    detector = FaceDetector(args.detector, args.smallest)
+    detector = FaceDetector(args.detector, args.smallest, LONGEST_OF_VIDEO)
     found = annotate_video(reader, detector, recognise, classes, make_folder(args.out))
     speed = found["frames"] / found["seconds"]
     say(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from auto_fernet.pictures import SIDE, PictureError, Rect, Source, cut_face, exp
 NETWORKS = Path(__file__).parent / "networks"
 DEFAULT = "auto_fernet_s"
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # of onnxruntime, where available
-CHUNK = 32  # faces that the network sees at once
+CHUNK = 16  # faces that the network sees at once
 
 
 class Predictor:
@@ -55,7 +56,8 @@ class Predictor:
             metadata = self._session.get_modelmeta().custom_metadata_map
             self.classes: tuple[str, ...] = tuple(json.loads(metadata["classes"]))
             self._check()
-        self._arguments = (path.absolute(), detector, threads, providers, smallest)
+        self._arguments = path.absolute(), detector, threads, providers, smallest
+        self._new_detector = partial(FaceDetector, detector, smallest)
         self._detector: FaceDetector | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -78,7 +80,7 @@ class Predictor:
     def detector(self) -> FaceDetector:
         """The detector, which needs OpenCV, made when it is first used."""
         if self._detector is None:
-            self._detector = FaceDetector(self._arguments[1], self._arguments[4])
+            self._detector = self._new_detector()
         return self._detector
 
     def probabilities(self, faces: np.ndarray) -> np.ndarray:

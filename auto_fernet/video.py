@@ -206,7 +206,8 @@ class VideoOutput:
 
     def finish(self) -> None:
         """Replace `path`; PictureError when frames are missing, of which OpenCV says nothing."""
-        written = self._cv2.VideoCapture(opencv_path(self._part)).get(self._cv2.CAP_PROP_FRAME_COUNT)
+        copy = self._cv2.VideoCapture(opencv_path(self._part))
+        written = copy.get(self._cv2.CAP_PROP_FRAME_COUNT)
         with explained(self._path, "room for a video", "written"):
             if written != self._count:
                 self._part.unlink(missing_ok=True)

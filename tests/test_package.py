@@ -225,18 +225,22 @@ def test_small_and_large_pictures_are_searched(heads):
 
 @needs_opencv
 def test_small_faces_of_a_large_picture_are_found(heads):
-    """A call of 49 tiles; and a photograph whose faces are smaller than 24 of 1024 pixels."""
+    """A call of 49 tiles, a group of 40; and a photograph with a face of less than 24 pixels."""
     call = Image.new("L", (1920, 1080), 60)
     for k in range(49):
         tile = heads[k % len(heads)].resize((144, 144))
         call.paste(tile, (80 + 265 * (k % 7), 5 + 153 * (k // 7)))
     assert len(FaceDetector()(call)) == 49
-    photo = Image.new("L", (3000, 2000), 60)
-    photo.paste(heads[0].resize((110, 110)), (1300, 900))
+    photo = Image.new("L", (6000, 4000), 60)
+    for k in range(40):
+        photo.paste(heads[k % len(heads)], (100 + 740 * (k % 8), 100 + 780 * (k // 8)))
+    assert len(FaceDetector()(photo)) == 40
+    photo = Image.new("L", (3000, 1000), 60)
+    photo.paste(heads[0].resize((50, 50)), (1300, 500))
     assert FaceDetector()(photo) == []
-    ((left, top, side, _),) = FaceDetector(smallest=40)(photo)
-    assert abs(left + side / 2 - 1356) < 10
-    assert abs(top + side / 2 - 964) < 10
+    ((left, top, side, _),) = FaceDetector(smallest=24)(photo)
+    assert abs(left + side / 2 - 1325) < 10
+    assert abs(top + side / 2 - 529) < 10
     assert FaceDetector(smallest=80)(photo) == []
 
 
