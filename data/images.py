@@ -12,16 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from auto_fernet.pictures import (
-    GUESSED,
-    Box,
-    check_size,
-    frame,
-    normalise,
-    open_image,
-    quiet,
-    require_regular,
-)
+from auto_fernet.pictures import GUESSED, Box, check_size, frame, normalise, open_image, quiet
 from utils import LOGGER_NAME, reading
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
@@ -39,8 +30,6 @@ def decode_image(
     """
     expected = f"at most {MAX_SIDE} pixels a side, one of {', '.join(FORMATS)}"
     with reading(where, expected), quiet():
-        if isinstance(source, Path):
-            require_regular(source)
         with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
             image = open_image(stream, FORMATS, MAX_IMAGE_BYTES)
         check_size(image, max(image.size) <= MAX_SIDE)
