@@ -11,7 +11,6 @@ import pytest
 import torch
 from fer2013_files import refused
 from PIL import Image
-from torch import nn
 
 from data.sets import load_set
 from data.synthetic.cross import draw_ck48, draw_jaffe
@@ -126,36 +125,6 @@ def test_wrong_labels_follow_votes():
     happy = CLASSES.index("happy")
     for of, other in ((2, 5), (4, 6)):  # fear as surprise, sad as neutral
         assert pairs.count((of, other)) > 2 * pairs.count((of, happy))
-
-
-def test_small_network_learns(whole):
-    splits = whole
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        *(nn.Conv2d(1, 16, 5, 2, 2), nn.BatchNorm2d(16), nn.ReLU()),
-        *(nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU()),
-        *(nn.Conv2d(32, 48, 3, 2, 1), nn.BatchNorm2d(48), nn.ReLU()),
-        *(nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(432, len(CLASSES))),
-    )
-    images, labels = splits["Training"].images / 255.0, splits["Training"].labels
-    optimizer = torch.optim.AdamW(network.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=6e-3, total_steps=6 * (len(images) // 50)
-    )
-    for _ in range(6):
-        for rows in torch.randperm(len(images)).split(50):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(network(images[rows]), labels[rows]).backward()
-            optimizer.step()
-            schedule.step()
-    network.eval()
-    with torch.no_grad():
-        found = network(splits["PublicTest"].images / 255.0).argmax(dim=1)
-    torch.set_num_threads(before)
-    # Naming every face happy, the commonest class, gives 0.24.
-    assert 0.55 < (found == splits["PublicTest"].labels).float().mean() < 0.92
 
 
 def test_ck48_sequences():
