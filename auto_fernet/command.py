@@ -18,6 +18,7 @@ import csv
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from auto_fernet.console import printable, progress, say
-from auto_fernet.detection import FaceDetector
+from auto_fernet.detection import LONGEST, LONGEST_OF_VIDEO, SMALLEST, FaceDetector
 from auto_fernet.drawing import MOST_FACES, caption, draw_answers, draw_sheet, save_drawn
 from auto_fernet.pictures import (
     FRAME,
@@ -37,6 +38,7 @@ from auto_fernet.pictures import (
     explained,
     find_pictures,
     open_picture,
+    unfinished,
 )
 from auto_fernet.predictor import DEFAULT, Predictor
 from auto_fernet.video import Recognise, VideoReader, annotate_video
@@ -62,6 +64,13 @@ def box(text: str) -> Box | None:
     return left, top, right, bottom
 
 
+def pixels(text: str) -> int:
+    """argparse type: a number of pixels."""
+    if not (text.isdecimal() and 1 <= int(text) < 2**16):
+        raise argparse.ArgumentTypeError(f"{text} found, a number of pixels expected")
+    return int(text)
+
+
 def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `predict_pictures` and `predict_video`."""
     # fmt: off
@@ -72,8 +81,13 @@ def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
     add("--detector", metavar="FILE",
         help="a YuNet network for OpenCV to find faces with, such as "
              "face_detection_yunet_2023mar.onnx (default: OpenCV's frontal-face cascade)")
+    add("--smallest", type=pixels, metavar="PIXELS",
+        help="side of the smallest face to seek, in pixels of the picture; for small ones large "
+             f"pictures take longer (default: {SMALLEST} in a picture shrunk to {LONGEST}, or a "
+             f"video to {LONGEST_OF_VIDEO})")
     add("--video", metavar="FILE_OR_CAMERA",
-        help="a video, or the number of a camera, such as 0, instead of pictures (needs OpenCV)")
+        help="a video, its RTSP or HTTP address, or the number of a camera, such as 0, instead of "
+             "pictures (needs OpenCV)")
     add("--crop", type=box, metavar="LEFT,TOP,RIGHT,BOTTOM|none",
         help="part of the largest centred square to use, in 256ths of that square's side, whatever "
              "the size of the picture: 64,64,192,192 is its middle half (default: all of it)")
@@ -92,13 +106,15 @@ def predict(
     if (args.video is None) == (not args.pictures):
         raise PictureError("expected either pictures or --video")
     detect = args.detect or args.detector is not None
+    if args.smallest is not None and not detect and args.video is None:
+        raise PictureError("--smallest: only where faces are found; expected --detect or --video")
     if args.crop is not None and (detect or args.video is not None):
         raise PictureError("--crop: not where faces are found, as each face is cropped by its box")
     if args.video is None:
-        detector = FaceDetector(args.detector) if detect else None
+        detector = FaceDetector(args.detector, args.smallest) if detect else None
         return predict_pictures(args, detector, recognise, classes)
     reader = VideoReader(args.video)
-    detector = FaceDetector(args.detector)
+    detector = FaceDetector(args.detector, args.smallest, LONGEST_OF_VIDEO)
     found = annotate_video(reader, detector, recognise, classes, make_folder(args.out))
     speed = found["frames"] / found["seconds"]
     say(
@@ -162,8 +178,8 @@ def predict_pictures(
 class Outputs:
     """What is written to the folder of --out: the table, the sheet, the drawn pictures.
 
-    The table has the suffix .part until it is complete: an interrupted run leaves the rows that it
-    has, and the table of the run before.
+    The table has a name of its own, which ends in .part, until it is complete: an interrupted run
+    leaves the rows that it has, and the table of the run before.
     """
 
     def __init__(self, folder: Path, classes: Sequence[str], detect: bool) -> None:
@@ -173,18 +189,20 @@ class Outputs:
         self._drawn = folder / DRAWN if detect else None
         if self._drawn is not None:
             make_folder(self._drawn)
-        self._part = folder / f"{TABLE}.part"
+        if (folder / TABLE).exists():
+            say(f"{folder / TABLE}: of an earlier run, will be replaced", sys.stderr)
+        self._part = unfinished(folder / TABLE)
         columns = ["picture", *(("face", *RECT) if detect else ()), "expression", *classes]
         with explained(self._part, "room for a table", "written"):
-            self._file = self._part.open("w", newline="", encoding="utf-8", buffering=1)
+            self._file = self._part.open("x", newline="", encoding="utf-8", buffering=1)
             self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
             self._writer.writeheader()
 
     def check(self, path: Path) -> None:
         """Raise PictureError when the picture `path` would be overwritten."""
-        path = path.resolve()
-        if path == (self._folder / SHEET).resolve() or (
-            self._drawn is not None and path.parent == self._drawn.resolve()
+        sheet = self._folder / SHEET
+        if (sheet.exists() and sheet.samefile(path)) or (
+            self._drawn is not None and path.resolve().parent.samefile(self._drawn)
         ):
             raise PictureError(f"{path}: would be overwritten; expected another folder as --out")
 
@@ -237,7 +255,7 @@ def make_folder(name: str | Path) -> Path:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("auto-fernet", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser("auto-fernet", description=(__doc__ or "").split("\n\n")[0])
     # fmt: off
     add = parser.add_argument
     add("--network", default=DEFAULT, metavar="NAME_OR_FILE",
@@ -252,8 +270,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # names may hold characters that the terminal cannot show
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if hasattr(stream, "reconfigure"):  # names may hold characters that it cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
         predictor = Predictor(args.network)
         predict(args, predictor.probabilities, predictor.classes)
@@ -276,5 +294,6 @@ def _end(line: str, status: int) -> int:
 
 
 def _mute() -> None:
-    """Discard what is buffered for stdout."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Discard what is buffered for stdout, where it is a file."""
+    with suppress(AttributeError, OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

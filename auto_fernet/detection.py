@@ -10,25 +10,31 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from auto_fernet.pictures import PictureError, Rect, explained
+from auto_fernet.pictures import PictureError, Rect, explained, require_regular
 
 # The square that FER2013 shows of a face, from the detector's rectangle: its side by that of the
 # rectangle, and the shift of its centre down by that side. benchmarks/faces.py fits them.
 HAAR_CROP = (1.0, 0.02)
 YUNET_CROP = (1.0, 0.0)
-LONGEST = 1024  # pixels of the longer side in which faces are sought
+LONGEST = 2048  # pixels of the longer side in which faces are sought
+LONGEST_OF_VIDEO = 1024
 SHORTEST = 256  # pixels to which the shorter side of a small picture is enlarged
-SMALLEST = 1 / 16  # side of the smallest face sought, by the shorter side of the picture
+SMALLEST = 24  # pixels of the smallest face there: the cascade's window
 
 
 class FaceDetector:
     """Finds faces by OpenCV: the frontal-face cascade, or a YuNet network in an ONNX file.
 
     `model`: the YuNet file (Wu et al., 2023), None for the cascade (Viola and Jones, 2001), which
-    comes with OpenCV. Raises PictureError where OpenCV or the file is missing.
+    comes with OpenCV. Pictures are shrunk to `longest` pixels of their longer side. `smallest`:
+    side in pixels of the picture of the smallest face to seek, for which it is shrunk less; None
+    for SMALLEST of the shrunk picture. Raises PictureError where OpenCV or the file is missing.
     """
 
-    def __init__(self, model: str | Path | None = None) -> None:
+    def __init__(
+        self, model: str | Path | None = None, smallest: int | None = None, longest: int = LONGEST
+    ) -> None:
+        self._smallest, self._longest = smallest, longest
         cv2 = import_opencv()
         self._lock = Lock()  # OpenCV's detectors are not for several threads
         self._yunet: Any = None
@@ -38,7 +44,7 @@ class FaceDetector:
             self._crop = HAAR_CROP
             return
         with explained(model, "a YuNet network in ONNX format, for cv2.FaceDetectorYN"):
-            Path(model).stat()
+            require_regular(Path(model))
             try:
                 self._yunet = cv2.FaceDetectorYN.create(opencv_path(model), "", (320, 320), 0.7)
                 self._yunet.detect(np.zeros((320, 320, 3), np.uint8))
@@ -48,14 +54,17 @@ class FaceDetector:
 
     def __call__(self, picture: Image.Image) -> list[Rect]:
         """The rectangles of the faces in a picture of mode L or RGB, the largest first."""
-        scale = min(LONGEST / max(picture.size), max(1.0, SHORTEST / min(picture.size)))
+        scale = min(self._longest / max(picture.size), max(1.0, SHORTEST / min(picture.size)))
+        if self._smallest is not None:
+            scale = max(scale, min(1.0, SMALLEST / self._smallest))
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         seen = picture.resize(size, Image.Resampling.BILINEAR)
         with self._lock:
             if self._yunet is None:
-                smallest = max(24, round(SMALLEST * min(size)))
+                smallest = max(SMALLEST, round((self._smallest or 0) * scale))
+                neighbours = 5 if max(size) <= LONGEST_OF_VIDEO else 6  # as more windows are sought
                 found = self._cascade.detectMultiScale(
-                    np.asarray(seen.convert("L")), 1.1, 5, minSize=(smallest, smallest)
+                    np.asarray(seen.convert("L")), 1.1, neighbours, minSize=(smallest, smallest)
                 )
             else:
                 self._yunet.setInputSize(size)
@@ -93,10 +102,9 @@ def _inside(rect: list[float], picture: Image.Image) -> Rect:
 def opencv_path(path: str | Path) -> str:
     """A path for OpenCV, which a name that is no text would crash. Raises PictureError for one."""
     try:
-        str(path).encode()
-    except UnicodeEncodeError:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError:
         raise PictureError(f"{path}: OpenCV cannot open this name; expected valid UTF-8") from None
-    return str(path)
 
 
 def import_opencv() -> Any:

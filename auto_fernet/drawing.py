@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from auto_fernet.pictures import WRITTEN, Rect, explained
+from auto_fernet.pictures import WRITTEN, Rect, explained, unfinished
 
 BOX_COLOUR, TEXT_COLOUR = (33, 102, 172), (255, 255, 255)
 INK, FAINT, BAR_COLOUR = (40, 40, 40), (120, 120, 120), (157, 184, 211)
@@ -85,11 +85,16 @@ def save_drawn(image: Image.Image, path: Path) -> None:
     """Write a drawn picture, marked so that it is never read as a picture of faces."""
     info = PngImagePlugin.PngInfo()
     info.add_text("Software", WRITTEN)
+    part = unfinished(path)
     with explained(path, "room for a picture", "written"):
-        if path.suffix == ".png":
-            image.save(path, pnginfo=info)
-        else:
-            image.save(path, quality=92, comment=WRITTEN.encode())
+        try:
+            if path.suffix == ".png":
+                image.save(part, "PNG", pnginfo=info)
+            else:
+                image.save(part, "JPEG", quality=92, comment=WRITTEN.encode())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _shortened(name: str, most: int = 40) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import logging
+import secrets
+import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +15,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from auto_fernet.console import printable
+
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 Rect = tuple[int, int, int, int]  # left, top, width, height, in pixels of the picture
 Source = str | Path | Image.Image | np.ndarray
@@ -20,6 +25,8 @@ SIDE = 48  # of a face, as in FER2013
 FRAME = 256  # side of the square in which the boxes of --crop are given
 MAX_BYTES = 1 << 28
 MAX_PIXELS = 1 << 27  # more than the largest of telephones, and less than a gigabyte when decoded
+DEPTHS = (8, 10, 12, 16)  # bits of gray pictures whose file does not state its highest value
+GUESSED = "guessed bits"  # the entry of `info` that holds which of them was chosen
 REFUSED = {"EPS"}  # a program, which pillow would have another program run
 TRANSPARENT = ("LA", "PA", "RGBA")
 WRITTEN = "auto-fernet"  # the mark of pictures that this code has drawn
@@ -45,6 +52,17 @@ def explained(name: object, expected: str, done: str = "read") -> Iterator[None]
         elif not isinstance(error, ValueError | OSError):
             reason = f"{type(error).__name__}: {reason}"
         raise PictureError(f"{name}: {reason}; expected {expected}") from error
+
+
+def unfinished(path: Path, suffix: str = "") -> Path:
+    """A new name beside `path` for what replaces it when it is complete."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.part{suffix}")
+
+
+def require_regular(path: Path) -> None:
+    """Raise OSError where `path` does not exist, ValueError where it is a pipe or a device."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("not a regular file")
 
 
 # --- finding
@@ -87,9 +105,9 @@ def open_picture(source: Source) -> Image.Image:
     """A picture of a file, of pillow or an array, upright: mode L or RGB.
 
     Arrays are uint8 (H, W) or (H, W, 3), red first. EXIF orientation is applied, the first frame
-    is taken, transparent parts are white, and deeper grays are scaled to 8 bits. Raises
-    PictureError for a file that is no picture, has more than MAX_PIXELS, before it is decoded, or
-    was drawn by this code.
+    is taken, transparent parts are white, and deeper grays are scaled to 8 bits as `normalise`
+    says, with a line of logging where their depth is guessed. Raises PictureError for a file that
+    is no picture, has more than MAX_PIXELS, before it is decoded, or was drawn by this code.
     """
     if isinstance(source, np.ndarray):
         fits = source.ndim == 2 or source.shape[2:] == (3,)
@@ -101,19 +119,30 @@ def open_picture(source: Source) -> Image.Image:
         with explained("picture", "an image of pillow"):
             check_size(source, source.width * source.height > 0)
             source.load()
-            return flatten(normalise(source))
+            return flatten(_told(normalise(source), "picture"))
     if not isinstance(source, str | Path):
         raise PictureError(f"{type(source).__name__}: expected a path, an image or an array")
     Image.init()
     formats = tuple(sorted(Image.OPEN.keys() - REFUSED))
     expected = f"a picture of at most {MAX_PIXELS} pixels"
-    with explained(source, expected), quiet(), Path(source).open("rb") as stream:
-        image = open_image(stream, formats, MAX_BYTES)
+    with explained(source, expected), quiet():
+        require_regular(Path(source))
+        with Path(source).open("rb") as stream:
+            image = open_image(stream, formats, MAX_BYTES)
         check_size(image, 0 < image.width * image.height <= MAX_PIXELS)
         if {image.info.get("Software"), image.info.get("comment")} & {WRITTEN, WRITTEN.encode()}:
             raise PictureError(f"{source}: drawn by {WRITTEN}, not read as a picture")
         image.load()  # here, where what it raises is explained
-        return flatten(normalise(image))
+        return flatten(_told(normalise(image), source))
+
+
+def _told(image: Image.Image, name: object) -> Image.Image:
+    """The image; a line of logging where its bit depth was guessed."""
+    if bits := image.info.pop(GUESSED, None):
+        logging.getLogger("auto_fernet").warning(
+            "%s: no gray value above %d, read as %d bits", printable(str(name)), 2**bits - 1, bits
+        )
+    return image
 
 
 def open_image(stream: BinaryIO, formats: tuple[str, ...], max_bytes: int) -> Image.Image:
@@ -128,6 +157,8 @@ def open_image(stream: BinaryIO, formats: tuple[str, ...], max_bytes: int) -> Im
         return Image.open(io.BytesIO(content), formats=formats)
     except UnidentifiedImageError:  # its text is the address of the stream
         raise ValueError("unreadable image") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error).split(" exceeds ")[0]) from None
 
 
 @contextmanager
@@ -147,15 +178,35 @@ def check_size(image: Image.Image, fits: bool, reason: str = "") -> None:
 def normalise(image: Image.Image) -> Image.Image:
     """The first frame, upright as its EXIF data say, deeper grays scaled to 8 bits.
 
-    Pillow's own conversion would clip 16-bit grays and floats in [0, 1].
+    Pillow's own conversion would clip them. White is 1 for floats, else the highest value that the
+    file states, else that of the least of DEPTHS that holds the brightest pixel; a depth below 16
+    is then entered in `info` as GUESSED. Raises ValueError for values outside 0 to 1 or 65535.
     """
-    if image.mode.startswith("I") or image.mode == "F":
-        highest = 1 if image.mode == "F" else 65535
-        pixels = np.asarray(image)
-        if not (pixels.min() >= 0 and pixels.max() <= highest):  # also true of NaN
-            raise ValueError(f"grays outside 0 to {highest}")
-        image = Image.fromarray(np.rint(pixels * (255 / highest)).astype(np.uint8))
-    return ImageOps.exif_transpose(image) if image.getexif() else image
+    white = 1 if image.mode == "F" else _stated_white(image)
+    image = ImageOps.exif_transpose(image) if image.getexif() else image
+    if not image.mode.startswith("I") and image.mode != "F":
+        return image
+    pixels = np.asarray(image)
+    brightest, highest = pixels.max(), 1 if image.mode == "F" else 65535
+    if not (pixels.min() >= 0 and brightest <= highest):  # also true of NaN
+        raise ValueError(f"grays outside 0 to {highest}")
+    bits = DEPTHS[-1]
+    if brightest > white or white == 0:
+        bits = min(depth for depth in DEPTHS if brightest < 2**depth)
+        white = 2**bits - 1
+    gray = Image.fromarray(np.rint(pixels * (255 / white)).astype(np.uint8))
+    if bits < DEPTHS[-1]:
+        gray.info[GUESSED] = bits
+    return gray
+
+
+def _stated_white(image: Image.Image) -> int:
+    """The highest gray value that the file of an image states, 0 where it states none."""
+    if image.format in ("PPM", "JPEG2000"):  # pillow scales them to 16 bits by what they state
+        return 65535
+    tags = getattr(image, "tag_v2", {})  # of TIFF: 258 is BitsPerSample, 281 MaxSampleValue
+    bits = int(np.max(tags.get(258, 16)))
+    return int(np.max(tags.get(281, 2**bits - 1 if bits < 16 else 0)))
 
 
 def flatten(image: Image.Image) -> Image.Image:
@@ -201,11 +252,12 @@ def cut_face(picture: Image.Image, rect: Rect) -> np.ndarray:
     """
     left, top, width, height = rect
     right, bottom = left + width, top + height
-    gray = np.asarray(picture.convert("L"))
-    inside = gray[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-    if 0 in inside.shape or width * height > MAX_PIXELS:
+    x0, x1 = max(left, 0), min(right, picture.width)
+    y0, y1 = max(top, 0), min(bottom, picture.height)
+    if x0 >= x1 or y0 >= y1 or width * height > MAX_PIXELS:
         size = f"{picture.width}x{picture.height}"
         raise PictureError(f"box {list(rect)}: outside the picture of {size} pixels, or too large")
+    inside = np.asarray(picture.crop((x0, y0, x1, y1)).convert("L"))
     beyond = (
         (max(-top, 0), max(bottom - picture.height, 0)),
         (max(-left, 0), max(right - picture.width, 0)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,18 @@ from auto_fernet.pictures import SIDE, PictureError, Rect, Source, cut_face, exp
 
 NETWORKS = Path(__file__).parent / "networks"
 DEFAULT = "auto_fernet_s"
+PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # of onnxruntime, where available
+CHUNK = 16  # faces that the network sees at once
 
 
 class Predictor:
     """Recognises the expressions of the faces in pictures.
 
     `network`: the name of a network of this package, or an ONNX file that tools.export wrote.
-    `detector`: a YuNet file for OpenCV; None for OpenCV's cascade. `threads`: of onnxruntime, None
-    for its own choice. `classes` are the names of the expressions. Raises PictureError for a
-    network or file that does not exist or is no such network.
+    `detector`, `smallest`: as for FaceDetector. `threads`: of onnxruntime, None for its own choice.
+    `providers`: of onnxruntime, in order of preference, None for those of PROVIDERS that there are.
+    `classes` are the names of the expressions. Raises PictureError for a network or file that does
+    not exist or is no such network.
     """
 
     def __init__(
@@ -30,6 +34,8 @@ class Predictor:
         network: str | Path = DEFAULT,
         detector: str | Path | None = None,
         threads: int | None = None,
+        providers: Sequence[str] | None = None,
+        smallest: int | None = None,
     ) -> None:
         # Imported here: pictures and faces can be used without a network.
         import onnxruntime
@@ -41,19 +47,40 @@ class Predictor:
         if threads is not None:
             options.intra_op_num_threads = threads
         with explained(path, "a network that tools.export wrote"):
+            if providers is None:
+                available = onnxruntime.get_available_providers()
+                providers = [name for name in PROVIDERS if name in available]
             self._session = onnxruntime.InferenceSession(
-                path.read_bytes(), options, providers=onnxruntime.get_available_providers()
+                path.read_bytes(), options, providers=list(providers)
             )
-            found = self._session.get_modelmeta().custom_metadata_map
-            self.classes: tuple[str, ...] = tuple(json.loads(found["classes"]))
-        self._model = detector
+            metadata = self._session.get_modelmeta().custom_metadata_map
+            self.classes: tuple[str, ...] = tuple(json.loads(metadata["classes"]))
+            self._check()
+        self._arguments = path.absolute(), detector, threads, providers, smallest
+        self._new_detector = partial(FaceDetector, detector, smallest)
         self._detector: FaceDetector | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._arguments
+
+    def _check(self) -> None:
+        """Raise ValueError unless the network has our input, output and classes, and runs."""
+        (faces,), (logits,) = self._session.get_inputs(), self._session.get_outputs()
+        ends = faces.name, faces.type, faces.shape[1:], logits.name, logits.type
+        if ends != ("faces", "tensor(float)", [1, SIDE, SIDE], "logits", "tensor(float)"):
+            raise ValueError(f"input {faces.name} {faces.shape}, output {logits.name}")
+        names = set(self.classes)
+        if len(names) < len(self.classes) or not all(isinstance(n, str) and n for n in names):
+            raise ValueError("its classes are no names that differ")
+        answers = self.probabilities(np.zeros((2, SIDE, SIDE), np.uint8))
+        if answers.shape != (2, len(names)) or not np.isfinite(answers).all():
+            raise ValueError(f"answers of shape {answers.shape} for {len(names)} classes, or NaN")
 
     @property
     def detector(self) -> FaceDetector:
         """The detector, which needs OpenCV, made when it is first used."""
         if self._detector is None:
-            self._detector = FaceDetector(self._model)
+            self._detector = self._new_detector()
         return self._detector
 
     def probabilities(self, faces: np.ndarray) -> np.ndarray:
@@ -62,9 +89,11 @@ class Predictor:
             raise PictureError(
                 f"faces: {faces.dtype} {faces.shape}; expected uint8 (N, {SIDE}, {SIDE})"
             )
-        images = faces[:, None].astype(np.float32) / 255
-        (logits,) = self._session.run(None, {"faces": images})
-        return softmax(logits)
+        logits = []
+        for start in range(0, max(len(faces), 1), CHUNK):
+            images = faces[start : start + CHUNK, None].astype(np.float32) / 255
+            logits += self._session.run(None, {"faces": images})
+        return softmax(np.concatenate(logits))
 
     def detect_emotions(
         self, picture: Source, face_rectangles: Sequence[Rect] | None = None

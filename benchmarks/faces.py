@@ -5,7 +5,9 @@
 On JAFFE: how many faces are found, the square that agrees best with the fixed box of data/jaffe.py,
 and accuracy with either, also of the frames in pictures of 1600x1200. On 400 images of a split of
 FER2013 (--split): accuracy as they are, and pasted into larger gray pictures, with and without
-detection. The constants in `auto_fernet/detection.py` were chosen by this, on PublicTest.
+detection. Many small faces of JAFFE in one picture, and noise: how many faces are found, and how
+many rectangles are none. The constants in `auto_fernet/detection.py` were chosen by this, on
+PublicTest.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import torch
 from PIL import Image
 
 from auto_fernet.detection import FaceDetector
-from auto_fernet.pictures import PictureError, centre_face, cut_face, open_picture
+from auto_fernet.pictures import FRAME, PictureError, centre_face, cut_face, open_picture
 from common import arguments
 from common.cli import run_script
 from common.report import format_table
@@ -38,6 +40,13 @@ GRAY = 128
 # Of the pasted faces, by that of the picture: the sides of the canvas and of the face in pixels.
 PASTED = {"48 in 68x68": (68, 48), "48 in 104x104": (104, 48), "192 in 800x800": (800, 192)}
 PHOTO = (1600, 1200)
+# Of pictures with many faces: their size, their columns and rows, and the side of a face's frame.
+CROWDS = {
+    "49 tiles in 1920x1080": ((1920, 1080), (7, 7), 144),
+    "100 tiles in 1920x1080": ((1920, 1080), (10, 10), 100),
+    "40 faces in 6000x4000": ((6000, 4000), (8, 5), 256),
+}
+EMPTY = 60  # pictures without a face
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -83,7 +92,40 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         pictures = [paste(Image.fromarray(each), (side, side), face, rng) for each in faces[0]]
         rows.append(score(f"{args.split}, {name}", predict, detector, pictures, *faces))
     print(format_table(list(rows[0]), [list(row.values()) for row in rows]))
+    print(format_table(["pictures", "n", "faces", "found", "false"], crowds(detector, frames, rng)))
     return {"rows": rows}
+
+
+def crowds(
+    detector: FaceDetector, frames: Sequence[Image.Image], rng: np.random.Generator
+) -> list[list[Any]]:
+    """Pictures, faces, faces found and rectangles without a face, of CROWDS and of no face."""
+    rows: list[list[Any]] = []
+    for name, (size, (columns, lines), side) in CROWDS.items():
+        count = columns * lines
+        pictures, found, false = len(frames) // count, 0, 0
+        for start in range(0, pictures * count, count):
+            crowd, step = Image.new("L", size, GRAY), (size[0] // columns, size[1] // lines)
+            places = [(k % columns * step[0], k // columns * step[1]) for k in range(count)]
+            for (left, top), face in zip(places, frames[start:], strict=False):
+                crowd.paste(face.convert("L").resize((side, side)), (left, top))
+            centres = np.array([(x + w / 2, y + h / 2) for x, y, w, h in detector(crowd)])
+            faces = np.array(places) + np.add(BOX[:2], BOX[2:]) / 2 * side / FRAME
+            distances = np.abs(centres.reshape(-1, 1, 2) - faces).max(axis=2)
+            hits = int((distances < side / 4).any(axis=0).sum())
+            found, false = found + hits, false + len(centres) - hits
+        rows.append([name, pictures, pictures * count, found, false])
+    false = sum(len(detector(noise(rng))) for _ in range(EMPTY))
+    return [*rows, [f"noise in {PHOTO[0]}x{PHOTO[1]}", EMPTY, 0, 0, false]]
+
+
+def noise(rng: np.random.Generator) -> Image.Image:
+    """Noise of photographs: the amplitude of a wave is proportional to its length."""
+    width, height = PHOTO
+    waves = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    spectrum = np.fft.rfft2(rng.standard_normal((height, width))) / np.maximum(waves, 1 / width)
+    values = np.fft.irfft2(spectrum, (height, width))
+    return Image.fromarray(np.clip(128 + 50 * values / values.std(), 0, 255).astype(np.uint8))
 
 
 def whole_frames(folder: str, names: Sequence[str]) -> list[Image.Image]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from common.parsing import parse
 from runtime.errors import PeerLost, UserError, WriteError, describe_error, is_out_of_memory
-from runtime.logs import log
+from runtime.logs import discard_unused_run, log
 from runtime.processes import gather, process_group, rank, world_size
 from runtime.startup import keep_freed_memory
 from runtime.stop import Interrupted, stop_on_signals
@@ -82,6 +82,7 @@ def _run(
     except (WriteError, PeerLost) as error:
         return 2, f"error: {error}; what was saved before is kept: go on with --resume"
     except UserError as error:
+        discard_unused_run()
         return 2, f"error: {error}"
     except Interrupted as interrupted:
         end = "saved" if interrupted.resumable else "nothing saved"

@@ -203,13 +203,13 @@ def evaluate_rows(
                 f"such as {EXAMPLE}"
             )
         parts = [torch.from_numpy(np.flatnonzero(subjects == name)) for name in np.unique(subjects)]
-    logits = torch.zeros(len(rows), model.classifier.out_features)
+    logits = []
     for part in parts:
         split = faces.split(rows[part]).to(run.device)
         network = adapt_batch_norms(model, split.images) if args.adapt_batch_norm else model
         predict = tta_predict(network_predictor(network), args.tta)
-        logits[part] = evaluate(predict, split, args.batch_size, run).logits
-    return Scores(logits, faces.labels[rows])
+        logits.append(evaluate(predict, split, args.batch_size, run).logits)
+    return Scores(torch.cat(logits)[torch.cat(parts).argsort()], faces.labels[rows])
 
 
 def evaluate_faces(

@@ -51,6 +51,17 @@ def open_log(folder: Path | None = None) -> logging.Logger:
     return log
 
 
+def discard_unused_run() -> None:
+    """Remove the folder of a run that was refused before it wrote anything but its log."""
+    for handler in list(log.handlers):
+        if isinstance(handler, _LogFile):
+            path = Path(handler.baseFilename)
+            if [file.name for file in path.parent.iterdir()] == [path.name]:
+                open_log()
+                path.unlink()
+                path.parent.rmdir()
+
+
 class _LogFile(logging.FileHandler):
     """The log of a run folder, locked as long as the process lives that writes to the folder.
 

@@ -14,7 +14,7 @@ from torch import nn
 import relabel_training
 import test_CK48
 import test_JAFFE
-from common import crossval
+from common import crossval, training
 from common.fold_figures import summarise_folds, vote
 from common.report import interval
 from common.weights import Trained
@@ -38,7 +38,7 @@ class Answers(nn.Module):
 
 def test_ck48_without_finetuning_scores_six_classes(place, monkeypatch, capsys):
     stub = Trained(Path(), Answers(), epoch=0, epochs=0, drop_path_prob=None)
-    monkeypatch.setattr(test_CK48, "load_start", lambda _: stub)
+    monkeypatch.setattr(crossval, "load_start", lambda _: stub)
     monkeypatch.chdir(place)
     assert here(test_CK48, "--checkpoint checkpoint --mode evaluate --save as-it-is") == 0
     faces = load_ck48(place / "data")
@@ -112,7 +112,7 @@ def test_drop_path_continues_from_checkpoint():
 
 
 @pytest.mark.parametrize(
-    "module, script", [(relabel_training, relabel_training), (crossval, test_CK48)]
+    "module, script", [(training, relabel_training), (crossval, test_CK48)]
 )
 @pytest.mark.parametrize("flags, expected", [([], 0.04), (["--drop_path_prob", "0.5"], 0.1)])
 def test_scripts_continue_drop_path(module, script, flags, expected, place, tmp_path, monkeypatch):

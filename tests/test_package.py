@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,8 +25,7 @@ from auto_fernet import PictureError, Predictor, open_picture
 from auto_fernet import command as auto_fernet_command
 from auto_fernet.detection import FaceDetector, square_around
 from auto_fernet.pictures import cut_face
-from auto_fernet.predictor import NETWORKS, softmax
-from auto_fernet.video import Tracker, overlap
+from auto_fernet.predictor import CHUNK, NETWORKS, softmax
 from common.manifest import digest, read_manifest
 from common.weights import CHECKPOINTS, load_network
 from data.synthetic.cross import draw_jaffe
@@ -89,6 +91,88 @@ def test_wrong_network_is_one_line(name, content, said, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+FOREIGN = {
+    "another input": {"name": "image"},
+    "colour": {"shape": ["N", 3, 48, 48]},
+    "larger faces": {"shape": ["N", 1, 64, 64]},
+    "one face at a time": {"shape": [1, 1, 48, 48]},
+    "another output": {"output": "probabilities"},
+    "fewer logits than classes": {"classes": ["a", "b", "c"]},
+    "no classes": {"classes": None},
+    "classes that are numbers": {"classes": [1, 2]},
+    "a class twice": {"classes": ["a", "a"]},
+    "NaN": {"weight": np.nan},
+}
+
+
+@pytest.mark.parametrize("kind", [None, *FOREIGN])
+def test_foreign_network_is_one_line(kind, tmp_path):
+    """Networks of one layer, of 2 logits, and what differs from those that tools.export writes."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    ours = {"name": "faces", "shape": ["N", 1, 48, 48], "output": "logits", "weight": 0.1}
+    given = {**ours, "classes": ["a", "b"], **FOREIGN.get(kind, {})}
+    size = int(np.prod(given["shape"][1:]))
+    weight = np.full((size, 2), given["weight"], np.float32)
+    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", [given["name"]], ["flat"]),
+         helper.make_node("MatMul", ["flat", "weight"], [given["output"]])], "toy",
+        [helper.make_tensor_value_info(given["name"], floats, given["shape"])],
+        [helper.make_tensor_value_info(given["output"], floats, [given["shape"][0], 2])],
+        [onnx.numpy_helper.from_array(weight, "weight")],
+    )  # fmt: skip
+    opset = [helper.make_opsetid("", 13)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=8)
+    helper.set_model_props(model, {"classes": json.dumps(given["classes"])})
+    onnx.save(model, tmp_path / "x.onnx")
+    if kind is None:
+        assert Predictor(tmp_path / "x.onnx").classes == ("a", "b")
+        return
+    with pytest.raises(PictureError, match=r"x\.onnx: .*; expected a network that tools") as raised:
+        Predictor(tmp_path / "x.onnx")
+    assert "\n" not in str(raised.value)
+
+
+def test_many_faces_are_seen_in_chunks(predictor, monkeypatch):
+    faces = np.random.default_rng(0).integers(0, 256, (2 * CHUNK + 1, 48, 48), np.uint8)
+    expected = np.concatenate([predictor.probabilities(face[None]) for face in faces])
+    session, sizes = predictor._session, []
+
+    def run(names, inputs):
+        sizes.append(len(inputs["faces"]))
+        return session.run(names, inputs)
+
+    monkeypatch.setattr(predictor, "_session", type("Session", (), {"run": staticmethod(run)}))
+    assert np.allclose(predictor.probabilities(faces), expected, atol=1e-6)
+    assert sizes == [CHUNK, CHUNK, 1]
+    assert predictor.probabilities(faces[:0]).shape == (0, len(CLASSES))
+
+
+def test_predictor_can_be_pickled(predictor):
+    face = np.full((1, 48, 48), 90, np.uint8)
+    copy = pickle.loads(pickle.dumps(predictor))
+    assert (copy.probabilities(face) == predictor.probabilities(face)).all()
+
+
+@pytest.mark.parametrize("available, given, used", [
+    (["CoreMLExecutionProvider", "CPUExecutionProvider"], None, ["CPUExecutionProvider"]),
+    (["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"], None,
+     ["CUDAExecutionProvider", "CPUExecutionProvider"]),
+    (["CPUExecutionProvider"], ["XnnpackExecutionProvider"], ["XnnpackExecutionProvider"]),
+])  # fmt: skip
+def test_providers(available, given, used, monkeypatch):
+    asked, session = [], onnxruntime.InferenceSession
+
+    def create(content, options, providers):
+        asked.extend(providers)
+        return session(content, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", create)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    Predictor(providers=given)
+    assert asked == used
+
+
 def test_wrong_faces_are_one_line(predictor):
     with pytest.raises(PictureError, match=r"float64 \(1, 48, 48\); expected uint8"):
         predictor.probabilities(np.zeros((1, 48, 48)))
@@ -138,6 +222,27 @@ def test_small_and_large_pictures_are_searched(heads):
     for side in (64, 2000):
         (rect,) = detector(heads[0].resize((side, side)))
         assert 0.3 < rect[2] / side < 0.9
+
+
+@needs_opencv
+def test_small_faces_of_a_large_picture_are_found(heads):
+    """A call of 49 tiles, a group of 40; and a photograph with a face of less than 24 pixels."""
+    call = Image.new("L", (1920, 1080), 60)
+    for k in range(49):
+        tile = heads[k % len(heads)].resize((144, 144))
+        call.paste(tile, (80 + 265 * (k % 7), 5 + 153 * (k // 7)))
+    assert len(FaceDetector()(call)) == 49
+    photo = Image.new("L", (6000, 4000), 60)
+    for k in range(40):
+        photo.paste(heads[k % len(heads)], (100 + 740 * (k % 8), 100 + 780 * (k // 8)))
+    assert len(FaceDetector()(photo)) == 40
+    photo = Image.new("L", (3000, 1000), 60)
+    photo.paste(heads[0].resize((50, 50)), (1300, 500))
+    assert FaceDetector()(photo) == []
+    ((left, top, side, _),) = FaceDetector(smallest=24)(photo)
+    assert abs(left + side / 2 - 1325) < 10
+    assert abs(top + side / 2 - 529) < 10
+    assert FaceDetector(smallest=80)(photo) == []
 
 
 @needs_opencv
@@ -249,6 +354,7 @@ def test_command_errors_are_one_line(tmp_path, capsys):
         (["--video", os.fsdecode(b"\xff")], "no such file"),
         (["--video", "9" * 20], "--video 9"),
         ([tmp_path], "no face in 0 pictures"),
+        ([tmp_path, "--smallest", 30], "--smallest: only where faces are found"),
     ):
         assert command(*words, "--out", tmp_path / "out") == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -256,82 +362,19 @@ def test_command_errors_are_one_line(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-# --- videos
+def test_command_runs_in_notebooks(heads, tmp_path):
+    """Whose stdout is not a file, and cannot be reconfigured."""
+    heads[0].save(tmp_path / "head.png")
+    with redirect_stdout(io.StringIO()) as printed:
+        assert command(tmp_path / "head.png", "--out", tmp_path / "out") == 0
+    assert printed.getvalue().startswith("head.png  ")
 
 
-def test_overlap():
-    assert overlap((0, 0, 10, 10), (0, 0, 10, 10)) == 1
-    assert overlap((0, 0, 10, 10), (5, 0, 10, 10)) == pytest.approx(1 / 3)
-    assert overlap((0, 0, 10, 10), (20, 0, 10, 10)) == 0
-
-
-def test_tracker_follows_forgets_and_numbers_faces():
-    tracker = Tracker(patience=2)
-    left, right = (0, 0, 10, 10), (50, 0, 10, 10)
-    assert [t.number for t in tracker.update([left, right])] == [0, 1]
-    assert [t.number for t in tracker.update([(51, 0, 10, 10), (1, 0, 10, 10)])] == [1, 0]
-    assert [t.number for t in tracker.update([right])] == [1]
-    assert [t.number for t in tracker.update([left, right])] == [0, 1]  # missed once
-    for _ in range(3):
-        tracker.update([right])
-    assert [t.number for t in tracker.update([left])] == [2]  # gone for longer than patience
-    assert tracker.count == 3
-
-
-def test_track_averages():
-    track = Tracker(0).update([(0, 0, 9, 9)])[0]
-    for p in ([1.0, 0.0], [0.0, 1.0], [0.0, 1.0]):
-        track.add(np.array(p), keep=0.5)
-    assert track.probabilities.tolist() == [0.25, 0.75]
-
-
-@needs_opencv
-def test_video_of_moving_faces(heads, tmp_path, capsys):
-    import cv2
-
-    code, path = cv2.VideoWriter_fourcc(*"mp4v"), tmp_path / "two.mp4"
-    writer = cv2.VideoWriter(str(path), code, 20, (480, 360))
-    small = [np.asarray(head.resize((200, 200))) for head in heads[:2]]
-    for t in range(12):
-        frame = np.full((360, 480, 3), 110, np.uint8)
-        frame[20 + t : 220 + t, 5 * t : 200 + 5 * t] = small[0][:, :, None]
-        frame[140:340, 270 - 3 * t : 470 - 3 * t] = small[1][:, :, None]
-        writer.write(frame)
-    writer.release()
-    assert command("--video", path, "--out", tmp_path / "out") == 0
-    assert "12 frames" in capsys.readouterr().out
-    rows = list(csv.DictReader((tmp_path / "out" / "two-faces.csv").open()))
-    assert {row["face"] for row in rows} == {"0", "1"}
-    assert len(rows) >= 22  # two faces a frame, but for one that may be missed
-    by_face = {number: [row for row in rows if row["face"] == number] for number in "01"}
-    for number, each in by_face.items():
-        # Each number stays with its face, which moves to one side only.
-        steps = np.diff([int(row["x"]) for row in each])
-        right = int(each[0]["x"]) < 150
-        assert (steps.mean() > 3) == right, number
-        assert (steps.mean() < -1) == (not right), number
-        assert all(sum(float(row[name]) for name in CLASSES) == pytest.approx(1, abs=1e-4)
-                   for row in each)  # fmt: skip
-    assert float(rows[-1]["seconds"]) == pytest.approx(11 / 20)
-    copy = cv2.VideoCapture(str(tmp_path / "out" / "two-faces.mp4"))
-    assert (copy.get(cv2.CAP_PROP_FRAME_COUNT), copy.get(cv2.CAP_PROP_FPS)) == (12, 20)
-    blue = [int(x) for x in copy.read()[1][int(rows[0]["y"]) + 60, int(rows[0]["x"])]]
-    assert blue[0] > blue[2] + 60
-    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
-    code += "import signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    code += "from auto_fernet.command import main; sys.exit(main())"
-    words = [sys.executable, "-c", code, "--video", str(path), "--out", str(tmp_path / "full")]
+def test_help_without_docstrings():
+    words = [sys.executable, "-OO", "-m", "auto_fernet", "--help"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert "cannot be written" in done.stderr.splitlines()[-1]
-
-
-@needs_opencv
-def test_what_is_no_video_is_one_line(tmp_path, capfd):
-    (tmp_path / "x.mp4").write_bytes(b"no video")
-    for name, said in (("x.mp4", "no frame can be read"), ("y.mp4", "no such file")):
-        assert command("--video", tmp_path / name, "--out", tmp_path / "out") == 2
-        assert said in capfd.readouterr().err.splitlines()[-1]
+    assert done.returncode == 0, done.stderr
+    assert "--detect" in done.stdout
 
 
 # --- the installed package

@@ -1,12 +1,10 @@
-"""Pictures of a user's own: every kind that pillow reads, and tools.predict on them."""
+"""Pictures of a user's own: how they are found, and tools.predict on them."""
 
 from __future__ import annotations
 
 import csv
 import re
-import struct
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,29 +15,13 @@ from runs import run, weights
 
 import ensemble
 from auto_fernet.drawing import draw_sheet
-from auto_fernet.pictures import (
-    SIDE,
-    PictureError,
-    Source,
-    centre_face,
-    cut_face,
-    find_pictures,
-    open_picture,
-)
+from auto_fernet.pictures import PictureError, find_pictures, open_picture
 from common import cli
-from data import types
-from data.jaffe import BOX, load_jaffe
-from data.synthetic.cross import draw_jaffe
 from data.synthetic.fer2013 import draw_fer2013
-from data.synthetic.writers import write_jaffe
 from data.types import CLASSES
 from model import build_network
 from tools import predict
 from utils import load_checkpoint
-
-
-def load_picture(source: Source, crop=None) -> np.ndarray:
-    return centre_face(open_picture(source), crop)
 
 
 @pytest.fixture(scope="module")
@@ -69,117 +51,7 @@ def save(picture: Image.Image | np.ndarray, path: Path, **options) -> Path:
     return path
 
 
-# --- reading
-
-
-def test_every_mode_gives_the_same_gray(face, tmp_path):
-    gray = Image.fromarray(face)
-    deep = Image.fromarray(face.astype(np.uint16) * 257)
-    middle = Image.new("L", (48, 48), 128)
-    kinds = {f"{mode}.png": gray.convert(mode) for mode in ("L", "RGB", "RGBA", "LA", "P")}
-    kinds |= {"P.gif": gray.convert("P"), "CMYK.tif": gray.convert("RGB").convert("CMYK")}
-    kinds |= {"L.bmp": gray, "16.png": deep, "16.tif": deep}
-    kinds |= {"LAB.tif": Image.merge("LAB", [gray, middle, middle])}
-    for name, image in kinds.items():
-        found = load_picture(save(image, tmp_path / name))
-        assert (found.dtype, found.shape) == (np.uint8, (48, 48))
-        assert np.abs(found.astype(int) - face).max() <= 1, name
-    found = load_picture(save(gray.convert("YCbCr"), tmp_path / "x.jpg", quality=100))
-    assert np.abs(found.astype(int) - face).max() <= 3
-    black_or_white = load_picture(save(gray.convert("1"), tmp_path / "1.png"))
-    assert set(np.unique(black_or_white)) == {0, 255}
-
-
-def test_transparent_is_white(face, tmp_path):
-    image = Image.fromarray(face).convert("RGBA")
-    alpha = np.where(np.arange(48) < 24, 0, 255).astype(np.uint8)[None].repeat(48, axis=0)
-    image.putalpha(Image.fromarray(alpha))
-    found = load_picture(save(image, tmp_path / "half.png"))
-    assert (found[:, :24] == 255).all()
-    assert (found[:, 24:] == face[:, 24:]).all()
-    palette = Image.fromarray(face).convert("P")
-    found = load_picture(save(palette, tmp_path / "p.png", transparency=int(face[0, 0])))
-    assert (found[face == face[0, 0]] == 255).all()
-
-
-@pytest.mark.parametrize("orientation, undone", [
-    (1, lambda x: x), (2, np.fliplr), (3, lambda x: np.rot90(x, 2)), (4, np.flipud),
-    (5, np.transpose), (7, lambda x: np.rot90(x, 2).T), (6, lambda x: np.rot90(x, 1)),
-    (8, lambda x: np.rot90(x, -1)),
-])  # fmt: skip
-def test_exif_orientation(orientation, undone, face, tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    assert (load_picture(save(undone(face), tmp_path / "x.png", exif=exif)) == face).all()
-
-
-def test_centred_square_of_any_size(face, tmp_path):
-    wide = np.full((48, 90), 7, np.uint8)
-    wide[:, 21:69] = face
-    assert (load_picture(save(wide, tmp_path / "wide.png")) == face).all()
-    assert (load_picture(save(wide.T, tmp_path / "high.png")) == face.T).all()
-    for size in ((1, 1), (1, 300), (3, 2), (1000, 700)):
-        found = load_picture(save(Image.new("L", size, 90), tmp_path / "any.png"))
-        assert found.shape == (48, 48)
-        assert (found == 90).all()
-
-
-def test_crop_is_that_of_test_jaffe(tmp_path):
-    write_jaffe(draw_jaffe(takes=1), tmp_path / "jaffe")
-    faces = load_jaffe(tmp_path / "jaffe")
-    for name, image in list(zip(faces.names, faces.images[:, 0].numpy(), strict=True))[::20]:
-        assert (load_picture(tmp_path / "jaffe" / name, BOX) == image).all()
-
-
-def png_of(width: int, height: int) -> bytes:
-    """The beginning of a PNG that says it is so large."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        rest = kind + content
-        return struct.pack(">I", len(content)) + rest + struct.pack(">I", zlib.crc32(rest))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
-
-
-NO_PICTURES = {
-    "bomb.png": (png_of(12_000, 12_000), "12000x12000.* expected .* at most 134217728 pixels"),
-    "huge.png": (png_of(2**30, 2**30), "DecompressionBomb"),
-    "cut.png": (png_of(40, 40), "truncated"),
-    "empty.jpg": (b"", "unreadable"),
-    "program.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unreadable"),
-}
-
-
-@pytest.mark.parametrize("name", NO_PICTURES)
-def test_what_is_no_picture_is_refused_in_one_line(name, tmp_path):
-    content, said = NO_PICTURES[name]
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(PictureError, match=said) as raised:
-        load_picture(tmp_path / name)
-    assert name in str(raised.value)
-    assert "\n" not in str(raised.value)
-    with pytest.raises(PictureError, match=r"nowhere\.png"):
-        find_pictures([str(tmp_path / "nowhere.png")])
-
-
-def test_arrays_and_images_of_pillow(face):
-    assert SIDE == types.SIDE
-    colour = np.stack([face, face, face], axis=2)
-    for source in (face, colour, Image.fromarray(face), Image.fromarray(colour)):
-        assert np.abs(load_picture(source).astype(int) - face).max() <= 1
-    with pytest.raises(PictureError, match=r"array: .* expected uint8"):
-        open_picture(face.astype(np.float64)[None])
-
-
-def test_face_beyond_the_picture_repeats_its_edge(face):
-    picture = Image.fromarray(face)
-    assert (cut_face(picture, (0, 0, 48, 48)) == face).all()
-    cut = cut_face(picture, (-24, 0, 48, 48))
-    assert (cut[:, 24:] == face[:, :24]).all()
-    assert (cut[:, :24] == face[:, :1]).all()
-    with pytest.raises(PictureError, match="outside the picture of 48x48"):
-        cut_face(picture, (48, 0, 9, 9))
+# --- finding
 
 
 def test_folders_are_searched_below_and_what_is_left_out_is_named(place, face):
@@ -294,6 +166,17 @@ def test_picture_that_would_be_overwritten_is_refused(place, face, capsys):
     assert (place / "faces" / "faces.png").read_bytes() == before
 
 
+def test_links_are_not_written_through(place, face, capsys):
+    (place / "out").mkdir()
+    inputs = [save(face, place / name) for name in ("p.png", "q.png")]
+    before = inputs[0].read_bytes()
+    (place / "out" / "faces.png").hardlink_to(inputs[0])
+    assert predicted(place, "p.png") == 2
+    assert "p.png: would be overwritten" in capsys.readouterr().err
+    assert predicted(place, "q.png") == 0
+    assert inputs[0].read_bytes() == before != (place / "out" / "faces.png").read_bytes()
+
+
 def test_interrupted_run_keeps_the_table_before(place, monkeypatch):
     assert predicted(place, "faces") == 0
     before = (place / "out" / "predictions.csv").read_bytes()
@@ -307,8 +190,28 @@ def test_interrupted_run_keeps_the_table_before(place, monkeypatch):
     monkeypatch.setattr("auto_fernet.command.open_picture", interrupted)
     assert predicted(place, "faces") == 130
     assert (place / "out" / "predictions.csv").read_bytes() == before
-    part = (place / "out" / "predictions.csv.part").read_text()
-    assert len(part.splitlines()) == 3
+    (part,) = (place / "out").glob("predictions.csv.*.part")
+    assert len(part.read_text().splitlines()) == 3
+
+
+def test_two_runs_into_one_folder_do_not_mix(place, monkeypatch, capsys):
+    """The second runs while the first reads its third picture."""
+    calls = iter([None, None, "second"])
+    read = open_picture
+
+    def reads(source):
+        if next(calls, None):
+            assert predicted(place, "faces/one.png") == 0
+        return read(source)
+
+    monkeypatch.setattr("auto_fernet.command.open_picture", reads)
+    assert predicted(place, "faces") == 0
+    rows = list(csv.DictReader((place / "out" / "predictions.csv").open()))
+    assert [row["picture"] for row in rows] == ["one.png", "three.gif", "two.webp"]
+    assert {path.name for path in (place / "out").iterdir()} == {"predictions.csv", "faces.png"}
+    assert "will be replaced" not in capsys.readouterr().err
+    assert predicted(place, "faces") == 0
+    assert capsys.readouterr().err.count("predictions.csv: of an earlier run, will be repl") == 1
 
 
 @pytest.mark.parametrize("blocked", ["out", "out/predictions.csv", "out/faces.png"])

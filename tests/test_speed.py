@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import architect
+import sgas
 from benchmarks import speed
 from benchmarks.speed import CASES, Setup
 from common.cli import run_script
@@ -49,8 +49,8 @@ def test_fixed_network_has_the_genotype_of_the_supernet(monkeypatch: pytest.Monk
     monkeypatch.setattr(speed, "build_supernet", lambda *_: supernet)
     monkeypatch.setattr(speed, "Network", lambda *args: built.append(args) or network(*args))
     CASES["search step, all edges decided"].build(setup)
-    scores = architect.score_cells(supernet, {"normal": [], "reduce": []}, use_history=False)
-    assert built[0][-1] == architect.derive_genotype(supernet, scores)
+    scores = sgas.score_cells(supernet, {"normal": [], "reduce": []}, use_history=False)
+    assert built[0][-1] == sgas.derive_genotype(supernet, scores)
 
 
 def test_ratios_are_of_one_round(monkeypatch: pytest.MonkeyPatch) -> None:

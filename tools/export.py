@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             dynamic_shapes={"faces": {0: torch.export.Dim("N")}},
         )
     with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder) / args.out.name
+        written = Path(folder) / f"network{args.out.suffix}"
         write, run = (write_onnx, run_onnx) if args.out.suffix == ".onnx" else (write_pt2, run_pt2)
         write(program, metadata(trained), written)
         difference = float((run(written, images) - expected).abs().max())

@@ -24,11 +24,13 @@ def decode_image(
 ) -> np.ndarray:
     """Decode an image of any size and mode to gray: uint8 (48, 48). UserError names `where`.
 
-    `crop` gives the part of the image to use, None for all of it.
+    `crop` gets the gray image and gives the part of it to use, None for all of it; `info[GUESSED]`
+    of the image is its bit depth where that was guessed.
     """
     expected = f"at most {MAX_SIDE} pixels a side, one of {', '.join(FORMATS)}"
     with reading(where, expected), quiet():
         with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
             image = open_image(stream, FORMATS, MAX_IMAGE_BYTES)
         check_size(image, max(image.size) <= MAX_SIDE)
-        return frame(normalise(image), crop(image))
+        gray = normalise(image)
+        return frame(gray, crop(gray))

@@ -23,7 +23,7 @@ import numpy as np
 from PIL.Image import Image
 from tqdm import tqdm
 
-from auto_fernet.pictures import Box
+from auto_fernet.pictures import GUESSED, Box
 from data.reading.bounded import check_unpacked, quoted
 from data.reading.images import SUFFIXES, decode_image
 from data.reading.layouts import are_evident, describe_choice, place_of, preference_key, split_of
@@ -143,10 +143,12 @@ class Source:
     ) -> Iterator[tuple[Item, np.ndarray]]:
         """Decode the images of the set, resized to 48x48, or the part that `crop` gives."""
         sizes: Counter[tuple[int, int]] = Counter()
+        depths: Counter[int] = Counter()
 
         def counted(item: Item, image: Image) -> Box | None:
             box = crop(item, image)
             sizes.update([image.size] if box is None else [])
+            depths.update([image.info[GUESSED]] if GUESSED in image.info else [])
             return box
 
         bar = tqdm(self.items, "reading", unit=" images", leave=False, disable=hide_progress())
@@ -157,6 +159,8 @@ class Source:
         if sizes:
             named = ", ".join(f"{width}x{height}" for (width, height), _ in sizes.most_common(4))
             self.say(f"{sizes.total()} images of other sizes ({named}) resized to {SIDE}x{SIDE}")
+        for bits, number in depths.items():
+            self.say(f"{number} images without a gray above {2**bits - 1} are read as {bits} bits")
 
     def say_left_out(self) -> None:
         """Note the number of files that are not of the set, by folder of images or by suffix."""
