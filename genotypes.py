@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,8 @@ PRIMITIVES = tuple(name for name, entry in PRIMITIVE_TABLE.items() if entry.sear
 EXTRA_PRIMITIVES = tuple(name for name in PRIMITIVE_TABLE if name not in PRIMITIVES)
 
 GENOTYPE_FILE = "genotype.txt"
-_CALL = re.compile(r"\bGenotype\s*\(")
+# With parentheses inside as deep as edges and ranges need.
+_CALL = re.compile(r"\bGenotype\s*\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)")
 
 Edge = tuple[str, int]
 
@@ -183,14 +184,13 @@ def load_genotype(path: Path | str, name: str | None = None) -> Genotype:
     with reading(path, "a genotype file"):
         text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
     if name is not None:
-        assigned = re.finditer(r"^(\w+)\s*=\s*(?:\w+\.)*(\w+)", text, re.MULTILINE)
-        values = {match[1]: match for match in assigned}  # the last of each name
-        while name in values and values[name][2] != "Genotype":
-            name = values.pop(name)[2]  # one name for another
-        if name not in values:
+        value = rf"(?:\w+\.)*({_CALL.pattern}|\w+)"
+        assigned = re.findall(rf"^(\w+)\s*=\s*{value}", text, re.MULTILINE)
+        values = dict(assigned)  # the last of each name
+        while (text := values.pop(name, "")) and not _CALL.match(text):
+            name = text  # one name for another
+        if not text:
             raise UserError(f"{path}: no {name} = Genotype(...) found, expected one")
-        start = values[name].start(2)
-        text = text[start : _end_of_call(text, start)]
     return parse_genotype(text, source=str(path))
 
 
@@ -229,28 +229,18 @@ def parse_genotype(text: str, source: str = "genotype") -> Genotype:
     expected = (
         "a literal Genotype(normal=[...], normal_concat=..., reduce=[...], reduce_concat=...)"
     )
-    calls = [match.start() for match in _CALL.finditer(text)]
+    calls = _CALL.findall(text)
     if not calls:
         raise UserError(f"{source}: {text.strip()[:80]!r} found, expected {expected}")
     with reading(source, expected):
         try:
-            tree = ast.parse(text[calls[-1] : _end_of_call(text, calls[-1])], mode="eval")
+            tree = ast.parse(calls[-1], mode="eval")
         except MemoryError:  # of the parser's stack, not of the machine
             raise ValueError("nested too deeply") from None
         call: Any = tree.body
         keywords = {keyword.arg: keyword.value for keyword in call.keywords}
         nodes: Any = Genotype(*call.args, **keywords)
         return check_genotype(tuple(map(_read_literal, nodes)), source)
-
-
-def _end_of_call(text: str, start: int) -> int:
-    """The end of the call that begins at `start`, after its closing parenthesis."""
-    depth = 0
-    for place in range(start, len(text)):
-        depth += (text[place] == "(") - (text[place] == ")")
-        if depth == 0 and text[place] == ")":
-            return place + 1
-    return len(text)
 
 
 def _read_literal(node: ast.expr) -> Any:
@@ -267,32 +257,30 @@ def check_genotype(genotype: Any, source: str = "genotype") -> Genotype:
     1, and the concatenation names different nodes. The cells may differ in the number of nodes.
     Raises UserError naming the field.
     """
+    known = PRIMITIVES[1:] + EXTRA_PRIMITIVES
     with reading(source, ", ".join(Genotype._fields)):
-        normal, normal_concat, reduce, reduce_concat = genotype
-        return Genotype(
-            *_check_cell(f"{source}: normal", normal, normal_concat),
-            *_check_cell(f"{source}: reduce", reduce, reduce_concat),
-        )
-
-
-def _check_cell(
-    cell: str, edges: Sequence[Any], concat: Sequence[Any]
-) -> tuple[tuple[Edge, ...], tuple[int, ...]]:
-    """The edges and the concatenation of a cell as tuples; UserError that begins with `cell`."""
-    nodes, known = len(edges) // 2, PRIMITIVES[1:] + EXTRA_PRIMITIVES
-    if not edges or len(edges) % 2:
-        raise UserError(f"{cell}: {len(edges)} edges found, expected two for each node")
-    for number, (primitive, state) in enumerate(edges):
-        place, last = f"{cell} edge {number}", number // 2 + 1
-        if primitive not in known:
-            raise UserError(f"{place}: {primitive!r} found, expected one of {', '.join(known)}")
-        if type(state) is not int or not 0 <= state <= last:
-            raise UserError(
-                f"{place}: state {state!r} found, expected 0 to {last} for node {last - 1}"
-            )
-    # The length first, as a long range would exhaust memory.
-    if not 0 < len(concat) <= nodes or len(set(concat) & set(range(2, nodes + 2))) < len(concat):
-        raise UserError(
-            f"{cell}_concat: {concat!r} found, expected different states of 2 to {nodes + 1}"
-        )
-    return tuple((primitive, state) for primitive, state in edges), tuple(concat)
+        fields = dict(zip(Genotype._fields, genotype, strict=True))
+        for cell in ("normal", "reduce"):
+            edges, concat = fields[cell], fields[f"{cell}_concat"]
+            nodes = len(edges) // 2
+            if not edges or len(edges) % 2:
+                raise UserError(
+                    f"{source}: {cell}: {len(edges)} edges found, expected two for each node"
+                )
+            for number, (primitive, state) in enumerate(edges):
+                last = number // 2 + 1
+                if primitive not in known or type(state) is not int or not 0 <= state <= last:
+                    raise UserError(
+                        f"{source}: {cell} edge {number}: {primitive!r}, {state!r} found, expected "
+                        f"one of {', '.join(known)} and a state of 0 to {last}"
+                    )
+            # The length first, as a long range would exhaust memory.
+            states = set(range(2, nodes + 2))
+            if not 0 < len(concat) <= nodes or len(set(concat) & states) < len(concat):
+                raise UserError(
+                    f"{source}: {cell}_concat: {concat!r} found, expected different states of 2 to "
+                    f"{nodes + 1}"
+                )
+            fields[cell] = tuple((primitive, state) for primitive, state in edges)
+            fields[f"{cell}_concat"] = tuple(concat)
+        return Genotype(**fields)

@@ -182,14 +182,16 @@ def pil_batches(
 
 
 def plain_relabel(
-    logits: Tensor, labels: Tensor, *, threshold: float, fes: Tensor, fes_threshold: float
+    logits: Tensor, labels: Tensor, *, threshold: float, fes: Tensor | None, fes_threshold: float
 ) -> list[int]:
-    """The rule of `data.relabel.relabel`, label by label."""
+    """The rule of `relabelling.relabel`, label by label."""
     new = []
     for row, label in zip(logits, labels, strict=True):
         p = row.softmax(dim=0)
         highest, likeliest = p.max(dim=0)
         gap = highest - p[label]
-        repaired = 0 < gap < threshold and fes[label, likeliest] > fes_threshold
+        repaired = gap < threshold
+        if fes is not None:
+            repaired = 0 < gap < threshold and fes[label, likeliest] > fes_threshold
         new.append(int(likeliest if repaired else label))
     return new

@@ -14,9 +14,7 @@ import argparse
 import io
 import json
 import os
-import platform
 import re
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -62,12 +60,13 @@ from sgas import decide, derive_genotype, score_cells
 from utils import seed_everything
 
 Batch = tuple[Tensor, Tensor]
+Step = tuple[Callable[[], Any], int]  # what is timed, and the number of its images
 
 # The published sizes; the search has them as defaults.
 SIZES = {"search": [], "train": ["--batch_size", "24"]}
 SHORT = "--init_channels 4 --layers 3 --batch_size 8".split()
 SAMPLE, SHORT_SAMPLE = 4000, 200  # images that a pass over the data augments
-LABELS = 512  # of a batch that is relabelled
+LABELS, BATCHES = 512, 20  # that are relabelled
 RELABEL = {"threshold": 0.2, "fes_threshold": 0.03}
 AUGMENTATION = Augmentation(jitter=0.5)  # as published for the search and for CK+
 DECISIONS = 2 * NODES  # until no edge of a cell is open
@@ -95,14 +94,6 @@ class Setup(NamedTuple):
         """Random images, float32 (size, 1, CROP, CROP), and labels, int64 (size,)."""
         labels = torch.randint(0, len(CLASSES), (size,))
         return torch.rand(size, 1, CROP, CROP).to(self.device), labels.to(self.device)
-
-
-class Step(NamedTuple):
-    """What is timed: `run`, `repeats` times in a row, each of `images` images."""
-
-    run: Callable[[], Any]
-    images: int
-    repeats: int = 1
 
 
 class Case(NamedTuple):
@@ -148,11 +139,11 @@ def search_step(setup: Setup, decisions: int) -> Step:
             nn.utils.clip_grad_norm_(plain.network.weight_parameters(), args.grad_clip)
             weights.step()
 
-        return Step(both_steps, args.batch_size)
+        return both_steps, args.batch_size
     state = search.SearchState(model, args, setup.precision)
     any_open = any(OPEN in states for states in model.states.values())
     step = partial(search.search_one_epoch, state, [(train, valid if any_open else None)], args)
-    return Step(lambda: step(setup.run(), 1), args.batch_size)
+    return lambda: step(setup.run(), 1), args.batch_size
 
 
 # --- the fixed network
@@ -193,11 +184,11 @@ def _training_step(network: Network, args: argparse.Namespace, setup: Setup) -> 
             nn.utils.clip_grad_norm_(plain.parameters(), args.grad_clip)
             optimizer.step()
 
-        return Step(step, args.batch_size)
+        return step, args.batch_size
     train = TrainState(network.to(setup.device), args, DropPath(0, args.epochs, 0.0))
     forward = compiled(network, args.batch_size) if setup.variant == "compiled" else network
     epoch = partial(train_one_epoch, train, [(images, labels)], args, setup.run())
-    return Step(partial(epoch, steps=1, forward=forward), args.batch_size)
+    return partial(epoch, steps=1, forward=forward), args.batch_size
 
 
 def evaluation_step(setup: Setup) -> Step:
@@ -209,9 +200,9 @@ def evaluation_step(setup: Setup) -> Step:
     split = Split(images, labels).to(setup.device)
     if setup.variant == "plain":
         plain = PlainNetwork(network).eval()
-        return Step(torch.no_grad()(lambda: plain(split.images.float() / 255)), args.batch_size)
+        return torch.no_grad()(lambda: plain(split.images.float() / 255)), args.batch_size
     predict, run = network_predictor(network), setup.run()
-    return Step(lambda: evaluate(predict, split, args.batch_size, run), args.batch_size)
+    return lambda: evaluate(predict, split, args.batch_size, run), args.batch_size
 
 
 # --- data and labels
@@ -229,19 +220,20 @@ def data_step(setup: Setup) -> Step:
             Image.fromarray(image).save(stream, "JPEG", quality=92)
             jpegs.append(stream.getvalue())
         batches = partial(pil_batches, jpegs, size, AUGMENTATION)
-        return Step(lambda: [images.to(setup.device) for images in batches()][-1], count)
+        return lambda: [images.to(setup.device) for images in batches()][-1], count
     split = drawn.to(setup.device)
     drawing: dict[str, Any] = {"augmentation": AUGMENTATION, "seed": 0, "epoch": 0}
-    return Step(lambda: list(training_batches(split, batch_size=size, **drawing))[-1], count)
+    return lambda: list(training_batches(split, batch_size=size, **drawing))[-1], count
 
 
 def relabel_step(setup: Setup) -> Step:
-    """The new labels of a batch with FES; plain: label by label in Python."""
+    """The new labels of batches with FES; plain: label by label in Python."""
     logits = torch.randn(LABELS, len(CLASSES)).to(setup.device)
     labels = torch.randint(0, len(CLASSES), (LABELS,)).to(setup.device)
     fes = torch.tensor(TRAINING_FES, dtype=torch.float32, device=setup.device)
-    rule, repeats = (plain_relabel, 1) if setup.variant == "plain" else (relabel, 100)
-    return Step(lambda: rule(logits, labels, fes=fes, **RELABEL), LABELS, repeats)
+    rule = plain_relabel if setup.variant == "plain" else relabel
+    new = partial(rule, logits, labels, fes=fes, **RELABEL)
+    return lambda: [new() for _ in range(BATCHES)], BATCHES * LABELS
 
 
 # --- measuring
@@ -270,38 +262,33 @@ def measure(
     case: str, variant: str, *, short: bool, device: str, amp: str, steps: int
 ) -> dict[str, Any]:
     """Measure a variant in this process: `seconds` of each step after a first one, the `images` of
-    a step, and `peak_bytes`: of tensors on CUDA, elsewhere of the process with its libraries.
+    a step, and `peak_bytes`: of tensors on CUDA, else of the process with its libraries (on Linux).
     """
     seed_everything(0)
     where = torch.device(device)
     precision = autocast(where, "off" if variant == "plain" else amp)
-    step = CASES[case].build(Setup(variant, short, where, precision))
+    step, images = CASES[case].build(Setup(variant, short, where, precision))
     seconds = []
     for _ in range(steps + 1):
         started = time.perf_counter()
-        for _ in range(step.repeats):
-            step.run()
-        wait_for(where)
-        seconds.append((time.perf_counter() - started) / step.repeats)
-    return {"seconds": seconds[1:], "images": step.images, "peak_bytes": _peak_bytes(where)}
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize()
+        step()
+        if where.type != "cpu":
+            getattr(torch, where.type).synchronize()
+        seconds.append(time.perf_counter() - started)
+    return {"seconds": seconds[1:], "images": images, "peak_bytes": _peak_bytes(where)}
 
 
 def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:
-        # Not ru_maxrss, which on Linux begins at the peak of the process that started this one.
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
+    # Not ru_maxrss, which on Linux begins at the peak of the process that started this one.
+    return 1024 * int(_search(r"VmHWM:\s*(\d+)", "/proc/self/status") or 0)
+
+
+def _search(pattern: str, path: str) -> str | None:
+    """The group of the first match in a file of Linux; None elsewhere."""
+    match = re.search(pattern, Path(path).read_text()) if os.path.isfile(path) else None
+    return match[1] if match else None
 
 
 def measure_apart(**options: Any) -> dict[str, Any]:
@@ -312,44 +299,38 @@ def measure_apart(**options: Any) -> dict[str, Any]:
 
 
 def measure_case(case: str, variants: Sequence[str], rounds: int, **options: Any) -> list[dict]:
-    """A row for each variant, of `rounds` rounds in which they take turns."""
-    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
+    """A row for each variant: its measurements of `rounds` rounds in which they take turns."""
+    rows: list[dict[str, Any]] = [
+        {"case": case, "variant": name, "rounds": []} for name in variants
+    ]
     for number in range(rounds):
-        for name in variants:
-            print(f"{case}, {name}, round {number + 1} of {rounds}", flush=True)
-            measured[name].append(measure_apart(case=case, variant=name, **options))
-    images = measured[variants[0]][0]["images"]
-    seconds = {
-        n: np.array([median(r["seconds"]) for r in results]) for n, results in measured.items()
-    }
-    peaks = {n: np.array([r["peak_bytes"] for r in results]) for n, results in measured.items()}
-    rows = []
-    for name in variants:
-        row: dict[str, Any] = {"case": case, "variant": name, "images": images}
-        row |= {"images_per_second": _range(images / seconds[name])}
-        row |= {"peak_bytes": _range(peaks[name]), "seconds": _range(seconds[name])}
-        if (base := CASES[case].variants[name]) is not None:
-            row |= {"against": base, "times": _range(seconds[base] / seconds[name])}
-            row["memory"] = _range(peaks[name] / peaks[base])
-        rows.append({**row, "rounds": measured[name]})
+        for row in rows:
+            print(f"{case}, {row['variant']}, round {number + 1} of {rounds}", flush=True)
+            row["rounds"].append(measure_apart(case=case, variant=row["variant"], **options))
     return rows
-
-
-def _range(values: np.ndarray) -> dict[str, float]:
-    return {name: float(getattr(np, name)(values)) for name in ("median", "min", "max")}
 
 
 def table_rows(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """The rows as text, in COLUMNS: medians, and the ratio of speeds with its range."""
+    measured = {
+        (row["case"], row["variant"]): (
+            np.array([median(r["seconds"]) for r in row["rounds"]]),
+            np.array([r["peak_bytes"] for r in row["rounds"]]),
+        )
+        for row in rows
+    }
     table = []
     for row in rows:
-        cells = [row["case"], row["variant"], str(row["images"])]
-        for value in (row[name]["median"] for name in ("seconds", "images_per_second")):
+        case, variant, images = row["case"], row["variant"], row["rounds"][0]["images"]
+        seconds, peaks = measured[case, variant]
+        cells = [case, variant, str(images)]
+        for value in (np.median(seconds), np.median(images / seconds)):
             cells.append(f"{value:.0f}" if value >= 100 else f"{value:#.3g}")
-        cells.append(f"{row['peak_bytes']['median'] / 1e9:.2f}")
-        if "against" in row:
-            ratio = "{median:.2f} ({min:.2f} to {max:.2f})".format(**row["times"])
-            cells += [row["against"], ratio, f"{row['memory']['median']:.2f}"]
+        cells.append(f"{np.median(peaks) / 1e9:.2f}")
+        if (base := CASES[case].variants[variant]) is not None:
+            times, memory = measured[case, base][0] / seconds, peaks / measured[case, base][1]
+            ratio = f"{np.median(times):.2f} ({times.min():.2f} to {times.max():.2f})"
+            cells += [base, ratio, f"{np.median(memory):.2f}"]
         table.append(cells + [""] * (len(COLUMNS) - len(cells)))
     return table
 
@@ -388,7 +369,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     rounds = args.rounds or (1 if args.short else 5)
     report: dict[str, Any] = {
         "commit": describe_commit() or "unknown",
-        "processor": describe_processor(),
+        "processor": f"{os.cpu_count()} x {_search('model name.*: (.*)', '/proc/cpuinfo')}",
         "machine": describe_machine(device),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "flags": vars(args),
@@ -404,13 +385,6 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     print(f"\n{format_table(COLUMNS, table_rows(report['rows']))}\n")
     print(f"times as fast: median of {rounds} rounds (min to max); written: {args.out}")
     return report
-
-
-def describe_processor() -> str:
-    """Number and name of the processors."""
-    path = Path("/proc/cpuinfo")
-    name = re.search(r"model name\s*: (.*)", path.read_text() if path.is_file() else "")
-    return f"{os.cpu_count()} x {name[1] if name else platform.machine()}"
 
 
 if __name__ == "__main__":

@@ -100,18 +100,6 @@ class FoldsFile:
         content = {"folds": self.done, "under_way": under_way, **self._rest}
         save_checkpoint(self.path, "folds", content)
 
-    def check_done(self, folds: Sequence[Fold]) -> None:
-        """Raise UserError unless `done` are results of the first of `folds`."""
-        with reading(self.path, "the folds of a cross-validation"):
-            for result, (_, test_index) in zip(self.done, folds[: len(self.done)], strict=True):
-                if not result["test_index"].equal(test_index):
-                    raise ValueError("a fold of other images")
-                figures = [result[name] for name in ("accuracy", "oracle", "seconds")]
-                if not bool(
-                    torch.tensor(figures).isfinite().all() and result["logits"].isfinite().all()
-                ):
-                    raise ValueError("a fold without finite figures")
-
 
 def finetune_fold(
     trained: Trained,
@@ -178,7 +166,6 @@ def cross_validate(
     check_inputs(run, args, faces, trained.path)
     chosen = choose_folds(folds, args)
     file = FoldsFile(args, run)
-    file.check_done(list(chosen.values()))
     with run.interruptible(args.time_limit):
         for number, fold in list(chosen.items())[len(file.done) :]:
             train_rows, test_rows = map(len, fold)

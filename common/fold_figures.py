@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -17,18 +19,12 @@ from engine import Scores
 
 def vote(logits: Tensor, labels: Tensor, sequences: Sequence[str]) -> float:
     """Accuracy in percent when the images of a sequence vote; the mean probability breaks ties."""
-    p = logits.double().softmax(dim=1)
-    votes = torch.nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).double()
-    names = sorted(set(sequences))
-    number = {name: k for k, name in enumerate(names)}
-    which = torch.tensor([number[name] for name in sequences])
+    votes = torch.nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1])
     # Below half a vote in sum, so that it only ever breaks ties.
-    ballots = votes + 0.5 * p / len(sequences)
-    sums = torch.zeros(len(names), logits.shape[1], dtype=torch.float64)
-    sums.index_add_(0, which, ballots)
-    truth = torch.zeros(len(names), dtype=torch.int64)
-    truth[which] = labels
-    return 100.0 * (sums.argmax(dim=1) == truth).double().mean().item()
+    ballots = votes + 0.5 * logits.double().softmax(dim=1) / len(sequences)
+    sums = pd.DataFrame(ballots.numpy()).groupby(np.array(sequences)).sum()
+    truth = pd.Series(labels.numpy()).groupby(np.array(sequences)).first()
+    return 100.0 * float((sums.idxmax(axis=1) == truth).mean())
 
 
 def summarise_folds(

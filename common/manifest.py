@@ -32,21 +32,15 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 def publish(draft: Path, folder: Path, name: str, entry: Mapping[str, Any]) -> Path:
     """Put the weights `draft` into `folder` as `name`.pt, with an entry in its manifest.
 
-    A killed process leaves the old weights or the new ones, and a manifest that admits them:
-    meanwhile the entry says also what it `replaces`. One process at a time may call it.
+    Weights of a process that is killed between the two are refused by `verify` until they are
+    published again. One process at a time may call it.
     """
     path = folder / f"{name}.pt"
     content, entries = draft.read_bytes(), read_manifest(folder)
     entries[name] = {**entry, "file": path.name, "sha256": digest(draft)}
-    before = {"replaces": digest(path)} if path.is_file() else {}
-    _write_manifest(folder, {**entries, name: {**entries[name], **before}})
     atomic_write(path, lambda file: file.write(content))
-    _write_manifest(folder, entries)
-    return path
-
-
-def _write_manifest(folder: Path, entries: Mapping[str, Any]) -> None:
     write_text(folder / MANIFEST, json.dumps(entries, indent=2, sort_keys=True) + "\n")
+    return path
 
 
 def digest(path: Path) -> str:
@@ -57,8 +51,7 @@ def digest(path: Path) -> str:
 def verify(path: Path) -> None:
     """Raise UserError when a manifest beside `path` names the file with another digest."""
     for name, entry in read_manifest(path.parent).items():
-        known = (entry["sha256"], entry.get("replaces"))
-        if entry["file"] == path.name and (own := digest(path)) not in known:
+        if entry["file"] == path.name and (own := digest(path)) != entry["sha256"]:
             raise UserError(
                 f"{path}: sha256 {own}, expected {entry['sha256']} as {MANIFEST} says of {name}; "
                 "get the file again"

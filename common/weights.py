@@ -16,7 +16,7 @@ from common.arguments import LIMITS
 from common.manifest import verify
 from data.types import CLASSES
 from engine import Predict, network_predictor
-from genotypes import GENOTYPE_FILE, Auto_FERNet, format_genotype, resolve_genotype
+from genotypes import Auto_FERNet, format_genotype, resolve_genotype
 from model import Network, build_network
 from recipe.schedules import DropPath
 from runtime.errors import UserError, reading
@@ -75,16 +75,10 @@ def find_weights(flag: str, name: str, model_path: str) -> Path:
             return place
         if (place / CHOSEN).is_file():
             return place / CHOSEN
-    for place in places:
-        if (place / GENOTYPE_FILE).is_file():
-            raise UserError(
-                f"{flag} {name}: {place} is of a search, which leaves no weights; expected a "
-                f"training's folder, such as train_FER2013.py --arch {place} makes"
-            )
     looked = ", ".join(dict.fromkeys(map(str, places)))
     raise UserError(
-        f"{flag} {name}: no weights found; looked for {looked}, as a file or as a run folder "
-        f"that holds {CHOSEN}"
+        f"{flag} {name}: no weights found; looked for {looked}, as a file or as the run folder "
+        f"of a training, which holds {CHOSEN}"
     )
 
 

@@ -70,8 +70,7 @@ def subsample(split: Split, count: int | None) -> Split:
     if count is None or count >= len(split.images):
         return split
     rows = torch.arange(len(split.images), device=split.images.device)
-    index = subsample_rows(rows, count)
-    return split.take(index)
+    return split.take(subsample_rows(rows, count))
 
 
 def subsample_rows(rows: Tensor, count: int | None) -> Tensor:

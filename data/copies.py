@@ -24,11 +24,8 @@ def drop_copies(splits: dict[str, Split]) -> dict[str, Split]:
     tests = [name for name in splits if name != "Training"]
     known = set().union(*(_pixels(splits[name]) for name in tests))
     kept = (~_among(splits["Training"], known)).nonzero().squeeze(1)
-    none = {
-        name: replace(splits[name], copies=torch.zeros_like(splits[name].labels, dtype=torch.bool))
-        for name in tests
-    }
-    return {"Training": splits["Training"].take(kept), **none}
+    unmarked = {name: replace(splits[name], copies=None) for name in tests}
+    return {"Training": splits["Training"].take(kept), **unmarked}
 
 
 def _pixels(split: Split) -> set[bytes]:

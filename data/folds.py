@@ -36,15 +36,13 @@ def subject_folds(subjects: Sequence[str], labels: Tensor, folds: int, seed: int
     least. By hash and in integers, so that folds depend on no library, version or machine.
     Raises UserError when `folds` is below 2 or above what subjects and classes have.
     """
-    people, largest = len(set(subjects)), int(torch.bincount(labels).max())
-    if not 2 <= folds <= people:
-        raise UserError(f"--folds {folds}: {people} subjects, expected 2 to {people} folds")
-    if folds > largest:
-        raise UserError(
-            f"--folds {folds}: no class has more than {largest} images, expected as many folds "
-            "at the most"
-        )
     names, person_of = np.unique(subjects, return_inverse=True)
+    people = len(names)
+    most = min(people, int(torch.bincount(labels).max()))
+    if not 2 <= folds <= most:
+        raise UserError(
+            f"--folds {folds}: expected 2 to {most}, the subjects or the images of a class"
+        )
     # Python's integers, which do not overflow. The last column is of all images.
     own = np.zeros((people, int(labels.max()) + 2), dtype=object)
     np.add.at(own, (person_of, labels.numpy()), 1)
@@ -73,12 +71,9 @@ def published_ck48_folds(labels: Tensor, folds: int = PUBLISHED_FOLDS) -> list[F
     t is PUBLISHED_RUNS for ten folds of the whole set. For other numbers of folds or images,
     which are not published in detail, it is the number of whole sequences nearest to an equal
     share (which would give PUBLISHED_RUNS except for fear: 6 instead of 9), or an equal share of
-    single images if that is 0. Raises UserError when `folds` is below 2 or leaves a fold with
-    nothing to train on.
+    single images if that is 0. Raises UserError when a fold has nothing to train on.
     """
     count = len(labels)
-    if not 2 <= folds <= count:
-        raise UserError(f"--folds {folds}: {count} images, expected 2 to {count} folds")
     sizes = torch.bincount(labels, minlength=len(CK_CLASSES)).tolist()
     if folds == PUBLISHED_FOLDS and tuple(sizes) == COUNTS:
         runs: tuple[int, ...] = PUBLISHED_RUNS
@@ -107,9 +102,6 @@ def leave_one_subject_out(subjects: Sequence[str]) -> list[Fold]:
             f"--mode finetune: {unknown} of {len(subjects)} file names do not say who is on the "
             f"image, expected names such as {EXAMPLE}; --mode evaluate needs none"
         )
-    people = len(set(subjects))
-    if people < 2:
-        raise UserError(f"folds by subject: {people} in the set, expected two subjects or more")
     return _by_group(subjects)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -136,15 +135,6 @@ class LabelledSets(SetKind):
 # --- reading one
 
 
-class Picture(NamedTuple):
-    """An image that was read: uint8 (48, 48), its split if known, and the name of its class."""
-
-    image: np.ndarray
-    split: str | None
-    name: str
-    entry: Entry
-
-
 def read_set(source: Source) -> Arrays:
     """Read the set of an open source: tables of pixels, or images.
 
@@ -153,11 +143,11 @@ def read_set(source: Source) -> Arrays:
     """
     table = not source.items[0].name
     if table:
-        pictures = [Picture(*row, item.entry) for item in source.items for row in read_pixels(item)]
+        pictures = [row for item in source.items for row in read_pixels(item)]
     else:
-        pictures = [Picture(image, i.split, i.name, i.entry) for i, image in source.read()]
+        pictures = list(source.read())
     source.say_left_out()
-    parts = [split for split in SPLITS if any(picture.split == split for picture in pictures)]
+    parts = [split for split in SPLITS if any(item.split == split for item, _ in pictures)]
     if SPLITS[0] not in parts and (parts or not pictures):
         raise UserError(f"{source.path}: holds no {SPLITS[0]} image, expected some to train on")
     usage: dict[str | None, int] = {None: 0, **{name: SPLITS.index(name) for name in parts}}
@@ -165,17 +155,22 @@ def read_set(source: Source) -> Arrays:
         usage[parts[1]] = 2
         source.say("of its two parts, the second is the test")
     hints = [*source.path.absolute().parts[-3:], *source.items[0].entry.path.split("/")[:-1]]
-    classes, index, said = resolve_classes({picture.name for picture in pictures}, hints, table)
+    classes, index, said = resolve_classes({item.name for item, _ in pictures}, hints, table)
     if not 1 < len(classes) <= MAX_CLASSES:
         raise UserError(f"{source.path}: {len(classes)} classes; expected 2 to {MAX_CLASSES}")
     if said:
         source.say(said)
     if not table:
-        pictures.sort(key=lambda p: (usage[p.split], p.entry.name, index[p.name], p.entry.path))
+
+        def place(picture: tuple[Item, np.ndarray]) -> tuple:
+            item = picture[0]
+            return usage[item.split], item.entry.name, index[item.name], item.entry.path
+
+        pictures.sort(key=place)
     return Arrays(
-        np.stack([picture.image for picture in pictures]),
-        np.array([index[picture.name] for picture in pictures], np.uint8),
-        np.array([usage[picture.split] for picture in pictures], np.uint8),
+        np.stack([image for _, image in pictures]),
+        np.array([index[item.name] for item, _ in pictures], np.uint8),
+        np.array([usage[item.split] for item, _ in pictures], np.uint8),
         np.array(classes),
         np.array(source.notes, str),
     )

@@ -11,7 +11,7 @@ import torch
 from fer2013_files import image_bytes, logged, refused, write_archive, write_folder
 from PIL import Image
 
-from data.ck48 import COUNTS, load_ck48
+from data.ck48 import load_ck48
 from data.jaffe import load_jaffe
 from data.synthetic.cross import draw_ck48
 from data.synthetic.writers import write_ck48
@@ -31,13 +31,6 @@ def small(tmp_path):
         for label, name in enumerate(CK_CLASSES)
     })  # fmt: skip
     return tmp_path
-
-
-def test_counts_follow_the_class_order():
-    folders = ("anger", "contempt", "disgust", "fear", "happy", "sadness", "surprise")
-    counts = dict(zip(folders, (135, 54, 177, 75, 207, 84, 249), strict=True))
-    assert [counts[name] for name in CK_CLASSES] == list(COUNTS)
-    assert sum(COUNTS) == 981 == 3 * 327
 
 
 @pytest.mark.parametrize("inner", [".", "CK+48", "CK+48/CK+48", "ck+", "CKPLUS"])
@@ -118,10 +111,8 @@ def test_colour_and_palette_become_gray(small, load, folder, name):
 
 
 @pytest.mark.parametrize("load, name", [
-    (load_ck48, "S010_004_00000017.jpg"), (load_ck48, "S010_004.png"),
-    (load_ck48, "S10_004_00000017.png"), (load_ck48, "happy\n1.png"),
-    (load_jaffe, "face.tiff"), (load_jaffe, "KA.XX1.39.tiff"), (load_jaffe, "KA.AN.39.tiff"),
-    (load_jaffe, "K\nA.tiff"),
+    (load_ck48, "S010_004_00000017.jpg"), (load_ck48, "happy\n1.png"),
+    (load_jaffe, "KA.XX1.39.tiff"), (load_jaffe, "KA.AN.39.tiff"),
 ])  # fmt: skip
 def test_file_name_does_not_parse(small, load, name):
     root, example = small / "CK+48", "happy/S010_004_00000017.png"
@@ -157,19 +148,3 @@ def test_missing_class_and_name_in_two(small):
     assert f"{folder}: no image in a class folder fear; expected some" in text
     shutil.rmtree(folder / "fear")
     assert "in each of anger, disgust, fear" in refused(load_ck48, small)
-
-
-@pytest.mark.parametrize(
-    "content, found",
-    [
-        (b"", "ValueError: unreadable image"),
-        (image_bytes(np.eye(48))[:60], ""),
-        (image_bytes(np.zeros((4097, 48))), "ValueError: image of 48x4097"),
-    ],
-)
-def test_bad_image_is_named(small, content, found):
-    path = small / "CK+48" / "sadness" / "S090_001_00000001.png"
-    path.write_bytes(content)
-    text = refused(load_ck48, small)
-    assert text.startswith(f"{path}: {found}")
-    assert "pixels a side, one of JPEG, PNG" in text

@@ -177,13 +177,3 @@ def test_state_dicts_of_other_codes_load(wrap, tmp_path):
     torch.save(wrap(own), tmp_path / "other.pt")
     found = load_trained(tmp_path / "other.pt", init_channels=4, layers=3).model.state_dict()
     assert all(found[name].equal(value) for name, value in own.items())
-
-
-def test_a_wrong_size_says_what_fits(tmp_path):
-    from common.weights import load_trained
-    from runtime.errors import UserError
-
-    own = state(weights(tmp_path / "own.pt"))
-    torch.save({"net": own}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"contradicts .*, which says 4"):
-        load_trained(tmp_path / "other.pt", init_channels=8)

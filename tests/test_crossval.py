@@ -145,7 +145,7 @@ def test_crop_reaches_reader_of_jaffe(flags, box, place, monkeypatch):
 
 
 def test_crop_is_four_numbers_or_none(capsys):
-    for wrong in ("1,2", "a,b,c,d"):
+    for wrong in ("1,2", "a,b,c,d", "-1,0,9,9", "0,0,257,9", "9,0,9,9"):
         with pytest.raises(SystemExit):
-            test_JAFFE.build_parser().parse_args(["--crop", wrong])
+            test_JAFFE.build_parser().parse_args([f"--crop={wrong}"])
         assert f"{wrong} found, LEFT,TOP,RIGHT,BOTTOM" in capsys.readouterr().err

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -108,50 +106,6 @@ def test_half_precision_replaces_the_entry_of_the_name(place, monkeypatch, capsy
         assert found[name].dtype == value.dtype
 
 
-def test_a_checkpoint_cannot_say_which_file_its_entry_is_of(place, monkeypatch):
-    monkeypatch.setattr(export_weights, "load_set", lambda path, seed=0: load_set(place))
-    (place / "forged").mkdir()
-    shutil.copy(place / "t" / "best_val_weights.pt", place / "forged")
-    checkpoint = torch.load(place / "t" / "checkpoint.pt", weights_only=True)
-    checkpoint["args"]["started"] = {"file": "tiny.pt", "sha256": "0", "command": "x", "more": 1}
-    torch.save(checkpoint, place / "forged" / "checkpoint.pt")
-    assert here(export_weights, export(place, "forged", "named")) == 0
-    entry = read_manifest(place / "checkpoints")["named"]
-    assert (entry["file"], entry["command"]) == ("named.pt", "x")
-    assert entry["sha256"] == digest(place / "checkpoints" / "named.pt")
-    assert "more" not in entry
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("moment", range(6))
-def test_killed_export_leaves_weights_that_are_admitted(moment, tmp_path, monkeypatch):
-    old, new = weights(tmp_path / "old.pt"), weights(tmp_path / "new.pt", seed=1)
-    path = publish(old, tmp_path, "x", {"command": "first"})
-    replace, calls = os.replace, iter(range(6))
-
-    def killed(*names) -> None:
-        """Replace; the process ends before or after the first, second or third time."""
-        for after in (False, True):
-            if next(calls) == moment:
-                raise Killed
-            if not after:
-                replace(*names)
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(Killed):
-        publish(new, tmp_path, "x", {"command": "second"})
-    monkeypatch.setattr(os, "replace", replace)
-    load_trained(path)
-    assert path.read_bytes() in (old.read_bytes(), new.read_bytes())
-    publish(new, tmp_path, "x", {"command": "second"})
-    load_trained(path)
-    assert path.read_bytes() == new.read_bytes()
-    assert "replaces" not in read_manifest(tmp_path)["x"]
-
-
 def test_a_users_own_weights_come_first(place, monkeypatch):
     monkeypatch.setattr("common.weights.CHECKPOINTS", place / "checkpoints")
     monkeypatch.chdir(place)
@@ -193,14 +147,6 @@ def test_errors_are_one_line_and_write_nothing(words, named, place, tmp_path, ca
     last = capsys.readouterr().err.strip().split("\n")[-1]
     assert all(part in last for part in named), last
     assert not (tmp_path / "out").exists()
-
-
-def test_large_weights_are_refused_before_anything_is_written(place, monkeypatch, tmp_path):
-    monkeypatch.setattr(export_weights, "MAX_BYTES", 1000)
-    best = place / "t" / "best_val_weights.pt"
-    with pytest.raises(UserError, match="at most 1,000; try --dtype fp16"):
-        export_weights.write_weights(best, tmp_path / "x.pt", torch.float32)
-    assert not list(tmp_path.iterdir())
 
 
 def test_shipped_weights_give_the_figures_of_the_manifest(tmp_path):

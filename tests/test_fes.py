@@ -74,22 +74,8 @@ def test_stored_matrices_are_similarities():
     assert 0 < abs(TRAINING_FES - PUBLISHED_FES).max() < 0.005
     # At the threshold of the relabelling commands, the same pairs of classes may change.
     assert ((TRAINING_FES > 0.03) == (PUBLISHED_FES > 0.03)).all()
-
-
-@pytest.mark.parametrize(
-    "first, second, published, training",
-    [
-        ("angry", "disgust", 0.02718851, 0.02683286),
-        ("disgust", "fear", 0.00951736, 0.00969808),
-        ("fear", "surprise", 0.04619572, 0.04625068),
-        ("sad", "happy", 0.02575007, 0.02661336),
-        ("sad", "neutral", 0.13838511, 0.14288130),
-        ("surprise", "neutral", 0.05298048, 0.05503896),
-    ],
-)
-def test_pairs_of_stored_matrices(first, second, published, training):
-    place = CLASSES.index(first), CLASSES.index(second)
-    assert (PUBLISHED_FES[place], TRAINING_FES[place]) == (published, training)
+    sad, neutral = CLASSES.index("sad"), CLASSES.index("neutral")
+    assert (PUBLISHED_FES[sad, neutral], TRAINING_FES[sad, neutral]) == (0.13838511, 0.14288130)
 
 
 # --- reading votes
@@ -112,9 +98,6 @@ def test_rows_of_usage(usage, table):
     "row, found",
     [
         (ROW.replace(",4,", ",-4,"), "neutral is '-4', expected a whole number of 0"),
-        (ROW.replace(",4,", ",4.5,"), "neutral is '4.5', expected"),
-        (ROW.replace(",3,", ",,"), "anger is '', expected"),
-        (ROW.replace(",3,", ",nan,"), "anger is 'nan', expected"),
         (ROW.replace(",3,", f",{'9' * 30},"), "anger is '999"),
         (ROW.replace("Training", "Test"), "Usage is 'Test', expected Training, PublicTest, Priv"),
         ("Training,fer0000000.png,4,0,0", "anger is '', expected"),
@@ -126,21 +109,14 @@ def test_bad_row_is_named_by_line(row, found, tmp_path):
     write(path, f"{HEADER}\n{ROW}\n")
     expected = f"{path}: no PublicTest rows found, expected at least one"
     assert refused(load_votes, path, "PublicTest") == expected
-    expected = "Usage 'Test' asked for, expected Training, PublicTest"
-    assert expected in refused(load_votes, path, "Test")
 
 
 @pytest.mark.parametrize(
     "content, found",
     [
-        ("", "No columns to parse from file; expected a table"),
         (f"{HEADER}\n", "no image rows found, expected at least one"),
-        (HEADER.replace("fear", "NF ") + f"\n{ROW}\n", "line 1: no column fear"),
         (f"{ROW}\n{ROW}\n", "line 1: no column Usage, anger"),
-        (f"{HEADER}\n{ROW},1,2\n", "line 2: more than 12 fields"),
         (f"{HEADER}\n{ROW}\n{ROW},1\n", "Expected 12 fields in line 3, saw 13; expected a table"),
-        (f'{HEADER}\n"{ROW}\n', "EOF inside string"),
-        ("\x00\xff\x00", "line 1: no column Usage"),
     ],
 )
 def test_malformed_table(content, found, tmp_path):
@@ -182,14 +158,11 @@ def edited(row, column, word):
         (edited(2, 4, "1.5"), "disgust and happy have 1.5 and 0.01147336"),
         (edited(2, 2, "-0.1"), "disgust and disgust have -0.1 and -0.1"),
         (edited(1, 7, "nan"), "angry and neutral have nan and 0.05837538"),
-        (edited(1, 2, ""), "angry and disgust have nan and 0.02718851"),
         (edited(1, 2, "x"), "could not convert string to float: 'x'"),
         (edited(1, 2, "0.5"), "angry and disgust have 0.5 and 0.02718851"),
         (edited(0, 3, "happy"), "columns angry,disgust,happy,happy"),
         (edited(3, 0, "sad"), "rows angry,disgust,sad,happy"),
         (edited(7, 7, "1,1"), "Expected 8 fields in line 8, saw 9"),
-        (edited(7, 7, "1\nextra,1,1,1,1,1,1,1"), "rows angry,disgust,fear,happy,sad,surprise"),
-        (",angry\nangry,1.0\n", "columns angry, rows angry"),
     ],
 )
 def test_malformed_matrix(content, found, tmp_path):
@@ -208,7 +181,6 @@ def run(*words):
 
 def test_command_without_folder_only_prints(table, tmp_path, capsys):
     before, votes = set(tmp_path.iterdir()), load_votes(table)
-    assert (run(table, "--per_image")["matrix"] == fes_matrix(votes)).all()
     assert (run(table)["matrix"] == fes_matrix(votes, len(votes) + 1)).all()
     assert "FES of 70 images (all rows)" in capsys.readouterr().out
     assert set(tmp_path.iterdir()) == before

@@ -10,7 +10,6 @@ import torch
 from fer2013_files import image_bytes, logged, refused, write_archive, write_folder
 from PIL import Image
 
-import test_JAFFE
 from data.folds import leave_one_subject_out
 from data.jaffe import BOX, COUNTS, load_jaffe
 from data.synthetic.cross import draw_jaffe
@@ -173,23 +172,3 @@ def test_misfits(files, found, tmp_path):
     text = refused(load_jaffe, write_folder(tmp_path, files))
     assert str(tmp_path) in text
     assert found in text
-
-
-@pytest.mark.parametrize("crop", [(-1, 0, 9, 9), (0, 0, 257, 9), (9, 0, 9, 9), (0, 9, 9, 8)])
-def test_impossible_crop(crop, capsys):
-    words = ",".join(map(str, crop))
-    with pytest.raises(SystemExit):
-        test_JAFFE.build_parser().parse_args([f"--crop={words}"])
-    assert f"{words} found, LEFT,TOP,RIGHT,BOTTOM" in capsys.readouterr().err
-
-
-# --- finding it, errors
-
-
-@pytest.mark.parametrize("content", [b"", plain()[:5000]])
-@pytest.mark.parametrize("folder", [".", "sad"])
-def test_unreadable_image_is_named(tmp_path, content, folder):
-    path = write(tmp_path / folder / "KA.SA1.39.tiff", content)
-    text = refused(load_jaffe, tmp_path)
-    assert text.startswith(f"{path}: ")
-    assert "one of JPEG, PNG, TIFF" in text

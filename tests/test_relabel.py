@@ -9,26 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.plain import plain_relabel
 from data.types import CLASSES
 from relabelling import PUBLISHED_FES, Relabelling, relabel
 from runtime.run import Progress
 
 FES = torch.from_numpy(PUBLISHED_FES)
-
-
-def label_by_label(logits, labels, *, threshold, fes, fes_threshold):
-    """The rule, one label after the other."""
-    new = []
-    for row, label in zip(logits, labels, strict=True):
-        p = row.softmax(dim=0)
-        highest, likeliest = p.max(dim=0)
-        gap = highest - p[label]
-        if fes is None:
-            replace = gap < threshold
-        else:
-            replace = 0 < gap < threshold and fes[label, likeliest] > fes_threshold
-        new.append(likeliest if replace else label)
-    return torch.stack(new)
 
 
 def batch(seed, size, scale=1.0):
@@ -62,7 +48,7 @@ def test_rule_equals_plain_version(fes, seed, size, scale, threshold, fes_thresh
     rule = {"threshold": threshold, "fes": fes, "fes_threshold": fes_threshold}
     new = relabel(logits, labels, **rule)
     assert new.dtype == torch.int64
-    assert new.tolist() == label_by_label(logits, labels, **rule).tolist()
+    assert new.tolist() == plain_relabel(logits, labels, **rule)
     assert torch.equal(labels, given_labels)
     assert new.data_ptr() != labels.data_ptr()
 

@@ -10,11 +10,9 @@ import torch
 
 import sgas
 from benchmarks import speed
-from benchmarks.plain import plain_relabel
 from benchmarks.speed import CASES, Setup
 from common.cli import run_script
 from model_search import OPEN
-from relabelling import TRAINING_FES, relabel
 from runtime.errors import UserError
 from runtime.run import autocast
 
@@ -53,16 +51,6 @@ def test_fixed_network_has_the_genotype_of_the_supernet(monkeypatch: pytest.Monk
     CASES["search step, all edges decided"].build(setup)
     scores = sgas.score_cells(supernet, {"normal": [], "reduce": []}, use_history=False)
     assert built[0][-1] == sgas.derive_genotype(supernet, scores)
-
-
-def test_plain_and_batched_relabelling_agree() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(200, 7, generator=generator)
-    labels = torch.randint(0, 7, (200,), generator=generator)
-    fes = torch.tensor(TRAINING_FES, dtype=torch.float32)
-    found = relabel(logits, labels, fes=fes, **speed.RELABEL).tolist()
-    assert found == plain_relabel(logits, labels, fes=fes, **speed.RELABEL)
-    assert found != labels.tolist()
 
 
 def test_ratios_are_of_one_round(monkeypatch: pytest.MonkeyPatch) -> None:

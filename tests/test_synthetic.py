@@ -11,7 +11,6 @@ import pytest
 import torch
 from fer2013_files import refused
 from PIL import Image
-from torch import nn
 
 from data.sets import load_set
 from data.synthetic.cross import draw_ck48, draw_jaffe
@@ -128,36 +127,6 @@ def test_wrong_labels_follow_votes():
         assert pairs.count((of, other)) > 2 * pairs.count((of, happy))
 
 
-def test_small_network_learns(whole):
-    splits = whole
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        *(nn.Conv2d(1, 16, 5, 2, 2), nn.BatchNorm2d(16), nn.ReLU()),
-        *(nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU()),
-        *(nn.Conv2d(32, 48, 3, 2, 1), nn.BatchNorm2d(48), nn.ReLU()),
-        *(nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(432, len(CLASSES))),
-    )
-    images, labels = splits["Training"].images / 255.0, splits["Training"].labels
-    optimizer = torch.optim.AdamW(network.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=6e-3, total_steps=6 * (len(images) // 50)
-    )
-    for _ in range(6):
-        for rows in torch.randperm(len(images)).split(50):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(network(images[rows]), labels[rows]).backward()
-            optimizer.step()
-            schedule.step()
-    network.eval()
-    with torch.no_grad():
-        found = network(splits["PublicTest"].images / 255.0).argmax(dim=1)
-    torch.set_num_threads(before)
-    # Naming every face happy, the commonest class, gives 0.24.
-    assert 0.55 < (found == splits["PublicTest"].labels).float().mean() < 0.92
-
-
 def test_ck48_sequences():
     drawn = draw_ck48()
     assert len(set(drawn.subjects)) == 20
@@ -202,10 +171,6 @@ def test_every_form_is_read_back(tmp_path, small, form):
     path = tmp_path / f"fer2013{form}"
     write = {"": write_folder, ".csv": write_csv}.get(form, write_archive)
     write(small, path)
-    if form:
-        first = path.read_bytes()
-        write(small, path)
-        assert path.read_bytes() == first
     read = load_set(path).splits
     for name in SPLITS:
         assert torch.equal(read[name].labels, small[name].labels)
@@ -242,7 +207,7 @@ def test_command(tmp_path, capsys):
     sheet = tmp_path / "sheet.png"
     words = f"--out {tmp_path}/sets --form votes --sheet {sheet}".split()
     written = main(build_parser().parse_args(words))
-    assert written == {"votes": tmp_path / "sets" / FORMS["votes"], "sheet": sheet}
+    assert written == {"votes": tmp_path / "sets" / FORMS["votes"][0], "sheet": sheet}
     printed = capsys.readouterr().out
     assert all(str(path) in printed for path in written.values())
     assert len(pd.read_csv(written["votes"])) == sum(DEFAULT_COUNTS.values())

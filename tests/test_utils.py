@@ -168,21 +168,9 @@ def test_rows_keep_every_column(tmp_path):
     assert (tmp_path / "m.csv").read_text() == "epoch,a,b\n1,0.5,\n2,1.0,2\n"
 
 
-def test_a_flipped_bit_is_refused(tmp_path):
-    save_checkpoint(tmp_path / "c.pt", "weights", {"w": torch.arange(99.0)})
-    whole = (tmp_path / "c.pt").read_bytes()
-    number = torch.tensor(77.0).numpy().tobytes()
-    (tmp_path / "c.pt").write_bytes(whole.replace(number, b"\0" + number[1:-1] + b"\1"))
-    with pytest.raises(UserError, match=r"c\.pt: .*the check sum of \S+ is wrong"):
-        load_checkpoint(tmp_path / "c.pt", ["weights"])
-
-
 VIEWS = {
     "stride 0": {"w": torch.zeros(1).expand(2**20)},
-    "one storage": dict(zip("abcdefgh", torch.zeros(1, 4096).expand(8, 4096), strict=True)),
     "one tensor": dict.fromkeys("abcdefgh", torch.zeros(4096)),
-    "nested": {"state_dict": {"w": torch.zeros(1).expand(2**20)}},
-    "meta": {"w": torch.zeros(2**20, device="meta")},
 }
 
 

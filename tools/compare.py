@@ -125,6 +125,7 @@ def read_run(folder: Path) -> FinishedRun | None:
             settings["genotype"] = summary["genotype"]
         if fold is None:
             settings["images"] = {name: figure["images"] for name, figure in figures.items()}
+        settings["figures of"] = ", ".join(accuracy)
     start, curve = None, []
     path = folder / "checkpoint.pt"
     if path.is_file():
@@ -147,14 +148,7 @@ def check_alike(runs: Sequence[FinishedRun]) -> None:
     first = runs[0]
     seen: dict[Any, FinishedRun] = {}
     for run in runs:
-        for name in ("script", *sorted({*first.settings, *run.settings} - {"script"})):
-            here, there = first.settings.get(name), run.settings.get(name)
-            if here != there:
-                raise UserError(
-                    f"{run.folder}: {name} {there}, but {first.folder} has {here}; expected runs "
-                    "of a group to differ only in their seed or fold"
-                )
-        check_splits(run, first)
+        check_same(first, run, {**first.settings, **run.settings})
         other = seen.setdefault((run.seed, run.fold), run)
         if other is not run:
             fold = "" if run.fold is None else f", fold {run.fold}"
@@ -169,13 +163,15 @@ def check_alike(runs: Sequence[FinishedRun]) -> None:
             )
 
 
-def check_splits(run: FinishedRun, first: FinishedRun) -> None:
-    """Raise UserError unless both runs have figures of the same splits or sets."""
-    if run.accuracy.keys() != first.accuracy.keys():
-        raise UserError(
-            f"{run.folder}: figures of {', '.join(run.accuracy)}, but {first.folder} has "
-            f"{', '.join(first.accuracy)}"
-        )
+def check_same(first: FinishedRun, run: FinishedRun, names: Iterable[str]) -> None:
+    """Raise UserError where the two runs differ in one of the settings."""
+    for name in names:
+        here, there = first.settings.get(name), run.settings.get(name)
+        if here != there:
+            raise UserError(
+                f"{run.folder}: {name} {there}, but {first.folder} has {here}; expected runs of a "
+                "group to differ only in their seed or fold, and groups in no split or set"
+            )
 
 
 def read_groups(folders: Iterable[Path]) -> list[Group]:
@@ -193,7 +189,7 @@ def read_groups(folders: Iterable[Path]) -> list[Group]:
         if not group.runs:
             raise UserError(f"{group.missing[0]} in any of {len(group.missing)} runs")
         check_alike(group.runs)
-        check_splits(group.runs[0], next(iter(groups.values())).runs[0])
+        check_same(next(iter(groups.values())).runs[0], group.runs[0], ["figures of"])
         seeds = [run.seed for run in group.runs]
         accuracy = pd.DataFrame([run.accuracy for run in group.runs], index=seeds)
         group.accuracy = accuracy.groupby(level=0).mean()

@@ -2,7 +2,7 @@
 
     python -m tools.demo
 
-Writes a run folder for each script below --out, replacing those of an earlier demo.
+Writes a run folder for each script into a new folder below --out.
 """
 
 from __future__ import annotations
@@ -10,17 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import shutil
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from common import cli
 from common.arguments import new_parser
 from common.report import format_table
 from runtime.errors import UserError
-from runtime.files import make_folder, write_text
+from runtime.folders import create_run_folder
 
 COMMANDS = {
     "search": "search.py --init_channels 4 --layers 3 --batch_size 32 --batch_increase 8 "
@@ -33,7 +31,6 @@ COMMANDS = {
     "ck48": "test_CK48.py --checkpoint {out}/relabel --folds 3 --epochs 4",
     "jaffe": "test_JAFFE.py --checkpoint {out}/relabel",
 }
-MARK = "demo.txt"  # marks a folder whose run folders the demo may remove
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,15 +39,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--out",
         default="demo",
         metavar="FOLDER",
-        help="folder of the run folders; git ignores demo/",
+        help="where the folder of the run folders is made; git ignores demo/",
     )
     return parser
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Run the scripts, then print their figures and the paths of the pictures."""
-    out, summaries = make_folder("--out", args.out), {}
-    _remove_last(out)
+    out, summaries = create_run_folder(args.out, None, "demo"), {}
     for label, command in COMMANDS.items():
         started = time.monotonic()
         words = shlex.split(command.format(out=shlex.quote(str(out))))
@@ -76,20 +72,6 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     print(summaries["search"]["genotype"])
     print("\npictures:", *sorted(map(str, out.glob("*/*.png"))), sep="\n  ")
     return summaries
-
-
-def _remove_last(out: Path) -> None:
-    """Remove the run folders of an earlier demo; UserError if they are not of a demo."""
-    mark = out / MARK
-    existing = [out / label for label in COMMANDS if (out / label).exists()]
-    if existing and not mark.is_file():
-        raise UserError(
-            f"--out {out}: {existing[0]} is no run of an earlier demo; expected a folder used by "
-            "the demo only"
-        )
-    for folder in existing:
-        shutil.rmtree(folder)
-    write_text(mark, "python -m tools.demo removes the run folders here when it runs again\n")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,6 @@ from runtime.run import Run, autocast
 from utils import load_checkpoint, save_checkpoint
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-MAX_BYTES = 10_000_000
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,8 +51,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model_path", default="saved_models", metavar="FOLDER", help="where run folders lie")
     add("--out", default=str(CHECKPOINTS), metavar="FOLDER",
         help="folder of weights and manifest, created if missing")
-    add("--views", nargs="+", choices=TTA, default=list(TTA),
-        help="the views of --tta whose accuracies the manifest gives")
     add("--dtype", choices=DTYPES, default="fp32", help="precision of the weights")
     # fmt: on
     arguments.add_data_arguments(parser, batch_size=64, seed=0)
@@ -91,7 +88,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             return {name: scores.accuracy for name, scores in scored.items()}
 
         with run.interruptible(resumable=False):
-            accuracy = {tta: accuracies(data.splits, tta) for tta in args.views}
+            accuracy = {tta: accuracies(data.splits, tta) for tta in TTA}
             # What anybody can evaluate again, without a data set.
             same = trained.classes == CLASSES
             synthetic = accuracies(load_set("synthetic").splits) if same else None
@@ -126,21 +123,13 @@ def source_digests(flags: Mapping[str, Any]) -> dict[str, str]:
 
 
 def write_weights(best: Path, path: Path, dtype: torch.dtype) -> None:
-    """Write the weights `best` to `path` for inference: no auxiliary head, floats as `dtype`.
-
-    Raises UserError, and writes nothing, when they have more than MAX_BYTES.
-    """
+    """Write the weights `best` to `path` for inference: no auxiliary head, floats as `dtype`."""
     content = load_checkpoint(best, ["weights"])
     state = {
         name: value.to(dtype) if value.is_floating_point() else value
         for name, value in content["state_dict"].items()
         if not name.startswith("auxiliary_head.")
     }
-    size = sum(value.numel() * value.element_size() for value in state.values())
-    if size > MAX_BYTES:
-        raise UserError(
-            f"{best}: {size:,} bytes of weights, expected at most {MAX_BYTES:,}; try --dtype fp16"
-        )
     description = {**content["model"], "auxiliary": False}
     save_checkpoint(path, "weights", {**content, "model": description, "state_dict": state})
 

@@ -34,9 +34,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("votes", metavar="VOTES.csv", help="the votes of FER+: fer2013new.csv")
     parser.add_argument("--usage", choices=SPLITS,
         help="rows to use (default: all, as published; the clean protocol uses Training)")
-    parser.add_argument("--per_image", action="store_true",
-        help="of all rows, divide by the number of images, as in the formula (default: by one "
-        "more, the lines of the file with its header, as in the published figures)")
     parser.add_argument("--out", metavar="FOLDER",
         help="folder of fes.csv and FES.png, created if missing (default: only print the matrix)")
     # fmt: on
@@ -46,8 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Print and write the matrix; return it, the number of images and the files' paths."""
     votes = load_votes(args.votes, args.usage)
-    as_published = args.usage is None and not args.per_image
-    matrix = fes_matrix(votes, len(votes) + as_published)
+    # The published figures are of all rows, divided by the lines of the file with its header.
+    matrix = fes_matrix(votes, len(votes) + (args.usage is None))
     rows = "all" if args.usage is None else args.usage
     print(f"FES of {len(votes)} images ({rows} rows)")
     table = pd.DataFrame(matrix, index=CLASSES, columns=CLASSES)

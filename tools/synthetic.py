@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +34,18 @@ from data.types import CLASSES
 from runtime.errors import UserError
 from runtime.files import atomic_write, make_folder
 
-# The file or folder of each form below --out: the names that --data looks for.
-FORMS = {
-    "csv": "fer2013.csv",
-    "kaggle": "icml_face_data.csv",
-    "folder": "fer2013",
-    "zip": "fer2013.zip",
-    "tar": "fer2013.tar",
-    "tar.gz": "fer2013.tar.gz",
-    "tar.xz": "fer2013.tar.xz",
-    "votes": "fer2013new.csv",
-    "ck48": "CK+48",
-    "jaffe": "jaffe",
+# By form: the file or folder below --out, a name that --data looks for; what draws and writes it.
+FORMS: dict[str, tuple[str, Callable[[int], Any], Callable[[Any, Path], None]]] = {
+    "csv": ("fer2013.csv", draw_fer2013, write_csv),
+    "kaggle": ("icml_face_data.csv", draw_fer2013, partial(write_csv, kaggle=True)),
+    "folder": ("fer2013", draw_fer2013, write_folder),
+    "zip": ("fer2013.zip", draw_fer2013, write_archive),
+    "tar": ("fer2013.tar", draw_fer2013, write_archive),
+    "tar.gz": ("fer2013.tar.gz", draw_fer2013, write_archive),
+    "tar.xz": ("fer2013.tar.xz", draw_fer2013, write_archive),
+    "votes": ("fer2013new.csv", draw_votes, write_votes),
+    "ck48": ("CK+48", draw_ck48, write_ck48),
+    "jaffe": ("jaffe", draw_jaffe, write_jaffe),
 }
 SHEET_COLUMNS = 14
 
@@ -70,8 +72,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.out is not None:
         folder = make_folder("--out", args.out)
         for form in FORMS if args.form == "all" else [args.form]:
-            written[form] = folder / FORMS[form]
-            write_form(form, written[form], args.seed)
+            name, draw, write = FORMS[form]
+            written[form] = folder / name
+            write(draw(args.seed), written[form])
             print(f"{form}: {written[form]}")
     if args.sheet is not None:
         written["sheet"] = Path(args.sheet)
@@ -79,22 +82,6 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         atomic_write(args.sheet, lambda file: sheet.save(file, "PNG"))
         print(f"sheet: {args.sheet}")
     return written
-
-
-def write_form(form: str, path: Path, seed: int) -> None:
-    """Write the set of `seed` to `path` in `form`, a key of FORMS."""
-    if form == "votes":
-        write_votes(draw_votes(seed), path)
-    elif form == "ck48":
-        write_ck48(draw_ck48(seed), path)
-    elif form == "jaffe":
-        write_jaffe(draw_jaffe(seed), path)
-    elif form == "folder":
-        write_folder(draw_fer2013(seed), path)
-    elif form in ("csv", "kaggle"):
-        write_csv(draw_fer2013(seed), path, kaggle=form == "kaggle")
-    else:
-        write_archive(draw_fer2013(seed), path)
 
 
 def draw_sheet(seed: int = 0) -> Image.Image:

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
-from runtime.errors import reading
-
 MAX_UNPACKED = 1 << 31  # bytes; FER2013's table takes a seventh
 # Bytes that every compressed file may hold, and how many times its size; images shrink to a half.
 MAX_SMALL, MAX_RATIO = 1 << 26, 100
@@ -18,12 +12,6 @@ def check_unpacked(position: int, size: int) -> None:
     limit = min(MAX_UNPACKED, max(MAX_SMALL, MAX_RATIO * size))
     if position > limit:
         raise ValueError(f"unpacked {position} bytes, at most {limit} are read")
-
-
-def read_json(path: Path, expected: str) -> Any:
-    """The content of a JSON file; raises UserError, naming what was `expected`."""
-    with reading(path, expected):
-        return json.loads(path.read_bytes())
 
 
 def quoted(text: str, length: int = 40) -> str:

@@ -73,8 +73,8 @@ def read_table(
             yield part
 
 
-def read_pixels(item: Item) -> Iterator[tuple[np.ndarray, str | None, str]]:
-    """Yield each image of a table, uint8 (48, 48), its split if known, and its label as text."""
+def read_pixels(item: Item) -> Iterator[tuple[Item, np.ndarray]]:
+    """Yield each row of a table: an item whose name is the label, and the image, uint8 (48, 48)."""
     entry, split, _ = item
     with (
         reading(entry.where),
@@ -101,7 +101,7 @@ def read_pixels(item: Item) -> Iterator[tuple[np.ndarray, str | None, str]]:
                 if usage is not None and (split := split_of(usage)) is None:
                     expected = ", ".join(SPLITS)
                     raise UserError(f"{at}: Usage {quoted(usage)}, expected {expected}")
-                yield _image_of(pixels, at), split, label[1]
+                yield Item(entry, split, label[1]), _image_of(pixels, at)
 
 
 def _rename(column: str) -> str:
@@ -109,17 +109,11 @@ def _rename(column: str) -> str:
 
 
 def _image_of(pixels: str, at: str) -> np.ndarray:
-    count = SIDE * SIDE
-    try:
-        values = np.fromstring(pixels, np.int64, sep=" ")
-        if values.size == count and values.min() >= 0 and values.max() <= 255:
-            return values.astype(np.uint8).reshape(SIDE, SIDE)
-    except (ValueError, DeprecationWarning):
-        pass
-    words = pixels.split()
-    wrong = [quoted(w) for w in words if not re.fullmatch("[0-9]{1,3}", w) or int(w) > 255]
-    reason = f"pixel {wrong[0]}" if wrong else f"{len(words)} pixel values"
-    raise UserError(f"{at}: {reason}, expected {count} whole numbers of 0 to 255")
+    with reading(at, f"{SIDE * SIDE} whole numbers of 0 to 255"):
+        values = np.fromstring(pixels, np.int64, sep=" ").reshape(SIDE, SIDE)
+        if values.min() < 0 or values.max() > 255:
+            raise ValueError(f"pixels of {values.min()} to {values.max()}")
+        return values.astype(np.uint8)
 
 
 def columns_of(entry: Entry) -> set[str]:

@@ -1,20 +1,13 @@
-"""Writing the synthetic sets in the forms of the real ones, for the same readers.
-
-The same set gives the same bytes: archives contain no dates and no owners. (Compression may differ
-from one zlib to another.)
-"""
+"""Writing the synthetic sets in the forms of the real ones, for the same readers."""
 
 from __future__ import annotations
 
-import gzip
 import io
-import lzma
-import tarfile
-import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+import shutil
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -28,6 +21,7 @@ from runtime.files import atomic_write, write_text
 PALETTE_EVERY = 9
 # First number in the file names of the folder form; names sort in the order of the rows.
 FIRST_NUMBER = 10_000_000
+ARCHIVES = {".zip": "zip", ".tar": "tar", ".gz": "gztar", ".xz": "xztar"}  # names of shutil
 
 
 def write_csv(splits: dict[str, Split], path: Path | str, kaggle: bool = False) -> None:
@@ -54,7 +48,14 @@ def write_folder(splits: dict[str, Split], folder: Path | str) -> None:
 
     Raises UserError when it already holds anything: two sets in one folder would be read as one.
     """
-    _write_files(folder, _folder_files(splits))
+    files = []
+    for name, split in splits.items():
+        part = "train" if name == "Training" else "test"
+        pictures = zip(split.labels.tolist(), split.images.numpy(), strict=True)
+        for number, (label, image) in enumerate(pictures, FIRST_NUMBER):
+            path = f"{part}/{CLASSES[label]}/{name}_{number}.png"
+            files.append((path, _encoded(image[0], "PNG")))
+    _write_files(folder, files)
 
 
 def write_archive(splits: dict[str, Split], path: Path | str) -> None:
@@ -62,15 +63,11 @@ def write_archive(splits: dict[str, Split], path: Path | str) -> None:
 
     The top folder inside is `fer2013`.
     """
-
-    def write(file: BinaryIO) -> None:
-        if str(path).endswith(".zip"):
-            _pack_zip(file, _folder_files(splits))
-        else:
-            with compressed(file, "".join(Path(path).suffixes[-2:])) as packed:
-                _pack_tar(packed, _folder_files(splits))
-
-    atomic_write(path, write)
+    with tempfile.TemporaryDirectory() as place:
+        write_folder(splits, Path(place) / "fer2013")
+        form = ARCHIVES[Path(path).suffix]
+        packed = Path(shutil.make_archive(f"{place}/packed", form, place, "fer2013"))
+        atomic_write(path, lambda file: file.write(packed.read_bytes()))
 
 
 def write_votes(votes: dict[str, np.ndarray], path: Path | str) -> None:
@@ -105,16 +102,6 @@ def write_jaffe(drawn: Faces, folder: Path | str) -> None:
     )
 
 
-def _folder_files(splits: dict[str, Split]) -> Iterator[tuple[str, bytes]]:
-    """Path and content of every image of the folder form, in the order of the rows."""
-    for name, split in splits.items():
-        part = "train" if name == "Training" else "test"
-        pictures = zip(split.labels.tolist(), split.images.numpy(), strict=True)
-        for number, (label, image) in enumerate(pictures, FIRST_NUMBER):
-            path = f"{part}/{CLASSES[label]}/{name}_{number}.png"
-            yield path, _encoded(image[0], "PNG")
-
-
 def _encoded(pixels: np.ndarray, form: str, palette: bool = False) -> bytes:
     """An image file of uint8 (H, W) grays; a palette image stores them by number, reversed."""
     image = Image.fromarray(255 - pixels if palette else pixels)
@@ -136,29 +123,3 @@ def _write_files(folder: Path | str, files: Iterable[tuple[str, bytes]]) -> None
             (folder / name).write_bytes(content)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
-
-
-def compressed(file: BinaryIO, form: str) -> AbstractContextManager[Any]:
-    """`file` for the bytes of a .tar, compressed when `form` says so."""
-    if form == ".tar.gz":
-        return gzip.GzipFile("", "wb", fileobj=file, mtime=0)
-    if form == ".tar.xz":
-        return lzma.LZMAFile(file, "wb", preset=1)
-    return nullcontext(file)
-
-
-def _pack_zip(file: BinaryIO, files: Iterable[tuple[str, bytes]]) -> None:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files:
-            member = zipfile.ZipInfo(f"fer2013/{name}")  # dated 1980, its default
-            member.compress_type = zipfile.ZIP_DEFLATED
-            member.external_attr = 0o644 << 16
-            archive.writestr(member, content)
-
-
-def _pack_tar(file: BinaryIO, files: Iterable[tuple[str, bytes]]) -> None:
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, content in files:
-            member = tarfile.TarInfo(f"fer2013/{name}")  # dated 1970, owned by 0, its defaults
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
