@@ -124,7 +124,9 @@ def test_clean_protocol_keeps_no_weights_chosen_on_privatetest(data, tmp_path):
 
 REFUSALS = {
     "no data": ("train_FER2013 --data nowhere", ["nowhere", "--data synthetic"]),
-    "code for a genotype": ("train_FER2013 --arch Genotype(__import__('os').getcwd())", ["--arch"]),
+    "code for a genotype": (
+        "train_FER2013 --data {data} --arch Genotype(__import__('os').getcwd())", ["--arch"]
+    ),
     "no such device": ("search --device cuda:99", ["--device cuda:99"]),
     "two devices": ("search --device cpu --gpu 0", ["--gpu 0", "--device cpu"]),
     "nothing to resume": ("search --resume nowhere", ["--resume nowhere"]),
