@@ -75,7 +75,7 @@ class Architect:
     def second_order_gradient(
         self, train: Batch, valid: Batch, optimizer: torch.optim.Optimizer
     ) -> list[Tensor]:
-        """Gradient in the open alphas of the validation loss after one more step on the weights.
+        """Gradient in the open alphas of the validation loss after one more step, plus the penalty.
 
         With w' = w - lr * (momentum * buffer + grad L_train + weight_decay * w), lr and buffer
         those of `optimizer`, and v = grad_w' L_valid(w', alpha) it is

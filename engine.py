@@ -159,10 +159,11 @@ def fit(
     """Train to --epochs epochs, evaluating `train.weights` on every split after each.
 
     `jitter` is that of brightness and contrast. Labels are not changed in epochs with mixed
-    images, because their logits belong to two faces. `save()` is called at the start, after every
-    epoch and when the run stops in one. Raises Interrupted before the last epoch, UserError
-    when the loss is not finite. Flags read: those of `train_one_epoch`, epochs, batch_size,
-    limit_batches, compile, mixup, cutmix, mix_off_epochs, and those of `build_augmentation`.
+    images, because their logits belong to two faces. `save()` is called before the first step of
+    an epoch, after every epoch, and when the run stops in one. Raises Interrupted when that is
+    before the end of the last epoch, UserError when the loss is not finite. Flags read: those of
+    `train_one_epoch`, epochs, batch_size, limit_batches, compile, mixup, cutmix, mix_off_epochs,
+    and those of `build_augmentation`.
     """
     model, progress = train.model, train.progress
     if model.auxiliary and any(size < 32 for size in args.sizes):
@@ -182,8 +183,9 @@ def fit(
         epoch = progress.epoch
         model.drop_path_prob = train.drop_path.at(epoch)
         mix_now = mix if epoch < args.epochs - unmixed else None
-        changes_labels = relabelling is not None and not mix_now and relabelling.begin(progress)
-        relabelling_now = relabelling if changes_labels else None
+        relabelling_now = None
+        if relabelling is not None and mix_now is None and relabelling.begin(progress):
+            relabelling_now = relabelling
         with recorded_epoch(run, progress, args.epochs, save) as record:
             batches = training_batches(
                 training,
@@ -206,7 +208,7 @@ def fit(
                 relabelling=relabelling_now,
             )
             if relabelling_now is not None:
-                relabelling_now.suspend(progress)
+                relabelling_now.keep_counts(progress)
             loss, accuracy = meter.read()
             require_finite(model, loss, f"epoch {epoch + 1}")
             record["lr"] = learning_rate_at(epoch, args)
@@ -369,7 +371,7 @@ class Scores:
         return Scores(self.logits[own], self.labels[own])
 
 
-@torch.no_grad()  # in inference mode processes of torch 2.4 cannot exchange tensors
+@torch.no_grad()  # not inference_mode, whose tensors processes of torch 2.4 cannot exchange
 def evaluate(
     predict: Predict, split: Split, batch_size: int, run: Run, title: str = "evaluation"
 ) -> Scores:
@@ -382,7 +384,7 @@ def evaluate(
     own = shard(len(split.images))
     batches = evaluation_batches(split.take(own.rows), batch_size=batch_size)
     total = count_batches(own.largest, batch_size)
-    # As many rounds in every process, as all ask `run.stop` together.
+    # As many rounds in every process: asking `run.stop` is a collective call.
     rounds = islice(chain(batches, repeat(None)), total)
     for images in tqdm(rounds, title, total, leave=False, disable=hide_progress()):
         if images is not None:

@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="checkpoints or run folders, as given, with .pt added or inside --model_path, or "
         "names of weights in checkpoints/")
     add("--layers", type=depths_list, default=[], metavar="L,M,...",
-        help="cells of each member (default: as its checkpoint says, 12 for a bare state dict)")
+        help="cells of each member; checked, as every checkpoint says it (default: none)")
     # fmt: on
     arguments.add_network_arguments(parser)
     arguments.add_data_arguments(parser, batch_size=64, seed=0)

@@ -7,8 +7,8 @@ From the second epoch on, if the top class beats the given label by less than --
 probability, it replaces the label for that step; with FES only where the two expressions are
 similar. `--relabel_threshold 0` changes no label and is the control run. On data of other classes,
 `--reset_classifier --fes False` fine-tunes with a new last layer. Writes a run folder below
---model_path with what train_FER2013.py writes, and `changes.csv`: for each epoch but the first, how
-many labels of each class became which.
+--model_path with what train_FER2013.py writes, and `changes.csv`: for each epoch in which labels
+may change, how many of each class became which.
 """
 
 from __future__ import annotations

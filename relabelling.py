@@ -43,7 +43,7 @@ def relabel(
     highest, likeliest = p.max(dim=0)
     gap = highest - p.gather(0, labels[None]).squeeze(0)
     doubtful = gap < threshold
-    if fes is not None:
+    if fes is not None:  # as published; without FES a tie changes the label to the first of equals
         doubtful &= (gap > 0) & (fes[labels, likeliest] > fes_threshold)
     return torch.where(doubtful, likeliest, labels)
 
@@ -97,8 +97,8 @@ class Relabelling:
         self._counts.view(-1).scatter_add_(0, pair, torch.ones_like(pair, dtype=torch.int32))
         return new
 
-    def suspend(self, progress: Progress) -> None:
-        """Keep the counts so far in `progress`, for an epoch that is interrupted."""
+    def keep_counts(self, progress: Progress) -> None:
+        """Put the counts so far into `progress`, in case the epoch is interrupted."""
         progress.extra["counts"] = self.totals()
 
     def finish(self, progress: Progress, record: dict[str, Any]) -> None:

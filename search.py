@@ -115,6 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_run_arguments(parser, "search.py")
     # The published supernet never used --drop_path_prob; neither does this one.
     arguments.add_sgd_arguments(parser, learning_rate=0.025, drop_path_prob=0.3)
+    # Read by `build_optimizer` and `build_augmentation`; no flags of the search.
     parser.set_defaults(nesterov=False, affine=0.0, erasing=0.0)
     return parser
 
@@ -219,12 +220,13 @@ def search(
 ) -> None:
     """Search to `epochs` epochs, deciding an edge of each cell every --decision_freq epochs.
 
-    `train` trains the weights, `valid` the alphas. `save()` is called at the start, after every
-    epoch and when the run stops in one. Raises Interrupted and UserError as `engine.fit`.
+    `train` trains the weights, `valid` the alphas. `save()` is called before the
+    first step of an epoch, after every epoch, and when the run stops in one. Raises Interrupted and
+    UserError as `engine.fit`.
     """
     model, progress = state.model, state.progress
     augmentation = build_augmentation(args, JITTER)
-    genotype = ""  # the one that was logged last
+    logged = ""  # the genotype
     broadcast_model(model)
     if progress.step == 0:
         save()
@@ -245,9 +247,9 @@ def search(
             train, **drawn, first_step=progress.step, limit=args.limit_batches
         )
         any_open = any(OPEN in model.states[cell] for cell in CELLS)
-        others: Iterable = alphas_batches(valid, **drawn, step=progress.step)
-        if epoch < args.arch_warmup_epochs or not any_open:
-            others = repeat(None)
+        others: Iterable = repeat(None)
+        if any_open and epoch >= args.arch_warmup_epochs:
+            others = alphas_batches(valid, **drawn, step=progress.step)
         states_before = model.states
         with recorded_epoch(run, progress, epochs, save) as record:
             pairs = zip(batches, others, strict=False)
@@ -275,8 +277,8 @@ def search(
             for decision in decisions:
                 log.info("decided: %s", describe_decision(decision))
                 progress.decisions.append({"epoch": epoch + 1, **decision})
-            if (text := format_genotype(derive_genotype(model, scores))) != genotype:
-                genotype = text
+            if (genotype := format_genotype(derive_genotype(model, scores))) != logged:
+                logged = genotype
                 log.info("%s", genotype)
             for cell in CELLS:
                 progress.rows += describe_edges(
@@ -300,7 +302,7 @@ def validate(
 def save_search(state: SearchState, args: argparse.Namespace, run: Run) -> None:
     """Write what the run folder holds after an epoch: metrics.csv, alphas.csv, checkpoint.pt."""
     progress = state.progress
-    # First: a resumed run saves at its start what a killed one has not written.
+    # Written first: if killed here, a resumed run writes the files below at its start.
     content = {**state.state_dict(), "args": vars(args), "inputs": run.inputs}
     save_checkpoint(run.folder / "checkpoint.pt", "search", content)
     if progress.step == 0 and progress.history:

@@ -1,6 +1,7 @@
 """The greedy decisions of edges (SGAS, Li et al., CVPR 2020), by criterion 1, or 2 with a history.
 
-The functions are pure: of the alphas (14, 11) of one type of cell, and the states of its edges.
+Down to `derive_cell` the functions are pure: of the alphas (14, 11) of one type of cell, and the
+states of its edges; the others apply them to both cells of a supernet.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ROUNDING = 1e-12  # by which equal criteria may differ in float64; alphas differ
 
 @dataclass(frozen=True)
 class EdgeScores:
-    """The criteria are float64 (14,), not yet normalised; `probs` is (14, 10)."""
+    """The criteria of the 14 edges, float64 (14,), and their score."""
 
     importance: Tensor  # softmax mass on primitives other than none
     certainty: Tensor  # 1 - normalised entropy of them
@@ -58,6 +59,11 @@ def min_max_normalise(values: Tensor) -> Tensor:
     return (values - low) / (high - low) if high - low > ROUNDING else torch.zeros_like(values)
 
 
+def likeliest(scores: EdgeScores, edge: int) -> int:
+    """The most likely primitive of an edge other than none."""
+    return 1 + int(scores.probs[edge].argmax())
+
+
 def is_decision_epoch(epoch: int, warmup: int, frequency: int) -> bool:
     """Whether an edge of each cell is decided after epoch `epoch`, counted from 0."""
     return epoch >= warmup and (epoch - warmup) % frequency == 0
@@ -77,7 +83,7 @@ def choose_edge(scores: EdgeScores, states: Sequence[int]) -> tuple[int, int] | 
     if not edges:
         return None
     edge = max(edges, key=lambda e: (scores.score[e].item(), -e))
-    return edge, 1 + int(scores.probs[edge].argmax())
+    return edge, likeliest(scores, edge)
 
 
 def decide_edge(states: Sequence[int], edge: int, primitive: int) -> list[int]:
@@ -85,7 +91,7 @@ def decide_edge(states: Sequence[int], edge: int, primitive: int) -> list[int]:
     states = list(states)
     states[edge] = primitive
     node = EDGES[edge][0]
-    siblings = [e for e, (target, _) in enumerate(EDGES) if target == node]
+    siblings = [e for e, (other, _) in enumerate(EDGES) if other == node]
     if sum(states[e] > 0 for e in siblings) == 2:
         for e in siblings:
             if states[e] == OPEN:
@@ -100,13 +106,13 @@ def derive_cell(scores: EdgeScores, states: Sequence[int]) -> tuple[Edge, ...]:
     """
     cell: list[Edge] = []
     for node in range(NODES):
-        edges = [e for e, (target, _) in enumerate(EDGES) if target == node]
-        kept = [e for e in edges if states[e] > 0]
+        edges = [e for e, (other, _) in enumerate(EDGES) if other == node]
+        kept = [e for e in edges if states[e] > 0]  # decided
         rest = sorted(
             (e for e in edges if states[e] == OPEN), key=lambda e: (-scores.importance[e].item(), e)
         )
         for edge in sorted([*kept, *rest][:2]):
-            primitive = states[edge] if states[edge] > 0 else 1 + int(scores.probs[edge].argmax())
+            primitive = states[edge] if states[edge] > 0 else likeliest(scores, edge)
             cell.append((PRIMITIVES[primitive], EDGES[edge][1]))
     return tuple(cell)
 

@@ -138,7 +138,7 @@ def test_counts_equal_plain_counting():
     labels, hook, progress, record = torch.arange(90) % 7, relabelling(), Progress(epoch=4), {}
     assert hook.begin(progress)
     run(hook, labels)
-    hook.suspend(progress)
+    hook.keep_counts(progress)
     hook.finish(progress, record)
     pairs = Counter(zip(labels.tolist(), logits_of(labels)[1].tolist(), strict=True))
     rows = progress.extra["changes"]
@@ -162,7 +162,7 @@ def test_resumed_epoch_continues_the_counts():
     first, resumed = relabelling(), relabelling()
     first.begin(progress)
     run(first, labels[:40])
-    first.suspend(progress)
+    first.keep_counts(progress)
     resumed.begin(progress)
     run(resumed, labels[40:])
     assert resumed.totals() == whole.totals()
@@ -178,7 +178,7 @@ def test_counts_of_any_classes():
     logits = torch.zeros(4, 4)
     logits[:, 3] = 1.0
     assert hook(logits, torch.arange(4)).tolist() == [3, 3, 3, 3]
-    hook.suspend(progress)
+    hook.keep_counts(progress)
     hook.finish(progress, record)
     assert record == {"labels": 4, "changed": 3}
     assert {"epoch": 2, "given": "bored", "new": "tired", "labels": 1} in progress.extra["changes"]
