@@ -30,7 +30,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_variant_runs(case: str, variant: str) -> None:
     found = speed.measure(case, variant, short=True, device="cpu", amp="off", steps=2)
     assert len(found["seconds"]) == 2
-    assert found["images"] == {"augmentation": 5, "relabelling": speed.LABELS}.get(case, 2)
+    relabelled = speed.BATCHES * speed.LABELS
+    assert found["images"] == {"augmentation": 5, "relabelling": relabelled}.get(case, 2)
     assert found["peak_bytes"] > 0
 
 
@@ -67,7 +68,6 @@ def test_ratios_are_of_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = speed.measure_case("training step", ["plain", "ours"], 3)
     assert started == ["plain", "ours"] * 3
     # 8 / 4, 24 / 6 and 8 / 1, whereas the ratio of the medians is 2.
-    assert rows[1]["times"] == {"median": 4.0, "min": 2.0, "max": 8.0}
     assert speed.table_rows(rows) == [
         ["training step", "plain", "24", "8.00", "3.00", "2.00", "", "", ""],
         ["training step", "ours", "24", "4.00", "6.00", "1.00", "plain", "4.00 (2.00 to 8.00)",
