@@ -114,7 +114,7 @@ def _replace_after(calls: int, target: str, effect: Any) -> None:
 
 
 def _limit_memory() -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text("utf-8").split()[0])
     limit = pages * resource.getpagesize() + (200 << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
@@ -234,12 +234,12 @@ def stopped(status: int, numbers: Sequence[int], bench: Bench, script: str) -> N
 def other_data(bench: Bench, script: str) -> None:
     """A run is resumed with one other label in its data: refused, then resumed with its own."""
     folder = stop(bench, script, 143, signal.SIGTERM)
-    own = bench.data.read_text()
-    bench.data.write_text(own.replace("\n0,", "\n1,", 1))
+    own = bench.data.read_text("utf-8")
+    bench.data.write_text(own.replace("\n0,", "\n1,", 1), "utf-8")
     try:
         check_end(bench.resume(script, folder), 2, "--data", "expected the same")
     finally:
-        bench.data.write_text(own)
+        bench.data.write_text(own, "utf-8")
     bench.check_rest(script, folder)
 
 

@@ -297,7 +297,7 @@ def _peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     try:
         # Not ru_maxrss, which on Linux begins at the peak of the process that started this one.
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -409,7 +409,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 def describe_processor() -> str:
     """Number and name of the processors."""
     path = Path("/proc/cpuinfo")
-    name = re.search(r"model name\s*: (.*)", path.read_text() if path.is_file() else "")
+    name = re.search(r"model name\s*: (.*)", path.read_text("utf-8") if path.is_file() else "")
     return f"{os.cpu_count()} x {name[1] if name else platform.machine()}"
 
 

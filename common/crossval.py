@@ -12,11 +12,11 @@ import torch
 
 from common import arguments
 from common.fold_figures import summarise_folds, tabulate_folds, vote
-from common.report import format_table, report_split, write_summary
+from common.report import count_images, format_table, report_split, write_summary
 from common.start import check_inputs
 from common.training import weights_content
 from common.weights import Trained, load_start, require_classes
-from data.batches import subsample_rows
+from data.batches import subsample, subsample_rows
 from data.folds import Fold, overlap
 from data.types import CLASSES, Faces
 from engine import TrainState, evaluate, fit, image_limit, network_predictor
@@ -197,22 +197,23 @@ def evaluate_faces(
         raise UserError(f"--fold {args.fold}: expected none with --mode evaluate")
     started = time.monotonic()
     trained = _load_start(args)
-    shared = (faces.labels < len(classes)).nonzero().flatten()
-    shared = subsample_rows(shared, image_limit(args, args.batch_size))
+    known = (faces.labels < len(classes)).nonzero().flatten()
+    limit = image_limit(args, args.batch_size)
     predict = tta_predict(network_predictor(trained.model.to(run.device)), args.tta)
     with run.interruptible(args.time_limit, resumable=False):
         scores = evaluate(
             lambda images: predict(images)[:, : len(classes)],
-            faces.split(shared).to(run.device),
+            subsample(faces.split(known), limit).to(run.device),
             args.batch_size,
             run,
         )
-    sequences = [faces.sequences[row] for row in shared.tolist()]
+    sequences = [faces.sequences[row] for row in subsample_rows(known, limit).tolist()]
     figures = report_split(name, scores, classes, run.folder)
     figures["sequence_accuracy"] = vote(scores.logits, scores.labels, sequences)
+    images = count_images(figures)
     rows = [
-        [f"{len(classes)} classes, not fine-tuned", figures["images"], figures["accuracy"]],
-        ["images of a sequence vote", figures["images"], figures["sequence_accuracy"]],
+        [f"{len(classes)} classes, not fine-tuned", images, figures["accuracy"]],
+        ["images of a sequence vote", images, figures["sequence_accuracy"]],
     ]
     table = format_table([name, "images", "top-1 accuracy in %"], rows)
     log.info("\n%s\n\nreport and picture in %s", table, run.folder)

@@ -8,6 +8,7 @@ and a run that is resumed in the middle of an epoch continues with the same batc
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ def subsample(split: Split, count: int | None) -> Split:
         return split
     rows = torch.arange(len(split.images), device=split.images.device)
     index = subsample_rows(rows, count)
-    return split.take(index)
+    return replace(split.take(index), total=len(rows))
 
 
 def subsample_rows(rows: Tensor, count: int | None) -> Tensor:

@@ -229,6 +229,6 @@ def test_other_arch_is_user_error(tmp_path):
 
 
 def test_nothing_is_evaluated():
-    tree = ast.parse(Path(genotypes.__file__).read_text())
+    tree = ast.parse(Path(genotypes.__file__).read_text(encoding="utf-8"))
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     assert not names & {"eval", "exec", "compile", "__import__", "globals"}

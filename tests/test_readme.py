@@ -21,7 +21,7 @@ SHORT = "--data synthetic --device cpu --epochs 1 --limit_batches 1 --init_chann
 
 def bash_lines(page: Path) -> list[str]:
     """The commands in the bash blocks of a page, with continued lines joined."""
-    blocks = re.findall(r"^ *```bash\n(.*?)^ *```", page.read_text(), re.M | re.S)
+    blocks = re.findall(r"^ *```bash\n(.*?)^ *```", page.read_text(encoding="utf-8"), re.M | re.S)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.split(" #")[0].strip() for line in lines]
 
@@ -101,7 +101,7 @@ def _out(words: list[str], folder: Path) -> list[str]:
 
 def snippet_of(page: Path, word: str) -> str:
     """The block of Python of a page that holds `word`."""
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
     (found,) = [block for block in blocks if word in block]
     return found
 
