@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common import arguments
 from common.fold_figures import summarise_folds, tabulate_folds, vote
-from common.report import format_table, report_split, write_summary
+from common.report import count_images, format_table, report_split, write_summary
 from common.start import check_inputs
 from common.training import weights_content
 from common.weights import Trained, load_start, require_classes
@@ -224,16 +224,18 @@ def evaluate_faces(
         raise UserError(f"--fold {args.fold}: expected none with --mode evaluate")
     started = time.monotonic()
     trained = _load_start(args)
-    shared = (faces.labels < len(classes)).nonzero().flatten()
-    shared = subsample_rows(shared, image_limit(args, args.batch_size))
+    known = (faces.labels < len(classes)).nonzero().flatten()
+    tested = subsample_rows(known, image_limit(args, args.batch_size))
     with run.interruptible(args.time_limit, resumable=False):
-        scores = evaluate_rows(trained.model.to(run.device), faces, shared, args, run)
-    scores = Scores(scores.logits[:, : len(classes)], scores.labels)
-    sequences = [faces.sequences[row] for row in shared.tolist()]
+        scores = evaluate_rows(trained.model.to(run.device), faces, tested, args, run)
+    total = len(known)
+    scores = Scores(scores.logits[:, : len(classes)], scores.labels, total=total)
+    sequences = [faces.sequences[row] for row in tested.tolist()]
     figures = report_split(name, scores, classes, run.folder)
     figures["sequence_accuracy"] = vote(scores.logits, scores.labels, sequences)
+    images = count_images(figures)
     rows = [
-        [f"{len(classes)} classes, not fine-tuned", figures["images"], figures["accuracy"]],
+        [f"{len(classes)} classes, not fine-tuned", images, figures["accuracy"]],
         ["sequences, by vote of their images", len(set(sequences)), figures["sequence_accuracy"]],
     ]
     table = format_table([name, "number", "top-1 accuracy in %"], rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.plots import draw_curves
-from common.report import format_table, report_split, row_without_copies, write_summary
+from common.report import drawing, format_table, report_split, rows_on_images, write_summary
 from common.weights import CHOSEN, class_names, rebuild_network, require_classes
 from data.batches import subsample
 from data.types import DataSet, Split
@@ -150,10 +150,11 @@ def report_training(
     model, history = train.model, train.progress.history
     best = history[best_epoch(history, "PublicTest_accuracy") - 1]
     # Read by the process that wrote it; others may not see the folder.
-    chosen = from_rank_zero(lambda: _load_chosen(run.folder / CHOSEN, best))
+    chosen = from_rank_zero(lambda: load_weights_of(run.folder / CHOSEN, [best]))
     load_state(model, chosen["state_dict"], run.folder / CHOSEN)
     scores = evaluate_splits(model, evaluations, args.batch_size, run, args.tta)
-    draw_curves(history, run.folder / "curves.png")
+    with drawing():
+        draw_curves(history, run.folder / "curves.png")
     chosen_epoch, oracle = chosen["metrics"]["epoch"], best_epoch(history, TEST_ACCURACY)
     summary = write_summary(
         run.folder,
@@ -190,16 +191,16 @@ def report_training(
         row = [f"{chosen_row}, --tta {args.tta}", *(s.accuracy for s in scores.values())]
         rows.insert(1, row)
         chosen_row = str(row[0])
-    rows += row_without_copies(chosen_row, scores)
+    rows += rows_on_images(chosen_row, scores)
     table = format_table(["top-1 accuracy in %", *scores], rows)
     log.info("\n%s\n\nreports and pictures in %s", table, run.folder)
     return summary
 
 
-def _load_chosen(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights at `path`; UserError unless they are of the epoch of `record`."""
+def load_weights_of(path: Path, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The weights at `path`; UserError unless they are of an epoch of `history`."""
     weights = load_checkpoint(path, ["weights"])
     with reading(path, "the weights that this run saved"):
-        if weights["metrics"] != record:
+        if weights["metrics"] not in history:
             raise ValueError("of another run, or of an epoch that was run again")
     return weights

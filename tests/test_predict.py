@@ -123,7 +123,7 @@ def test_shipped_network_answers_by_default(place):
     for folder, more in zip(out, ([], ["--checkpoint", "auto_fernet"]), strict=True):
         words = [str(place / "faces" / "one.png"), "--out", folder, "--device", "cpu", *more]
         assert cli.run_script(predict.main, predict.build_parser(), words) == 0
-    first, second = (Path(folder, "predictions.csv").read_text() for folder in out)
+    first, second = (Path(folder, "predictions.csv").read_text(encoding="utf-8") for folder in out)
     assert first == second
 
 

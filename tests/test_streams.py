@@ -37,7 +37,7 @@ def test_any_character_can_be_printed(monkeypatch):
 
 
 def test_output_that_ends_does_not_hide_the_status(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Broken())))
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Broken()), "utf-8"))
 
     def main(_):
         raise KeyboardInterrupt
