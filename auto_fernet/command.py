@@ -52,15 +52,15 @@ def box(text: str) -> Box | None:
     """argparse type: the edges of a box within FRAME, separated by commas, or none."""
     if text.lower() == "none":
         return None
-    expected = f"LEFT,TOP,RIGHT,BOTTOM in whole numbers from 0 to {FRAME}, or none, expected"
     try:
         left, top, right, bottom = map(int, text.split(","))
+        if not (0 <= left < right <= FRAME and 0 <= top < bottom <= FRAME):
+            raise ValueError
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} found, {expected}") from None
-    if not (0 <= left < right <= FRAME and 0 <= top < bottom <= FRAME):
         raise argparse.ArgumentTypeError(
-            f"{text} found, {expected}, with left < right and top < bottom"
-        )
+            f"{text} found, LEFT,TOP,RIGHT,BOTTOM in whole numbers from 0 to {FRAME} expected, "
+            "with left < right and top < bottom, or none"
+        ) from None
     return left, top, right, bottom
 
 
