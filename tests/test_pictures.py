@@ -29,20 +29,12 @@ from data.reading import images
 from data.reading.sources import open_source
 from data.sets import LabelledSets
 from data.synthetic.cross import draw_jaffe
-from data.synthetic.fer2013 import draw_fer2013
 from data.synthetic.writers import write_jaffe
 from runtime.logs import LOGGER_NAME
 
 
 def load_picture(source: Source, crop=None) -> np.ndarray:
     return centre_face(open_picture(source), crop)
-
-
-@pytest.fixture(scope="module")
-def face() -> np.ndarray:
-    """A synthetic face, uint8 (48, 48)."""
-    drawn = draw_fer2013(counts={"Training": 1, "PublicTest": 1, "PrivateTest": 1})
-    return drawn["Training"].images[0, 0].numpy()
 
 
 def save(picture: Image.Image | np.ndarray, path: Path, **options) -> Path:

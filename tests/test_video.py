@@ -20,19 +20,12 @@ from runs import ROOT
 
 from auto_fernet import command as auto_fernet_command
 from auto_fernet import video
-from auto_fernet.video import Tracker, VideoOutput, VideoReader, overlap
-from data.synthetic.cross import draw_jaffe
+from auto_fernet.video import Tracker, VideoOutput, VideoReader
 from data.types import CLASSES
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 needs_opencv = pytest.mark.skipif(find_spec("cv2") is None, reason="OpenCV is not installed")
 MEDIA = Path(__file__).parent / "media"  # drawn faces: happy in the first half, then surprise
-
-
-@pytest.fixture(scope="module")
-def heads() -> list[Image.Image]:
-    """Synthetic heads and shoulders, 256x256."""
-    return [Image.fromarray(x[0]) for x in draw_jaffe(takes=1).images.numpy()[::20]]
 
 
 def command(*words: object) -> int:
@@ -50,12 +43,6 @@ def length(path: Path) -> float:
 
     copy = cv2.VideoCapture(str(path))
     return copy.get(cv2.CAP_PROP_FRAME_COUNT) / copy.get(cv2.CAP_PROP_FPS)
-
-
-def test_overlap():
-    assert overlap((0, 0, 10, 10), (0, 0, 10, 10)) == 1
-    assert overlap((0, 0, 10, 10), (5, 0, 10, 10)) == pytest.approx(1 / 3)
-    assert overlap((0, 0, 10, 10), (20, 0, 10, 10)) == 0
 
 
 def test_tracker_follows_forgets_and_numbers_faces():
