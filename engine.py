@@ -34,7 +34,7 @@ from runtime.logs import log
 from runtime.processes import (
     average_gradients,
     broadcast_model,
-    gather_rows,
+    gather,
     hide_progress,
     rank,
     shard,
@@ -390,7 +390,8 @@ def evaluate(
                 logits.append(predict(images).float())
         run.stop.check()
     copies = None if split.copies is None else split.copies.cpu()
-    return Scores(gather_rows(torch.cat(logits)[: own.count].cpu()), split.labels.cpu(), copies)
+    whole = torch.cat(gather(torch.cat(logits)[: own.count].cpu()))
+    return Scores(whole, split.labels.cpu(), copies)
 
 
 def network_predictor(model: Network) -> Predict:
