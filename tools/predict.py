@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Predict; return the rows of the table, or what is known of the video, and the paths."""
+    """Predict, and write what `auto-fernet` writes."""
     device = resolve_device(args)
     members, classes = load_members(
         "--checkpoint", args.checkpoint, device, layers=args.layers, **network_flags(args)
@@ -57,9 +57,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         return logits(images).double().softmax(dim=1).cpu().numpy()
 
     try:
-        return predict(args, recognise, classes)
+        predict(args, recognise, classes)
     except PictureError as error:
         raise UserError(str(error)) from error
+    return {}
 
 
 if __name__ == "__main__":
