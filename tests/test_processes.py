@@ -11,13 +11,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 from rank_runs import EACH, TRAIN, finish, parts, start, words_of
 from runs import LIMIT, raise_after, read, run, stop_when, weights
 
 import train_FER2013
 from benchmarks.runs import Child
-from runtime import processes
 from runtime.errors import UserError
 from runtime.processes import shard_of
 
@@ -36,23 +34,6 @@ def test_shards_are_near_equal_and_never_one_image(total, count):
     for s in shards:
         assert s.largest == shards[0].count
         assert s.count or (s.weight == 0 and s.rows == shards[0].rows)
-
-
-def test_one_process_exchanges_nothing(monkeypatch):
-    monkeypatch.setattr(torch.distributed, "all_reduce", None)
-    tensor = torch.rand(3)
-    before = tensor.clone()
-    with processes.process_group() as first, processes.rank_zero_first():
-        assert first()
-        processes.average_tensors([tensor], 0.5)
-        assert tensor.equal(before)
-        assert processes.all_reduce_sum(tensor) is tensor
-        assert processes.all_reduce_max(3) == 3
-        assert processes.gather(tensor)[0] is tensor
-        assert processes.from_rank_zero(lambda: 3) == 3
-        assert (processes.rank(), processes.world_size()) == (0, 1)
-        assert not processes.is_distributed()
-        assert processes.shard(5) == processes.Shard(slice(0, 5), 5, 1.0, 5)
 
 
 def test_relabelled_labels_are_counted_once(data, tmp_path):
