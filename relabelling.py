@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data.types import CLASSES
 from runtime.errors import reading
-from runtime.files import open_regular, write_text
+from runtime.files import write_text
 from runtime.logs import log
 from runtime.processes import all_reduce_sum, rank
 from runtime.run import Progress
@@ -188,7 +188,9 @@ def load_fes(path: Path | str) -> np.ndarray:
     """
     expected = f"rows and columns {','.join(CLASSES)} of a symmetric matrix with values in [0, 1]"
     with reading(path, expected):
-        with open_regular(path) as file:
+        if Path(path).is_fifo() or Path(path).is_char_device():  # they might never end
+            raise ValueError("not a regular file")
+        with open(path, "rb") as file:
             table = pd.read_csv(file, index_col=0, skipinitialspace=True)
         columns, rows = table.columns.str.strip().tolist(), table.index.str.strip().tolist()
         if columns != list(CLASSES) or rows != list(CLASSES):

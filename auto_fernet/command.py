@@ -22,7 +22,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from auto_fernet.console import printable, progress, say
 from auto_fernet.detection import LONGEST, LONGEST_OF_VIDEO, SMALLEST, FaceDetector
@@ -154,8 +153,10 @@ def predict_pictures(
             continue
         answers = recognise(np.stack(faces))
         outputs.add(name, faces, rects, answers)
-        if detector is not None:
-            outputs.draw(f"{number:04d}-{path.stem[:80]}", picture, rects, answers)
+        if outputs.drawn is not None:
+            texts = [caption(k, p, classes) for k, p in enumerate(answers)]
+            drawn = draw_answers(picture, list(zip(rects, texts, strict=True)))
+            save_drawn(drawn, outputs.drawn / f"{number:04d}-{path.stem[:80]}.jpg")
     if outputs is None or outputs.count == 0:
         if len(pictures) == len(left_out) == 1:
             raise PictureError(left_out[0])
@@ -177,7 +178,7 @@ class Outputs:
         self._folder, self._classes = folder, classes
         self.count = 0  # faces so far
         self._shown: list[tuple[np.ndarray, np.ndarray, str]] = []
-        self._drawn = make_folder(folder / DRAWN) if detect else None
+        self.drawn = make_folder(folder / DRAWN) if detect else None
         if (folder / TABLE).exists():
             say(f"{folder / TABLE}: of an earlier run, will be replaced", sys.stderr)
         self._part = unfinished(folder / TABLE)
@@ -191,7 +192,7 @@ class Outputs:
         """Raise PictureError when the picture `path` would be overwritten."""
         sheet = self._folder / SHEET
         if (sheet.exists() and sheet.samefile(path)) or (
-            self._drawn is not None and path.resolve().parent.samefile(self._drawn)
+            self.drawn is not None and path.resolve().parent.samefile(self.drawn)
         ):
             raise PictureError(f"{path}: would be overwritten; expected another folder as --out")
 
@@ -212,15 +213,6 @@ class Outputs:
             say(f"{label}  {expression}  {percents}")
         self.count += len(faces)
 
-    def draw(
-        self, stem: str, picture: Image.Image, rects: Sequence[Rect], answers: np.ndarray
-    ) -> None:
-        """Draw a picture with the boxes of its faces, their numbers and answers."""
-        assert self._drawn is not None
-        texts = [caption(k, p, self._classes) for k, p in enumerate(answers)]
-        drawn = draw_answers(picture, list(zip(rects, texts, strict=True)))
-        save_drawn(drawn, self._drawn / f"{stem}.jpg")
-
     def finish(self) -> None:
         """Complete the table, draw the sheet, and say what was written."""
         table, sheet = self._folder / TABLE, self._folder / SHEET
@@ -228,7 +220,7 @@ class Outputs:
             self._file.close()
             self._part.replace(table)
         save_drawn(draw_sheet(self._shown, self._classes, self.count), sheet)
-        written = " ".join(map(str, filter(None, (table, sheet, self._drawn))))
+        written = " ".join(map(str, filter(None, (table, sheet, self.drawn))))
         say(f"{self.count} faces, probabilities in %; written: {written}")
 
 

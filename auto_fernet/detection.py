@@ -45,11 +45,8 @@ class FaceDetector:
             return
         with explained(model, "a YuNet network in ONNX format, for cv2.FaceDetectorYN"):
             require_regular(Path(model))
-            try:
-                self._yunet = cv2.FaceDetectorYN.create(opencv_path(model), "", (320, 320), 0.7)
-                self._yunet.detect(np.zeros((320, 320, 3), np.uint8))
-            except cv2.error:  # its text is of OpenCV's source files
-                raise ValueError("OpenCV cannot use it") from None
+            self._yunet = cv2.FaceDetectorYN.create(opencv_path(model), "", (320, 320), 0.7)
+            self._yunet.detect(np.zeros((320, 320, 3), np.uint8))
             self._crop = YUNET_CROP
 
     def __call__(self, picture: Image.Image) -> list[Rect]:

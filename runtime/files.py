@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
-import stat
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -41,14 +39,6 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], Any]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
-
-
-def open_regular(path: Path | str) -> BinaryIO:
-    """Open a file to read bytes; OSError for a FIFO or a device, which might never end."""
-    mode = os.stat(path).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise OSError(errno.EINVAL, "not a regular file")
-    return open(path, "rb")
 
 
 def write_text(path: Path | str, text: str) -> None:

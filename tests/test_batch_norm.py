@@ -146,10 +146,3 @@ def test_other_layouts_and_counts(change, used):
     ours, plain = pair(36)
     x = change(torch.randn(4, 36, 8, 8).to(memory_format=torch.channels_last))
     assert_equal(ours, plain, x, torch.randn(x.shape), 1e-4)
-
-
-def test_evaluation():
-    ours, plain = pair(36)
-    x = torch.randn(2, 36, 8, 8).to(memory_format=torch.channels_last)
-    expected = plain.eval()(x.double())
-    torch.testing.assert_close(ours.eval()(x).double(), expected, rtol=1e-4, atol=1e-4)

@@ -101,18 +101,6 @@ def test_output_to_a_full_disk_is_one_line(bench):
     assert "the output cannot be written (No space left on device)" in done.stderr
 
 
-def test_ctrl_c_while_a_checkpoint_is_written_keeps_the_old_file(tmp_path, monkeypatch):
-    def interrupted(_descriptor: int) -> None:
-        raise KeyboardInterrupt
-
-    (tmp_path / "x").write_text("old")
-    monkeypatch.setattr(os, "fsync", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(tmp_path / "x", "weights", {"w": torch.ones(9999)})
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]
-    assert (tmp_path / "x").read_text() == "old"
-
-
 def test_run_folder_admits_one_process(tmp_path):
     first = open_log(tmp_path)
     held = [handler for handler in first.handlers if hasattr(handler, "baseFilename")]

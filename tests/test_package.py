@@ -67,19 +67,8 @@ def test_networks_equal_the_checkpoints(path):
     assert np.abs(found - logits.softmax(dim=1).numpy()).max() < 1e-5
 
 
-@pytest.mark.parametrize("name, content, said", [
-    ("none", None, "network .*none.*: no such file; expected .*auto_fernet_s"),
-    ("bad.onnx", b"no network", "bad.onnx: .* expected a network that tools.export wrote"),
-])  # fmt: skip
-def test_wrong_network_is_one_line(name, content, said, tmp_path):
-    if content:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(PictureError, match=said) as raised:
-        Predictor(tmp_path / name)
-    assert "\n" not in str(raised.value)
-
-
 FOREIGN = {
+    "no network": {},
     "another input": {"name": "image"},
     "colour": {"shape": ["N", 3, 48, 48]},
     "one face at a time": {"shape": [1, 1, 48, 48]},
@@ -112,6 +101,8 @@ def test_foreign_network_is_one_line(kind, tmp_path):
     model = helper.make_model(graph, opset_imports=opset, ir_version=8)
     helper.set_model_props(model, {"classes": json.dumps(given["classes"])})
     onnx.save(model, tmp_path / "x.onnx")
+    if kind == "no network":
+        (tmp_path / "x.onnx").write_bytes(b"no network")
     if kind is None:
         assert Predictor(tmp_path / "x.onnx").classes == ("a", "b")
         return

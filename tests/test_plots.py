@@ -19,7 +19,7 @@ from common.plots import (
     draw_curves,
     draw_decisions,
 )
-from genotypes import EXTRA_PRIMITIVES, NAMED, PRIMITIVES, format_genotype, save_genotype
+from genotypes import NAMED, PRIMITIVES, format_genotype, save_genotype
 from runtime.errors import UserError
 from tools import cells
 
@@ -224,14 +224,6 @@ def test_alphas_mark_decisions(tmp_path):
     assert frame.get_xy() == pytest.approx((8 - 0.5, 3 - 0.5), abs=0.05)
     assert (pruned.get_hatch() is not None, pruned.get_y()) == (True, 3.5)
     assert not draw_alphas(strengths, tmp_path / "alphas.png", "all open").axes[0].patches
-
-
-def test_primitives_have_different_colours(tmp_path):
-    known = PRIMITIVES[1:] + EXTRA_PRIMITIVES
-    cell = tuple(zip(known, [0, 1] * 6, strict=True))
-    figure = draw_cell(cell, range(2, 8), tmp_path / "cell.png", "all")
-    wires = [p for p in figure.axes[0].patches if type(p).__name__ == "FancyArrowPatch"]
-    assert len({wire.get_edgecolor() for wire in wires[: len(cell)]}) == len(known)
 
 
 def test_equal_pictures_are_equal_files_and_long_titles_fit(tmp_path):

@@ -121,12 +121,6 @@ def test_errors_are_one_line_and_write_nothing(pictures, more, named, place, cap
     assert not (place / "out").exists()
 
 
-def test_crop_outside_the_frame_is_refused(place, capsys):
-    with pytest.raises(SystemExit):
-        predicted(place, "faces/one.png", "--crop", "9,9,3,3")
-    assert "9,9,3,3 found, LEFT,TOP,RIGHT,BOTTOM" in capsys.readouterr().err
-
-
 def test_links_are_not_written_through(place, face, capsys):
     (place / "out").mkdir()
     inputs = [save(face, place / name) for name in ("p.png", "q.png")]
@@ -202,15 +196,6 @@ def test_own_drawings_are_not_read(place, capsys):
         assert predicted(place, "faces", "--out", str(place / "faces")) == 0
     assert "faces.png: drawn by auto-fernet" in capsys.readouterr().err
     assert len(list(csv.DictReader((place / "faces" / "predictions.csv").open()))) == 3
-
-
-def test_names_that_the_terminal_cannot_show(place, face):
-    save(face, place / "faces" / "ж.png")
-    words = ["-m", "tools.predict", str(place / "faces"), "--checkpoint", "a", "--model_path",
-             str(place), "--out", str(place / "out"), "--device", "cpu"]  # fmt: skip
-    done = run(["env", "PYTHONIOENCODING=cp1252", sys.executable, *words])
-    assert done.returncode == 0, done.stderr
-    assert r"\u0436.png" in done.stdout
 
 
 def test_contact_sheet(face):

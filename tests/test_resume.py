@@ -110,21 +110,13 @@ def test_resume_after_the_time_limit(name, data, whole, tmp_path):
     assert difference(tmp_path / name, whole / name) is None
 
 
-def test_resume_of_a_second_order_search_on_the_papers_halves(data, tmp_path):
-    short = "--unrolled --protocol paper --epochs 2 --limit_batches 2".split()
-    words = command(SEARCH, data, tmp_path, *short)
-    finish([*words, "--save", "whole"], tmp_path / "whole.log")
-    kill([*words, "--save", "search"], "epoch 2 step 1/", tmp_path / "cut.log")
-    assert read(tmp_path / "search")["state"]["epoch"] == 1
-    finish([*words, "--resume", "search"], tmp_path / "resumed.log")
-    assert difference(tmp_path / "search", tmp_path / "whole") is None
-
-
-def test_resume_with_partial_channels(data, tmp_path):
-    words = command(SEARCH, data, tmp_path, *"--init_channels 4 --partial_channels 4".split())
+@pytest.mark.parametrize("more", [
+    "--unrolled --protocol paper --limit_batches 2", "--init_channels 4 --partial_channels 4"
+], ids=["second order, the paper's halves", "partial channels"])  # fmt: skip
+def test_resume_of_other_searches(more, data, tmp_path):
+    words = command(SEARCH, data, tmp_path, *more.split())
     finish([*words, "--save", "whole"], tmp_path / "whole.log")
     kill([*words, "--save", "search"], "epoch 3 step 1/", tmp_path / "cut.log")
-    assert read(tmp_path / "search")["model"]["partial_channels"] == 4
     finish([*words[:2], "--resume", str(tmp_path / "search")], tmp_path / "resumed.log")
     assert difference(tmp_path / "search", tmp_path / "whole") is None
 
