@@ -198,7 +198,6 @@ def test_curves_mark_first_best_epoch(tmp_path):
 
 
 @pytest.mark.parametrize("history, curves", [
-    ([epoch(1, PublicTest_accuracy=30.0)], 3),
     ([epoch(0, valid_accuracy=30.0, valid_loss=1.8), epoch(1, valid_accuracy=31.0)], 2),
     ([{"epoch": 7}], 0),
 ])  # fmt: skip
@@ -261,9 +260,3 @@ def test_cells_command(tmp_path, capsys):
         }
         assert min(*size(out / "normal.png"), *size(out / "reduction.png")) > 300
         assert str(out / "normal.png") in capsys.readouterr().out
-    for words, message in (
-        (["NASNET", "--out", str(tmp_path)], "--arch: 'NASNET' found"),
-        (["NASNet", "--out", str(tmp_path / "genotype.txt")], "--out .*txt: File exists"),
-    ):
-        with pytest.raises(UserError, match=message):
-            cells.main(cells.build_parser().parse_args(words))

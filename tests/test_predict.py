@@ -205,10 +205,8 @@ def test_contact_sheet(face):
     one = draw_sheet([(face, np.eye(7)[3], "x.png")], CLASSES, 1)
     assert one.width < sheet.width
     assert one.height < sheet.height
-    # The face, enlarged, and one full bar stand in the picture.
+    # The face, enlarged, stands in the picture.
     pixels = np.asarray(one)
-    rows = np.flatnonzero((pixels == (33, 102, 172)).all(axis=2).sum(axis=1) > 90)
-    assert 5 < len(rows) < 16
     large = np.asarray(Image.fromarray(face).resize((112, 112), Image.Resampling.NEAREST))
     at = np.argwhere((pixels[:, :, 0] != 255).any(axis=1)).min()
     assert any((pixels[y : y + 112, 16:128, 1] == large).all() for y in range(at, at + 120))

@@ -121,16 +121,6 @@ def test_resume_of_other_searches(more, data, tmp_path):
     assert difference(tmp_path / "search", tmp_path / "whole") is None
 
 
-def test_searches_of_before_partial_channels_resume(data, whole, tmp_path):
-    shutil.copytree(whole / "search", tmp_path / "search")
-    checkpoint = read(tmp_path / "search")
-    del checkpoint["model"]["partial_channels"], checkpoint["args"]["partial_channels"]
-    torch.save(checkpoint, tmp_path / "search" / "checkpoint.pt")
-    again = command(SEARCH, data, tmp_path, "--resume", "search", "--epochs", "4")
-    assert here(search, again[2:]) == 0
-    assert read(tmp_path / "search")["model"]["partial_channels"] == 1
-
-
 def test_resume_with_every_part_of_the_recipe(data, tmp_path):
     for seed, name in enumerate(("a", "b")):
         weights(tmp_path / f"{name}.pt", seed)
@@ -266,9 +256,14 @@ def test_another_teacher_under_the_same_name_is_refused(data, tmp_path, capsys):
     assert f"--teacher {teacher}: no longer what" in capsys.readouterr().err
 
 
-def test_a_run_of_an_older_version_goes_on(data, whole, tmp_path):
-    shutil.copytree(whole / "train", tmp_path / "train")
-    checkpoint = read(tmp_path / "train")
+@each_script
+def test_runs_of_older_versions_go_on(name, data, whole, tmp_path):
+    shutil.copytree(whole / name, tmp_path / name)
+    checkpoint = read(tmp_path / name)
     del checkpoint["inputs"]
-    torch.save(checkpoint, tmp_path / "train" / "checkpoint.pt")
-    finish(command(TRAIN, data, tmp_path, "--resume", "train"), tmp_path / "resumed.log")
+    for part in ("model", "args"):
+        checkpoint[part].pop("partial_channels", None)
+    torch.save(checkpoint, tmp_path / name / "checkpoint.pt")
+    words = command(SCRIPTS[name], data, tmp_path, "--resume", name, "--epochs", "4")
+    finish(words, tmp_path / "resumed.log")
+    assert read(tmp_path / name)["state"]["epoch"] == 4
