@@ -34,7 +34,7 @@ from runtime.logs import log
 from runtime.processes import (
     average_gradients,
     broadcast_model,
-    gather_rows,
+    gather,
     hide_progress,
     rank,
     shard,
@@ -394,8 +394,8 @@ def evaluate(
                 logits.append(predict(images).float())
         run.stop.check()
     copies = None if split.copies is None else split.copies.cpu()
-    rows = gather_rows(torch.cat(logits)[: own.count].cpu())
-    return Scores(rows, split.labels.cpu(), copies, split.total)
+    whole = torch.cat(gather(torch.cat(logits)[: own.count].cpu()))
+    return Scores(whole, split.labels.cpu(), copies, split.total)
 
 
 def network_predictor(model: Network) -> Predict:

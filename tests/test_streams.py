@@ -19,7 +19,7 @@ from common import arguments, cli
 from runtime.stop import stop_on_signals
 
 SCRIPTS = ("search.py", "train_FER2013.py", "relabel_training.py", "ensemble.py", "test_CK48.py",
-           "test_JAFFE.py", "-m tools.predict")  # fmt: skip
+           "test_JAFFE.py", "-m tools.predict", "-m benchmarks.faces")  # fmt: skip
 INTERRUPTED = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
 
 
