@@ -24,7 +24,7 @@ from runtime.run import Run, best_epoch, first_epoch_reaching
 from utils import load_checkpoint, load_state, save_checkpoint
 
 EVALUATED = ("PublicTest", "PrivateTest")
-TEST_ACCURACY = "PrivateTest_accuracy"
+CHOSEN_BY, TEST_ACCURACY = "PublicTest_accuracy", "PrivateTest_accuracy"
 # Weights saved when the training accuracy first reaches so many percent.
 MILESTONES = {85.0: "85_weights.pt", 90.0: "90_weights.pt"}
 
@@ -59,8 +59,7 @@ def run_training(
 ) -> dict[str, Any]:
     """Train to the end and report; all is saved when the run is interrupted. Returns the summary.
 
-    `checkpoints` are the weights that the run started from or learnt from; `details` go into the
-    summary.
+    `checkpoints` and `details` are those of `report_training`.
     """
     log.info("%d parameters without the auxiliary head", train.model.size)
     log.info("%s", train.model.description["genotype"])
@@ -110,12 +109,11 @@ def save_training(train: TrainState, args: argparse.Namespace, run: Run) -> None
     """
     progress, history = train.progress, train.progress.history
     weights = weights_content(train)
-    # First, as what lies beside it must be of its history: a resumed run, which may get other
-    # bits, saves at its start what a killed one has not written.
+    # Written first: if killed here, a resumed run writes the files below at its start.
     content = {**weights, **train.state_dict(), "args": vars(args), "inputs": run.inputs}
     save_checkpoint(run.folder / "checkpoint.pt", "training", content)
     if progress.step == 0 and history:
-        chosen_by = {CHOSEN: "PublicTest_accuracy"}
+        chosen_by = {CHOSEN: CHOSEN_BY}
         if args.protocol == "paper":
             chosen_by["best_test_weights.pt"] = TEST_ACCURACY
         names = ["weights.pt"]
@@ -148,7 +146,7 @@ def report_training(
     chosen weights in `train.model`.
     """
     model, history = train.model, train.progress.history
-    best = history[best_epoch(history, "PublicTest_accuracy") - 1]
+    best = history[best_epoch(history, CHOSEN_BY) - 1]
     # Read by the process that wrote it; others may not see the folder.
     chosen = from_rank_zero(lambda: load_weights_of(run.folder / CHOSEN, [best]))
     load_state(model, chosen["state_dict"], run.folder / CHOSEN)
