@@ -122,6 +122,15 @@ def test_a_checkpoint_cannot_say_which_file_its_entry_is_of(place, monkeypatch):
     assert "more" not in entry
 
 
+def test_weights_of_another_run_are_refused(place, capsys):
+    (place / "mixed").mkdir()
+    shutil.copy(place / "t" / "checkpoint.pt", place / "mixed")
+    path = weights(place / "mixed" / "best_val_weights.pt")
+    assert here(export_weights, export(place, "mixed", "mixed")) == 2
+    assert f"{path}: ValueError: of another run" in capsys.readouterr().err
+    assert "mixed" not in read_manifest(place / "checkpoints")
+
+
 class Killed(BaseException):
     pass
 
