@@ -106,14 +106,15 @@ class Relabelling:
         counts = np.array(progress.extra.pop("counts"))
         labels, changed = int(counts.sum()), int(counts.sum() - counts.trace())
         record |= {"labels": labels, "changed": changed}
+        readable = len(counts) <= 20  # a table of all pairs
         progress.extra.setdefault("changes", []).extend(
             {"epoch": progress.epoch + 1, "given": given, "new": new, "labels": int(counts[i, j])}
             for i, given in enumerate(self._classes)
             for j, new in enumerate(self._classes)
-            if counts[i, j]
+            if counts[i, j] or readable
         )
         log.info("%d of %d labels changed", changed, labels)
-        if len(counts) <= 20:  # else nobody could read it
+        if readable:
             table = pd.DataFrame(counts, index=self._classes, columns=self._classes)
             log.info("rows as given, columns as trained on\n%s", table.to_string())
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from runtime.errors import UserError, WriteError
-from runtime.files import TEMPORARY, open_regular
+from runtime.files import TEMPORARY
 from runtime.processes import describe_processes, rank
 
 try:
@@ -71,8 +71,8 @@ class _LogFile(logging.FileHandler):
     def __init__(self, path: Path) -> None:
         self._lock, self.locked = ExitStack(), False
         try:
-            if path.exists():
-                open_regular(path).close()
+            if path.is_fifo():  # writing would wait for a reader
+                raise UserError(f"{path}: a FIFO, expected a regular file")
             # File names need not be UTF-8.
             super().__init__(path, encoding="utf-8", errors="backslashreplace")
         except OSError as error:

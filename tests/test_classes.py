@@ -122,6 +122,12 @@ def test_another_set_needs_a_new_last_layer(place):
     command(place, f"{words} --limit_batches 1 --reset_classifier --save reset")
     path = place / "saved_models" / "reset" / "weights.pt"
     assert len(load_checkpoint(path, ["weights"])["state_dict"]["classifier.weight"]) == 8
+    assert summary(place, "reset")["details"]["relabel_threshold"] == 0
+    same, more = words.replace("seven", "trained"), "--limit_batches 1 --reset_classifier --save"
+    command(place, f"{same} {more} same")
+    command(place, f"{words} {more} asked --relabel_threshold 0.3")
+    used = [summary(place, name)["details"]["relabel_threshold"] for name in ("same", "asked")]
+    assert used == [0.2, 0.3]
     command(place, f"relabel_training.py --data {place}/eight --resume reset")
 
 

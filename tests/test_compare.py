@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,12 +33,13 @@ def summary(seed: int = 0, accuracy: float = 60.0, **changes) -> dict:
 def run_folder(folder: Path, found: dict, curve: Sequence[float] = (), **args) -> str:
     """A run that has ended; `curve`: PublicTest accuracy after each epoch."""
     folder.mkdir()
-    (folder / "summary.json").write_text(json.dumps(found))
     records = [{"epoch": epoch, "PublicTest_accuracy": value, "PrivateTest_accuracy": value + 1}
-               for epoch, value in enumerate(curve, 1)]  # fmt: skip
+               for epoch, value in enumerate(curve, 1)] or [{"epoch": 1}]  # fmt: skip
+    details = {"last_epoch": records[-1], **found["details"]}
+    (folder / "summary.json").write_text(json.dumps({**found, "details": details}))
     state = Progress(epoch=len(records), history=records).to_dict()
     content = {"args": {**ARGS, **args}, "state": state}
-    save_checkpoint(folder / "checkpoint.pt", "training", content)
+    save_checkpoint(folder / "checkpoint.pt", "training" if curve else "search", content)
     return str(folder)
 
 
@@ -144,8 +146,31 @@ def test_folds_as_jobs_match_whole_run(tmp_path, capsys):
         assert wrong[1] in capsys.readouterr().err
 
 
+def test_files_of_several_runs_are_refused(tmp_path, capsys):
+    run = run_folder(tmp_path / "a", summary(), (30.0, 40.0))
+    other = run_folder(tmp_path / "b", summary(), (30.0, 41.0))
+    weights(tmp_path / "a" / "best_val_weights.pt")
+    assert here(compare, [run]) == 2
+    assert "best_val_weights.pt: ValueError: of another run" in capsys.readouterr().err
+    # What a run of before this check left, that went on after its end.
+    (tmp_path / "b" / "summary.json").write_text((tmp_path / "a" / "summary.json").read_text())
+    assert here(compare, [other]) == 2
+    assert "summary.json is of another run, or of before" in capsys.readouterr().err
+
+
 # --- several groups
 
+
+def test_shortened_runs_and_names_of_any_letters(tmp_path, capsys, recwarn):
+    part = summary(figures={"PublicTest": {"accuracy": 60.0, "images": 640, "of": 3589}})
+    names = [os.fsdecode(b"\xff"), "表情" + 100 * "x", "b"]
+    runs = [run_folder(tmp_path / f"{name}-{seed}", part | {"seed": seed}, (1.0, 2.0),
+                       limit_batches=10) for name in names for seed in (0, 1)]  # fmt: skip
+    assert here(compare, [*runs, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert "b: 640 of 3,589 images of PublicTest\n" in printed.out
+    assert (printed.err, recwarn.list) == ("", [])
+    assert "\n\\udcff," in (tmp_path / "compare.csv").read_text("utf-8")
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[str]:

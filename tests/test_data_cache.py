@@ -126,7 +126,7 @@ def broken_caches(cache):
     yield lambda: np.savez(cache.open("wb"), fingerprint=arrays["fingerprint"])
     # A header that claims more than any memory.
     shape = str(arrays["images"].shape).encode()
-    for claimed in (b"(9" + b"9" * 15 + b", 48, 48)", b"(1, 48, 48)"):
+    for claimed in (b"(9" + b"9" * 15 + b", 48, 48)", b"(999999999, 48, 48)", b"(1, 48, 48)"):
         header = shape + b", }" + b" " * 20
         yield lambda claimed=claimed, header=header: cache.write_bytes(
             whole.replace(header, (claimed + b", }").ljust(len(header)))
@@ -148,6 +148,28 @@ def test_broken_cache_is_rebuilt(tmp_path):
         assert all(line.isprintable() for line in lines)
         assert read(source)[1] == [], number
     assert zipfile.ZipFile(cache).testzip() is None
+
+
+def test_cache_that_is_a_fifo_is_rebuilt(tmp_path):
+    source = write_source(tmp_path, "table")
+    os.mkfifo(cache_path(source))
+    found, lines = read(source)
+    assert_same(found, SMALL)
+    assert "rebuilt ([Errno 22] not a regular file)" in lines[0]
+    assert cache_path(source).is_file()
+
+
+def test_exhausted_memory_leaves_the_cache(tmp_path, monkeypatch):
+    def exhausted(*_args, **_kwargs):
+        raise MemoryError
+
+    source = write_source(tmp_path, "table")
+    read(source)
+    before = cache_path(source).stat().st_mtime_ns
+    monkeypatch.setattr("numpy.load", exhausted)
+    with pytest.raises(MemoryError):
+        read(source, exhausted)
+    assert cache_path(source).stat().st_mtime_ns == before
 
 
 KILLED = """

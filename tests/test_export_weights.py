@@ -106,6 +106,15 @@ def test_half_precision_replaces_the_entry_of_the_name(place, monkeypatch, capsy
         assert found[name].dtype == value.dtype
 
 
+def test_weights_of_another_run_are_refused(place, capsys):
+    (place / "mixed").mkdir()
+    shutil.copy(place / "t" / "checkpoint.pt", place / "mixed")
+    path = weights(place / "mixed" / "best_val_weights.pt")
+    assert here(export_weights, export(place, "mixed", "mixed")) == 2
+    assert f"{path}: ValueError: of another run" in capsys.readouterr().err
+    assert "mixed" not in read_manifest(place / "checkpoints")
+
+
 def test_a_users_own_weights_come_first(place, monkeypatch):
     monkeypatch.setattr("common.weights.CHECKPOINTS", place / "checkpoints")
     monkeypatch.chdir(place)

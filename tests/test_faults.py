@@ -108,12 +108,19 @@ def test_run_folder_admits_one_process(tmp_path):
     assert not any("cannot be locked" in line for line in (tmp_path / "log.txt").open())
     with pytest.raises(UserError, match="another process runs in it"):
         open_log(tmp_path)
+    (tmp_path / "log.txt").unlink()
+    with pytest.raises(UserError, match="another process runs in it"):
+        open_log(tmp_path)
     held[0].close()
     open_log(tmp_path).info("%s", os.fsdecode(b"\xff"))
     open_log()
     assert "\\udcff" in (tmp_path / "log.txt").read_text()
     with pytest.raises(WriteError, match="cannot be written"):
         open_log(tmp_path / "none")
+    (tmp_path / "log.txt").unlink()
+    os.mkfifo(tmp_path / "log.txt")
+    with pytest.raises(UserError, match="a FIFO, expected a regular file"):
+        open_log(tmp_path)
 
 
 def test_missing_locks_are_told(tmp_path, monkeypatch, capsys):

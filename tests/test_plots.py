@@ -182,6 +182,21 @@ def test_confusion(tmp_path):
         assert not overlap(first, second)
 
 
+@pytest.mark.parametrize("count, numbers, names", [
+    (20, 800, 20), (21, 0, 21), (60, 0, 60), (61, 0, 0), (255, 0, 0)
+])  # fmt: skip
+def test_confusion_of_many_classes(count, numbers, names, tmp_path, recwarn):
+    classes = ["$\\frac$", "$$", "表情", *map(str, range(count - 3))]
+    figure = draw_confusion(np.eye(count, dtype=int), classes, tmp_path / "c.png", "t")
+    assert max(size(tmp_path / "c.png")) < 3000
+    (axes,) = figure.axes
+    # Beside the numbers the recalls, their title and the accuracy.
+    assert len(texts(axes)) == numbers + (names + 1 if names else 0) + 1
+    shown = [label.get_text() for label in axes.get_xticklabels()]
+    assert shown == classes[:names]
+    assert not recwarn.list
+
+
 def test_curves_mark_first_best_epoch(tmp_path):
     accuracies = [40.0, 61.5, None, 61.5, float("nan"), 50.0]
     history = [

@@ -5,6 +5,7 @@ Two runs are real command lines; the others are forked, which saves the imports.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -85,6 +86,7 @@ def test_ctrl_c_saves_and_says_so(data, tmp_path):
 @pytest.mark.parametrize("name, number, status, line, least", [
     ("train", signal.SIGINT, 130, "epoch 2 step 1/", (1, 1)),
     ("search", signal.SIGTERM, 143, "epoch 2 step 1/", (1, 1)),
+    ("train", signal.SIGUSR1, 128 + signal.SIGUSR1, "epoch 2 step 1/", (1, 1)),
     ("train", signal.SIGKILL, -signal.SIGKILL, "epoch 1 step 2/", (0, 0)),
 ])  # fmt: skip
 def test_resume_after_a_signal(name, number, status, line, least, data, whole, tmp_path):
@@ -158,6 +160,19 @@ def test_resume_of_a_finished_run_reports_the_same(data, whole, tmp_path):
         (whole / "train" / name).unlink()
     finish(command(TRAIN, data, whole, "--resume", "train"), tmp_path / "resumed.log")
     assert [(whole / "train" / name).read_text() for name in names] == before
+
+
+@each_script
+def test_run_that_goes_on_has_no_summary_until_it_ends(name, data, whole, tmp_path, capsys):
+    shutil.copytree(whole / name, tmp_path / name)
+    again = command(SCRIPTS[name], data, tmp_path, "--resume", name)[2:]
+    script = {"train": train_FER2013, "search": search}[name]
+    assert here(script, [*again, "--epochs", "4", "--time_limit", "0.0001"]) == 0
+    assert "stopped (time limit); saved" in capsys.readouterr().err
+    assert not (tmp_path / name / "summary.json").exists()
+    open_log()  # unlocks the folder
+    assert here(script, [*again, "--epochs", "4"]) == 0
+    assert json.loads((tmp_path / name / "summary.json").read_bytes())["epochs"] == 4
 
 
 def test_a_run_of_another_script_is_refused(data, whole, capsys):

@@ -72,13 +72,29 @@ def test_a_hang_up_saves(data, tmp_path):
     assert child.wait(LIMIT) == 0, "nohup"
 
 
-def test_a_second_hang_up_still_saves():
-    before = signal.getsignal(signal.SIGHUP)
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
+def test_a_second_warning_still_saves(name):
+    number = signal.Signals[name]
+    before = signal.getsignal(number)
     with stop_on_signals() as stop:
         for _ in range(2):
-            signal.raise_signal(signal.SIGHUP)
-        assert stop.requested() == "SIGHUP"
-    assert signal.getsignal(signal.SIGHUP) == before
+            signal.raise_signal(number)
+        assert stop.requested() == name
+    assert signal.getsignal(number) == before
+
+
+def test_help_with_a_notebooks_backend_and_no_docstrings():
+    # A latin terminal, too.
+    env = {"MPLBACKEND": "module://nowhere", "PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"}
+    for script in ("train_FER2013.py", "-m tools.compare"):
+        done = subprocess.run(
+            [sys.executable, "-OO", *script.split(), "--help"],
+            cwd=ROOT,
+            env={**os.environ, **env},
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

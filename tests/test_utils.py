@@ -136,6 +136,9 @@ def test_text_is_replaced_whole_and_readable_by_others(tmp_path):
     mask = os.umask(0)
     os.umask(mask)
     assert (tmp_path / "t").stat().st_mode & 0o777 == 0o666 & ~mask
+    for name in ("", "/", str(tmp_path)):
+        with pytest.raises(WriteError, match="cannot be written"):
+            write_text(name, "no file")
 
 
 def test_run_folders_are_new(tmp_path):
