@@ -34,7 +34,7 @@ from runtime.logs import log
 from runtime.processes import (
     average_gradients,
     broadcast_model,
-    gather_rows,
+    gather,
     hide_progress,
     rank,
     shard,
@@ -341,12 +341,14 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -
 class Scores:
     """An evaluated split: logits float32 (N, K) and labels int64 (N,) on the CPU.
 
-    `copies`, bool (N,): which images are in Training too, where that is known.
+    `copies`, bool (N,): which images are in Training too, where that is known. `total`: of a part,
+    the images of the whole split.
     """
 
     logits: Tensor
     labels: Tensor
     copies: Tensor | None = None
+    total: int | None = None
 
     @property
     def loss(self) -> float:
@@ -392,7 +394,8 @@ def evaluate(
                 logits.append(predict(images).float())
         run.stop.check()
     copies = None if split.copies is None else split.copies.cpu()
-    return Scores(gather_rows(torch.cat(logits)[: own.count].cpu()), split.labels.cpu(), copies)
+    whole = torch.cat(gather(torch.cat(logits)[: own.count].cpu()))
+    return Scores(whole, split.labels.cpu(), copies, split.total)
 
 
 def network_predictor(model: Network) -> Predict:

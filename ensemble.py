@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 from runtime.startup import prepare
@@ -25,7 +26,7 @@ from common.cli import run_script
 from common.report import (
     format_table,
     report_split,
-    row_without_copies,
+    rows_on_images,
     split_headline,
     write_summary,
 )
@@ -64,7 +65,7 @@ def depths_list(text: str) -> list[int]:
 def mean_scores(members: list[Scores]) -> Scores:
     """The mean of the members' logits on the same images."""
     logits = torch.stack([member.logits.double() for member in members]).mean(dim=0)
-    return Scores(logits.float(), members[0].labels, members[0].copies)
+    return replace(members[0], logits=logits.float())
 
 
 def agreement(members: list[Scores]) -> list[list[float]]:
@@ -152,7 +153,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     ]
     own = [ensemble[name].accuracy for name in EVALUATED]
     rows.append([f"ensemble of {len(paths)}", f"{sum(parameters):,}", *own, *[""] * len(paths)])
-    for name, *figures in row_without_copies("the ensemble", ensemble):
+    for name, *figures in rows_on_images("the ensemble", ensemble):
         rows.append([name, "", *figures, *[""] * len(paths)])
     columns = ["top-1 accuracy in %", "parameters", *EVALUATED]
     columns += [f"like {k + 1}" for k in range(len(paths))]

@@ -6,9 +6,10 @@
 From the second epoch on, if the top class beats the given label by less than --relabel_threshold in
 probability, it replaces the label for that step; with FES only where the two expressions are
 similar. `--relabel_threshold 0` changes no label and is the control run. On data of other classes,
-`--reset_classifier --fes False` fine-tunes with a new last layer. Writes a run folder below
---model_path with what train_FER2013.py writes, and `changes.csv`: for each epoch in which labels
-may change, how many of each class became which.
+`--reset_classifier --fes False` fine-tunes with a new last layer, and changes no label unless
+--relabel_threshold is given. Writes a run folder below --model_path with what train_FER2013.py
+writes, and `changes.csv`: for each epoch in which labels may change, how many of each class became
+which.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = arguments.new_parser(__doc__)
     # fmt: off
     add = parser.add_argument_group("relabelling").add_argument
-    add("--relabel_threshold", type=arguments.non_negative, default=0.2, metavar="T",
-        help="a label is doubtful if the top class beats it by less than this in probability")
+    add("--relabel_threshold", type=arguments.non_negative, metavar="T",
+        help="a label is doubtful if the top class beats it by less than this in probability "
+        "(default: 0.2, and with a new last layer 0, which changes none)")
     add("--fes", type=arguments.true_or_false, default=True, metavar="True|False",
         help="change labels to similar expressions only")
     add("--fes_threshold", type=arguments.non_negative, default=0.03, metavar="T",
@@ -77,6 +79,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             f"--fes True: needs FER2013's classes, {args.data} has {', '.join(data.classes)}; "
             "expected --fes False"
         )
+    if args.relabel_threshold is None:  # of a new run
+        args.relabel_threshold = 0.0 if start and start.classes != data.classes else 0.2
     teacher = load_teacher(args, data.classes, run.device)
     check_inputs(run, args, data, start.path if start else None)
     if start is None:

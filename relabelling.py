@@ -110,14 +110,12 @@ class Relabelling:
             {"epoch": progress.epoch + 1, "given": given, "new": new, "labels": int(counts[i, j])}
             for i, given in enumerate(self._classes)
             for j, new in enumerate(self._classes)
+            if counts[i, j]
         )
-        table = pd.DataFrame(counts, index=self._classes, columns=self._classes)
-        log.info(
-            "%d of %d labels changed; rows as given, columns as trained on\n%s",
-            changed,
-            labels,
-            table.to_string(),
-        )
+        log.info("%d of %d labels changed", changed, labels)
+        if len(counts) <= 20:  # else nobody could read it
+            table = pd.DataFrame(counts, index=self._classes, columns=self._classes)
+            log.info("rows as given, columns as trained on\n%s", table.to_string())
 
     def totals(self) -> list[list[int]]:
         """The counts so far; waits for the device."""

@@ -20,10 +20,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from auto_fernet.console import printable, progress, say
 from auto_fernet.detection import LONGEST, LONGEST_OF_VIDEO, SMALLEST, FaceDetector
@@ -52,15 +50,15 @@ def box(text: str) -> Box | None:
     """argparse type: the edges of a box within FRAME, separated by commas, or none."""
     if text.lower() == "none":
         return None
-    expected = f"LEFT,TOP,RIGHT,BOTTOM in whole numbers from 0 to {FRAME}, or none, expected"
     try:
         left, top, right, bottom = map(int, text.split(","))
+        if not (0 <= left < right <= FRAME and 0 <= top < bottom <= FRAME):
+            raise ValueError
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} found, {expected}") from None
-    if not (0 <= left < right <= FRAME and 0 <= top < bottom <= FRAME):
         raise argparse.ArgumentTypeError(
-            f"{text} found, {expected}, with left < right and top < bottom"
-        )
+            f"{text} found, LEFT,TOP,RIGHT,BOTTOM in whole numbers from 0 to {FRAME} expected, "
+            "with left < right and top < bottom, or none"
+        ) from None
     return left, top, right, bottom
 
 
@@ -96,10 +94,8 @@ def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
     # fmt: on
 
 
-def predict(
-    args: argparse.Namespace, recognise: Recognise, classes: Sequence[str]
-) -> dict[str, Any]:
-    """Do what the flags of `add_picture_arguments` say; return what was found and written.
+def predict(args: argparse.Namespace, recognise: Recognise, classes: Sequence[str]) -> None:
+    """Do what the flags of `add_picture_arguments` say.
 
     Raises PictureError for flags that exclude each other, and where nothing can be read.
     """
@@ -112,16 +108,11 @@ def predict(
         raise PictureError("--crop: not where faces are found, as each face is cropped by its box")
     if args.video is None:
         detector = FaceDetector(args.detector, args.smallest) if detect else None
-        return predict_pictures(args, detector, recognise, classes)
+        predict_pictures(args, detector, recognise, classes)
+        return
     reader = VideoReader(args.video)
     detector = FaceDetector(args.detector, args.smallest, LONGEST_OF_VIDEO)
-    found = annotate_video(reader, detector, recognise, classes, make_folder(args.out))
-    speed = found["frames"] / found["seconds"]
-    say(
-        f"{found['frames']} frames in {found['seconds']:.1f} s ({speed:.1f} frames/s), "
-        f"{found['faces']} faces; written: {found['table']} {found['video']}"
-    )
-    return found
+    annotate_video(reader, detector, recognise, classes, make_folder(args.out))
 
 
 def predict_pictures(
@@ -129,7 +120,7 @@ def predict_pictures(
     detector: FaceDetector | None,
     recognise: Recognise,
     classes: Sequence[str],
-) -> dict[str, Any]:
+) -> None:
     """Predict one picture after the other; without a `detector` each is taken as one face."""
     pictures, left_out = find_pictures(args.pictures)
     for reason in left_out:
@@ -161,18 +152,19 @@ def predict_pictures(
             say(f"{name}  no face found")
             continue
         answers = recognise(np.stack(faces))
-        for line in outputs.add(name, faces, rects, answers):
-            say(line)
-        if detector is not None:
-            outputs.draw(f"{number:04d}-{path.stem[:80]}", picture, rects, answers)
-    if outputs is None or not outputs.rows:
+        outputs.add(name, faces, rects, answers)
+        if outputs.drawn is not None:
+            texts = [caption(k, p, classes) for k, p in enumerate(answers)]
+            drawn = draw_answers(picture, list(zip(rects, texts, strict=True)))
+            save_drawn(drawn, outputs.drawn / f"{number:04d}-{path.stem[:80]}.jpg")
+    if outputs is None or outputs.count == 0:
         if len(pictures) == len(left_out) == 1:
             raise PictureError(left_out[0])
         raise PictureError(
             f"{' '.join(args.pictures)}: no face in {len(pictures)} pictures, of which "
             f"{len(left_out)} were left out; expected pictures of faces"
         )
-    return outputs.finish()
+    outputs.finish()
 
 
 class Outputs:
@@ -184,66 +176,52 @@ class Outputs:
 
     def __init__(self, folder: Path, classes: Sequence[str], detect: bool) -> None:
         self._folder, self._classes = folder, classes
-        self.rows: list[dict[str, Any]] = []
+        self.count = 0  # faces so far
         self._shown: list[tuple[np.ndarray, np.ndarray, str]] = []
-        self._drawn = folder / DRAWN if detect else None
-        if self._drawn is not None:
-            make_folder(self._drawn)
+        self.drawn = make_folder(folder / DRAWN) if detect else None
         if (folder / TABLE).exists():
             say(f"{folder / TABLE}: of an earlier run, will be replaced", sys.stderr)
         self._part = unfinished(folder / TABLE)
         columns = ["picture", *(("face", *RECT) if detect else ()), "expression", *classes]
         with explained(self._part, "room for a table", "written"):
             self._file = self._part.open("x", newline="", encoding="utf-8", buffering=1)
-            self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
-            self._writer.writeheader()
+            self._writer = csv.writer(self._file, lineterminator="\n")
+            self._writer.writerow(columns)
 
     def check(self, path: Path) -> None:
         """Raise PictureError when the picture `path` would be overwritten."""
         sheet = self._folder / SHEET
         if (sheet.exists() and sheet.samefile(path)) or (
-            self._drawn is not None and path.resolve().parent.samefile(self._drawn)
+            self.drawn is not None and path.resolve().parent.samefile(self.drawn)
         ):
             raise PictureError(f"{path}: would be overwritten; expected another folder as --out")
 
     def add(
         self, name: str, faces: Sequence[np.ndarray], rects: Sequence[Rect], answers: np.ndarray
-    ) -> list[str]:
-        """Add the faces of a picture to the table; the lines to print."""
-        lines = []
+    ) -> None:
+        """Add the faces of a picture to the table and the sheet, and print a line for each."""
         for k, (face, p) in enumerate(zip(faces, answers, strict=True)):
             expression = self._classes[int(p.argmax())]
-            place = {"face": k, **dict(zip(RECT, rects[k], strict=True))} if rects else {}
-            shares = dict(zip(self._classes, p.tolist(), strict=True))
-            self.rows.append({"picture": name, **place, "expression": expression, **shares})
+            place = (k, *rects[k]) if rects else ()
             with explained(self._part, "room for a table", "written"):
-                self._writer.writerow(self.rows[-1])
+                self._writer.writerow([name, *place, expression, *p.tolist()])
             label = f"{name} face {k}" if rects else name
             if len(self._shown) < MOST_FACES:
                 self._shown.append((face, p, label))
-            percents = "  ".join(f"{c} {100 * share:.1f}" for c, share in shares.items())
-            lines.append(f"{label}  {expression}  {percents}")
-        return lines
+            shares = zip(self._classes, p, strict=True)
+            percents = "  ".join(f"{c} {100 * share:.1f}" for c, share in shares)
+            say(f"{label}  {expression}  {percents}")
+        self.count += len(faces)
 
-    def draw(
-        self, stem: str, picture: Image.Image, rects: Sequence[Rect], answers: np.ndarray
-    ) -> None:
-        """Draw a picture with the boxes of its faces, their numbers and answers."""
-        assert self._drawn is not None
-        texts = [caption(k, p, self._classes) for k, p in enumerate(answers)]
-        drawn = draw_answers(picture, list(zip(rects, texts, strict=True)))
-        save_drawn(drawn, self._drawn / f"{stem}.jpg")
-
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> None:
         """Complete the table, draw the sheet, and say what was written."""
         table, sheet = self._folder / TABLE, self._folder / SHEET
         with explained(table, "room for a table", "written"):
             self._file.close()
             self._part.replace(table)
-        save_drawn(draw_sheet(self._shown, self._classes, len(self.rows)), sheet)
-        written = " ".join(map(str, filter(None, (table, sheet, self._drawn))))
-        say(f"{len(self.rows)} faces, probabilities in %; written: {written}")
-        return {"rows": self.rows, "table": str(table), "sheet": str(sheet)}
+        save_drawn(draw_sheet(self._shown, self._classes, self.count), sheet)
+        written = " ".join(map(str, filter(None, (table, sheet, self.drawn))))
+        say(f"{self.count} faces, probabilities in %; written: {written}")
 
 
 def make_folder(name: str | Path) -> Path:

@@ -13,7 +13,7 @@ from PIL import Image
 from auto_fernet.pictures import PictureError, Rect, explained, require_regular
 
 # The square that FER2013 shows of a face, from the detector's rectangle: its side by that of the
-# rectangle, and the shift of its centre down by that side. benchmarks/faces.py fits them.
+# rectangle, and the shift of its centre down by that side. Chosen by benchmarks/faces.py.
 HAAR_CROP = (1.0, 0.02)
 YUNET_CROP = (1.0, 0.0)
 LONGEST = 2048  # pixels of the longer side in which faces are sought
@@ -45,11 +45,8 @@ class FaceDetector:
             return
         with explained(model, "a YuNet network in ONNX format, for cv2.FaceDetectorYN"):
             require_regular(Path(model))
-            try:
-                self._yunet = cv2.FaceDetectorYN.create(opencv_path(model), "", (320, 320), 0.7)
-                self._yunet.detect(np.zeros((320, 320, 3), np.uint8))
-            except cv2.error:  # its text is of OpenCV's source files
-                raise ValueError("OpenCV cannot use it") from None
+            self._yunet = cv2.FaceDetectorYN.create(opencv_path(model), "", (320, 320), 0.7)
+            self._yunet.detect(np.zeros((320, 320, 3), np.uint8))
             self._crop = YUNET_CROP
 
     def __call__(self, picture: Image.Image) -> list[Rect]:
@@ -69,34 +66,20 @@ class FaceDetector:
             else:
                 self._yunet.setInputSize(size)
                 found = self._yunet.detect(np.asarray(seen.convert("RGB"))[:, :, ::-1].copy())[1]
-                found = [] if found is None else found[:, :4]
-        rects = [_inside([side / scale for side in each], picture) for each in found]
+                found = () if found is None else found[:, :4]
+        corners = np.asarray(found, np.float64).reshape(-1, 4) / scale
+        corners[:, 2:] += corners[:, :2]
+        inside = corners.round().clip(0, picture.size * 2).astype(int).tolist()
+        rects = [(left, top, right - left, bottom - top) for left, top, right, bottom in inside]
         return sorted((r for r in rects if r[2] and r[3]), key=lambda r: -r[2] * r[3])
 
     def square(self, rect: Rect) -> Rect:
         """The square that a network sees of the face in `rect`; it may leave the picture."""
-        return square_around(rect, *self._crop)
-
-
-def square_around(rect: Rect, scale: float, shift: float) -> Rect:
-    """The square of `scale` times the longer side of `rect`, `shift` of that side below it."""
-    left, top, width, height = rect
-    longer = max(width, height)
-    side = max(1, round(longer * scale))
-    return (
-        round(left + width / 2 - side / 2),
-        round(top + height / 2 + longer * shift - side / 2),
-        side,
-        side,
-    )
-
-
-def _inside(rect: list[float], picture: Image.Image) -> Rect:
-    """A rectangle in whole pixels, its part inside the picture."""
-    left, top, width, height = rect
-    x0, x1 = (min(max(round(x), 0), picture.width) for x in (left, left + width))
-    y0, y1 = (min(max(round(y), 0), picture.height) for y in (top, top + height))
-    return x0, y0, x1 - x0, y1 - y0
+        left, top, width, height = rect
+        longer, (scale, shift) = max(width, height), self._crop
+        side = max(1, round(longer * scale))
+        centre = top + height / 2 + longer * shift
+        return round(left + width / 2 - side / 2), round(centre - side / 2), side, side
 
 
 def opencv_path(path: str | Path) -> str:
@@ -114,14 +97,11 @@ def import_opencv() -> Any:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
         import cv2
-    except ImportError as error:
+
+        cv2.CascadeClassifier  # noqa: B018 (which OpenCV 5 lacks)
+    except (ImportError, AttributeError) as error:
         raise PictureError(
-            f"OpenCV is needed to find faces ({error}): "
+            f"OpenCV 4 is needed to find faces ({error}): "
             "pip install 'opencv-python-headless>=4.9,<5'"
         ) from error
-    if not hasattr(cv2, "CascadeClassifier"):
-        raise PictureError(
-            f"OpenCV {cv2.__version__} has no CascadeClassifier: "
-            "pip install 'opencv-python-headless>=4.9,<5'"
-        )
     return cv2

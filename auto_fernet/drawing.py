@@ -88,10 +88,8 @@ def save_drawn(image: Image.Image, path: Path) -> None:
     part = unfinished(path)
     with explained(path, "room for a picture", "written"):
         try:
-            if path.suffix == ".png":
-                image.save(part, "PNG", pnginfo=info)
-            else:
-                image.save(part, "JPEG", quality=92, comment=WRITTEN.encode())
+            kind = "PNG" if path.suffix == ".png" else "JPEG"
+            image.save(part, kind, quality=92, comment=WRITTEN.encode(), pnginfo=info)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)

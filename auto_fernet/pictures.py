@@ -106,8 +106,8 @@ def open_picture(source: Source) -> Image.Image:
 
     Arrays are uint8 (H, W) or (H, W, 3), red first. EXIF orientation is applied, the first frame
     is taken, transparent parts are white, and deeper grays are scaled to 8 bits as `normalise`
-    says, with a line of logging where their depth is guessed. Raises PictureError for a file that
-    is no picture, has more than MAX_PIXELS, before it is decoded, or was drawn by this code.
+    says, with a line of logging where their depth is guessed. Raises PictureError for what is no
+    picture, has more than MAX_PIXELS, before it is decoded, or was drawn by this code.
     """
     if isinstance(source, np.ndarray):
         fits = source.ndim == 2 or source.shape[2:] == (3,)
@@ -115,34 +115,27 @@ def open_picture(source: Source) -> Image.Image:
             found = f"{source.dtype} {source.shape}"
             raise PictureError(f"array: {found}; expected uint8 (H, W) or (H, W, 3)")
         return Image.fromarray(source)
-    if isinstance(source, Image.Image):
-        with explained("picture", "an image of pillow"):
-            check_size(source, source.width * source.height > 0)
-            source.load()
-            return flatten(_told(normalise(source), "picture"))
-    if not isinstance(source, str | Path):
+    if not isinstance(source, str | Path | Image.Image):
         raise PictureError(f"{type(source).__name__}: expected a path, an image or an array")
-    Image.init()
-    formats = tuple(sorted(Image.OPEN.keys() - REFUSED))
-    expected = f"a picture of at most {MAX_PIXELS} pixels"
-    with explained(source, expected), quiet():
-        require_regular(Path(source))
-        with Path(source).open("rb") as stream:
-            image = open_image(stream, formats, MAX_BYTES)
+    name = "picture" if isinstance(source, Image.Image) else str(source)
+    with explained(name, f"a picture of at most {MAX_PIXELS} pixels"), quiet():
+        image = source if isinstance(source, Image.Image) else _open_file(Path(source))
         check_size(image, 0 < image.width * image.height <= MAX_PIXELS)
         if {image.info.get("Software"), image.info.get("comment")} & {WRITTEN, WRITTEN.encode()}:
-            raise PictureError(f"{source}: drawn by {WRITTEN}, not read as a picture")
+            raise PictureError(f"{name}: drawn by {WRITTEN}, not read as a picture")
         image.load()  # here, where what it raises is explained
-        return flatten(_told(normalise(image), source))
+        image = normalise(image)
+        if bits := image.info.pop(GUESSED, None):
+            line = f"no gray value above {2**bits - 1}, read as {bits} bits"
+            logging.getLogger("auto_fernet").warning("%s: %s", printable(name), line)
+        return flatten(image)
 
 
-def _told(image: Image.Image, name: object) -> Image.Image:
-    """The image; a line of logging where its bit depth was guessed."""
-    if bits := image.info.pop(GUESSED, None):
-        logging.getLogger("auto_fernet").warning(
-            "%s: no gray value above %d, read as %d bits", printable(str(name)), 2**bits - 1, bits
-        )
-    return image
+def _open_file(path: Path) -> Image.Image:
+    Image.init()
+    require_regular(path)
+    with path.open("rb") as stream:
+        return open_image(stream, tuple(sorted(Image.OPEN.keys() - REFUSED)), MAX_BYTES)
 
 
 def open_image(stream: BinaryIO, formats: tuple[str, ...], max_bytes: int) -> Image.Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +58,12 @@ class Predictor:
             self._check()
         self._arguments = path.absolute(), detector, threads, providers, smallest
         self._new_detector = partial(FaceDetector, detector, smallest)
-        self._detector: FaceDetector | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._arguments
 
     def _check(self) -> None:
-        """Raise ValueError unless the network has our input, output and classes, and runs."""
-        (faces,), (logits,) = self._session.get_inputs(), self._session.get_outputs()
-        ends = faces.name, faces.type, faces.shape[1:], logits.name, logits.type
-        if ends != ("faces", "tensor(float)", [1, SIDE, SIDE], "logits", "tensor(float)"):
-            raise ValueError(f"input {faces.name} {faces.shape}, output {logits.name}")
+        """Raise an exception unless the network has our input, output and classes, and runs."""
         names = set(self.classes)
         if len(names) < len(self.classes) or not all(isinstance(n, str) and n for n in names):
             raise ValueError("its classes are no names that differ")
@@ -76,12 +71,10 @@ class Predictor:
         if answers.shape != (2, len(names)) or not np.isfinite(answers).all():
             raise ValueError(f"answers of shape {answers.shape} for {len(names)} classes, or NaN")
 
-    @property
+    @cached_property
     def detector(self) -> FaceDetector:
         """The detector, which needs OpenCV, made when it is first used."""
-        if self._detector is None:
-            self._detector = self._new_detector()
-        return self._detector
+        return self._new_detector()
 
     def probabilities(self, faces: np.ndarray) -> np.ndarray:
         """The probability of each class: uint8 (N, 48, 48), each filled by a face, to (N, K)."""
@@ -92,8 +85,10 @@ class Predictor:
         logits = []
         for start in range(0, max(len(faces), 1), CHUNK):
             images = faces[start : start + CHUNK, None].astype(np.float32) / 255
-            logits += self._session.run(None, {"faces": images})
-        return softmax(np.concatenate(logits))
+            logits += self._session.run(["logits"], {"faces": images})
+        exact = np.concatenate(logits).astype(np.float64)
+        powers = np.exp(exact - exact.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
 
     def detect_emotions(
         self, picture: Source, face_rectangles: Sequence[Rect] | None = None
@@ -138,9 +133,3 @@ def find_network(name: str | Path) -> Path:
             return path
     inside = ", ".join(sorted(path.stem for path in NETWORKS.glob("*.onnx")))
     raise PictureError(f"network {name}: no such file; expected an ONNX file, or one of {inside}")
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities of logits (N, K), float64."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)

@@ -221,13 +221,12 @@ def annotate_video(
     recognise: Recognise,
     classes: Sequence[str],
     out: Path,
-) -> dict[str, Any]:
+) -> None:
     """Write NAME-faces.mp4, a video with its faces marked, and their probabilities, NAME-faces.csv.
 
     A camera or a stream is read until Ctrl-C, or q in the window of a camera. A row of the table is
     a face in a frame: frame, seconds, face (its number), x, y, width, height, expression, smoothed
-    probabilities. Both files have names of their own until they are complete. Returns the number of
-    frames and faces, the seconds it took, and the paths `video` and `table`.
+    probabilities. Both files have names of their own until they are complete.
     """
     video, table = out / f"{reader.name}-faces.mp4", out / f"{reader.name}-faces.csv"
     if video.exists() and Path(reader.source).exists() and video.samefile(reader.source):
@@ -266,8 +265,9 @@ def annotate_video(
     if reader.length and reader.length - end > max(1.0, reader.length / 20):
         text = f"ended after {end:.1f} of {reader.length:.1f} seconds"
         say(f"warning: {reader.source} {text}", sys.stderr)
-    return {"frames": count, "faces": tracker.count, "seconds": time.monotonic() - started,
-            "video": str(video), "table": str(table)}  # fmt: skip
+    took = time.monotonic() - started
+    say(f"{count} frames in {took:.1f} s ({count / took:.1f} frames/s), {tracker.count} faces; "
+        f"written: {table} {video}")  # fmt: skip
 
 
 def follow(

@@ -114,7 +114,7 @@ def _replace_after(calls: int, target: str, effect: Any) -> None:
 
 
 def _limit_memory() -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text("utf-8").split()[0])
     limit = pages * resource.getpagesize() + (200 << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 

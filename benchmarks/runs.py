@@ -56,7 +56,7 @@ def difference(folder: Path, whole: Path) -> str | None:
     if not same(first, second):
         return "another checkpoint.pt"
     for name in ("genotype.txt", "alphas.csv", "PublicTest_report.txt"):
-        if (whole / name).is_file() and (folder / name).read_text() != (whole / name).read_text():
+        if (whole / name).is_file() and (folder / name).read_bytes() != (whole / name).read_bytes():
             return f"another {name}"
     return None
 
@@ -121,7 +121,7 @@ class Child:
 
     def printed(self) -> str:
         """The output so far."""
-        return self.log.read_text() if self.log.exists() else ""
+        return self.log.read_text("utf-8") if self.log.exists() else ""
 
 
 @cache

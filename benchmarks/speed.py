@@ -285,7 +285,7 @@ def _peak_bytes(device: torch.device) -> int:
 
 def _search(pattern: str, path: str) -> str | None:
     """The group of the first match in a file of Linux; None elsewhere."""
-    match = re.search(pattern, Path(path).read_text()) if os.path.isfile(path) else None
+    match = re.search(pattern, Path(path).read_text("utf-8")) if os.path.isfile(path) else None
     return match[1] if match else None
 
 

@@ -65,6 +65,7 @@ def new_parser(description: str | None, prog: str | None = None) -> argparse.Arg
 
 # Of a network; larger than any of the field, and built in a second; also of those in checkpoints.
 LIMITS = {"C": 1024, "layers": 50, "num_classes": 1024}
+MAX_SIZE = 1024  # of training images, whose pixels are 48 a side
 MAX_INT = 2**31 - 1  # with room for sums and products in 64 bits
 FLOATS = (2.0**-126, 2.0**128 - 2.0**104)  # the smallest and largest normal float32
 
@@ -120,8 +121,8 @@ def sizes(text: str) -> list[int]:
 def image_size(text: str) -> int:
     """argparse type: the side of training images in pixels, a multiple of 4."""
     value = positive_int(text)
-    if value % 4:
-        raise argparse.ArgumentTypeError(f"{text} found, multiples of 4 expected")
+    if value % 4 or value > MAX_SIZE:
+        raise argparse.ArgumentTypeError(f"{text} found, multiples of 4 to {MAX_SIZE} expected")
     return value
 
 

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +26,6 @@ from runtime.stop import Interrupted, stop_on_signals
 # What may differ between the machines of a run.
 _OF_ONE_MACHINE = {"data", "device", "gpu", "model_path", "resumed", "started"}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "time limit": 0}
 
 Main = Callable[[argparse.Namespace], dict[str, Any]]
 
@@ -39,8 +39,8 @@ def run_command(words: Sequence[str]) -> int:
         process = subprocess.Popen([sys.executable, *words])
         told = False
         while process.poll() is None:
-            # A terminal sends SIGINT to both processes; SIGTERM comes to this one only.
-            if stop.requested() == "SIGTERM" and not told:
+            # A terminal sends SIGINT and SIGHUP to both processes; others come to this one only.
+            if stop.requested() not in (None, "SIGINT", "SIGHUP") and not told:
                 process.terminate()
                 told = True
             time.sleep(0.05)
@@ -51,7 +51,7 @@ def run_command(words: Sequence[str]) -> int:
 def run_script(
     main: Main, parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> int:
-    """Run a script: exit status 0, 2 for an error of the user, 130 or 143 when interrupted.
+    """Run a script: exit status 0, 2 for an error of the user, or 128 and the number of a signal.
 
     Under torchrun the status is the same for each process, and one of them prints the last line.
     """
@@ -88,9 +88,10 @@ def _run(
         end = "saved" if interrupted.resumable else "nothing saved"
         # Only the first process knows when all is saved.
         line = f"stopped ({interrupted.reason}); {end}" if rank() == 0 else None
-        return _EXIT_STATUS[interrupted.reason], line
+        reason = interrupted.reason
+        return (0 if reason == "time limit" else 128 + signal.Signals[reason]), line
     except KeyboardInterrupt:
-        return _EXIT_STATUS["SIGINT"], "interrupted; what was saved before is kept"
+        return 128 + signal.SIGINT, "interrupted; what was saved before is kept"
     except BrokenPipeError:  # the reader of our output has ended
         _discard_output()
     except Exception as error:
@@ -145,7 +146,8 @@ def _print_last(line: str, speaks: Callable[[], bool] = lambda: True) -> None:
     """
     with suppress(KeyError, OSError):
         message = {"message": line, "extraInfo": {"timestamp": int(time.time())}}
-        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": message}))
+        text = json.dumps({"message": message})
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(text, "utf-8")
     with suppress(OSError):
         if speaks():
             sys.stderr.write(f"{line}\n")

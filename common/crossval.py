@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common import arguments
 from common.fold_figures import summarise_folds, tabulate_folds, vote
-from common.report import format_table, report_split, write_summary
+from common.report import count_images, format_table, report_split, write_summary
 from common.start import check_inputs
 from common.training import weights_content
 from common.weights import Trained, load_start, require_classes
@@ -104,8 +104,8 @@ def finetune_fold(
 
     Continues `file.under_way` where there is one, and keeps its state there. Returns `logits`
     (M, K), over the views of --tta, and `test_index` (M,) after the last epoch, the accuracy then
-    and at the best epoch in a single view (an oracle), and how many test images share a subject or
-    a sequence with training.
+    and at the best epoch in a single view without adaptation (an oracle), and how many test images
+    share a subject or a sequence with training.
     """
     train_index, test_index = fold
     training = faces.split(train_index, by_subject=args.adapt_batch_norm).to(run.device)
@@ -151,7 +151,7 @@ def cross_validate(
 
     `name` is that of the set, `classes` of its labels. Returns the summary.
     """
-    trained = _load_start(args)
+    trained = _load_fer2013_network(args)
     check_inputs(run, args, faces, trained.path)
     numbers = [*range(1, len(folds) + 1)]
     if args.fold not in (None, *numbers):
@@ -199,13 +199,14 @@ def evaluate_rows(
         network = adapt_batch_norms(model, split.images) if args.adapt_batch_norm else model
         predict = tta_predict(network_predictor(network), args.tta)
         logits.append(evaluate(predict, split, args.batch_size, run).logits)
-    return Scores(torch.cat(logits)[torch.cat(parts).argsort()], faces.labels[rows])
+    order = torch.cat(parts).argsort()  # undoes the grouping
+    return Scores(torch.cat(logits)[order], faces.labels[rows])
 
 
 def evaluate_faces(
     args: argparse.Namespace, run: Run, faces: Faces, name: str, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Test --checkpoint as it is on the images of `classes`, the first of its own, and report it.
+    """Test --checkpoint as it is on the images of `classes`, which are its first ones; report it.
 
     Other images are left out and other classes masked. `name` is that of the set. Returns the
     summary.
@@ -213,17 +214,19 @@ def evaluate_faces(
     if args.fold is not None:
         raise UserError(f"--fold {args.fold}: expected none with --mode evaluate")
     started = time.monotonic()
-    trained = _load_start(args)
-    shared = (faces.labels < len(classes)).nonzero().flatten()
-    shared = subsample_rows(shared, image_limit(args, args.batch_size))
+    trained = _load_fer2013_network(args)
+    known = (faces.labels < len(classes)).nonzero().flatten()
+    tested = subsample_rows(known, image_limit(args, args.batch_size))
     with run.interruptible(args.time_limit, resumable=False):
-        scores = evaluate_rows(trained.model.to(run.device), faces, shared, args, run)
-    scores = Scores(scores.logits[:, : len(classes)], scores.labels)
-    sequences = [faces.sequences[row] for row in shared.tolist()]
+        scores = evaluate_rows(trained.model.to(run.device), faces, tested, args, run)
+    total = len(known)
+    scores = Scores(scores.logits[:, : len(classes)], scores.labels, total=total)
+    sequences = [faces.sequences[row] for row in tested.tolist()]
     figures = report_split(name, scores, classes, run.folder)
     figures["sequence_accuracy"] = vote(scores.logits, scores.labels, sequences)
+    images = count_images(figures)
     rows = [
-        [f"{len(classes)} classes, not fine-tuned", figures["images"], figures["accuracy"]],
+        [f"{len(classes)} classes, not fine-tuned", images, figures["accuracy"]],
         ["sequences, by vote of their images", len(set(sequences)), figures["sequence_accuracy"]],
     ]
     table = format_table([name, "number", "top-1 accuracy in %"], rows)
@@ -231,7 +234,7 @@ def evaluate_faces(
     return _summarise(trained, args, run, {name: figures}, time.monotonic() - started)
 
 
-def _load_start(args: argparse.Namespace) -> Trained:
+def _load_fer2013_network(args: argparse.Namespace) -> Trained:
     """The network that --checkpoint means; UserError unless it is of FER2013's classes."""
     trained = load_start(args)
     require_classes(trained.path, trained.classes, CLASSES)

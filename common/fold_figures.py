@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from common.report import format_table, headline, report_split
+from common.report import count_images, format_table, headline, report_split
 from data.types import Faces
 from engine import Scores
 
@@ -49,9 +49,9 @@ def summarise_folds(
     last = [result["accuracy"] for result in results]
     oracle = [result["oracle"] for result in results]
     times = torch.bincount(index, minlength=len(faces.labels))
-    pooled = report_split(name, Scores(logits, labels), classes, run)
+    pooled = report_split(name, Scores(logits, labels, total=len(faces.labels)), classes, run)
     return {
-        **headline(statistics.mean(last), pooled["images"]),
+        **headline(statistics.mean(last), pooled["images"], pooled.get("of")),
         "deviation": statistics.pstdev(last),
         "sequence_accuracy": statistics.mean(by_sequence),
         "sequence_deviation": statistics.pstdev(by_sequence),
@@ -76,8 +76,8 @@ def tabulate_folds(name: str, figures: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     columns = [f"{name}, top-1 accuracy in %", f"mean of {count} folds", "deviation"]
     return (
-        f"{format_table(columns, rows)}\n\n{figures['subjects_shared']} test images of "
-        f"{figures['images']} share a subject with training, {figures['sequences_shared']} a "
-        f"sequence; {figures['never_tested']} images were never tested, "
-        f"{figures['tested_twice']} more than once"
+        f"{format_table(columns, rows)}\n\n{count_images(figures)} images were tested; "
+        f"{figures['subjects_shared']} share a subject with training, "
+        f"{figures['sequences_shared']} a sequence; {figures['never_tested']} images were never "
+        f"tested, {figures['tested_twice']} more than once"
     )

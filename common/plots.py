@@ -7,8 +7,9 @@ written.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -173,19 +174,23 @@ def draw_confusion(
     """Draw a confusion matrix: counts int [classes, classes], rows true, columns predicted.
 
     Colours and percentages are relative to the row; beside it is the recall of the class. Classes
-    without images show dashes.
+    without images show dashes. Above 20 classes cells have no numbers, above 60 rows no names.
     """
     matrix = np.asarray(matrix)
     counts = matrix.sum(axis=1)
     shares = matrix / np.maximum(counts, 1)[:, None]
     size = len(classes)
-    width, height = 2.45 + 0.78 * size, 1.65 + 0.62 * size
+    numbered, named = range(size if size <= 20 else 0), range(size if size <= 60 else 0)
+    across, down = (0.78, 0.62) if numbered else (12 / max(size, 60),) * 2
+    width, height = 2.45 + across * size, 1.65 + down * size
     figure = new_figure(width, height)
-    axes = figure.add_axes((1.45 / width, 0.85 / height, 0.78 * size / width, 0.62 * size / height))
-    names = [f"{name} ({count:,})" for name, count in zip(classes, counts, strict=True)]
-    heat_map(axes, shares, names, classes, peak=1.0, lines=True)
+    box = (1.45 / width, 0.85 / height, across * size / width, down * size / height)
+    axes = figure.add_axes(box)
+    names = [f"{classes[row]} ({counts[row]:,})" for row in named]
+    heat_map(axes, shares, names, classes[: len(named)], peak=1.0, lines=True)
+    axes.tick_params(axis="x", labelrotation=30 if numbered else 90)
     axes.set(xlabel="predicted", ylabel="true")
-    for row, column in np.ndindex(size, size):
+    for row, column in product(numbered, numbered):
         percent = f"{100 * shares[row, column]:.1f} %" if counts[row] else "–"
         style: dict[str, Any] = {
             "ha": "center",
@@ -195,10 +200,10 @@ def draw_confusion(
         count = f"{matrix[row, column]:,}"
         axes.text(column, row - 0.04, count, va="bottom", fontsize=10, **style)
         axes.text(column, row + 0.04, percent, va="top", fontsize=7.5, **style)
-    for row, count in enumerate(counts):
-        recall = f"{100 * shares[row, row]:.1f} %" if count else "–"
+    for row in named:
+        recall = f"{100 * shares[row, row]:.1f} %" if counts[row] else "–"
         axes.text(size - 0.38, row, recall, va="center", fontsize=10, fontweight="bold", color=INK)
-    axes.text(size - 0.38, -0.62, "recall", va="bottom", fontsize=9, color=QUIET)
+    axes.text(size - 0.38, -0.62, "recall" if named else "", va="bottom", fontsize=9, color=QUIET)
     correct = 100 * np.trace(matrix) / max(matrix.sum(), 1)
     summary = f"{correct:.2f} % of {matrix.sum():,} images correct"
     axes.text(-0.5, -0.62, summary, va="bottom", fontsize=9, color=QUIET)
@@ -299,6 +304,8 @@ def heat_map(
     axes.imshow(values, cmap="Blues", vmin=0, vmax=peak, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), rows)
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set_parse_math(False)  # in a name $ does not begin a formula
     if form is not None:
         for row, column in np.ndindex(*values.shape):
             value = values[row, column]
@@ -363,5 +370,7 @@ def save_figure(figure: Figure, path: Path | str) -> Figure:
     """Write the figure as a PNG, atomically, and return it; UserError as `atomic_write`."""
     # Without the version of matplotlib, equal figures are equal files.
     metadata = {"Software": None}
-    atomic_write(path, lambda file: figure.savefig(file, format="png", metadata=metadata))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are long, or of letters that no font has
+        atomic_write(path, lambda file: figure.savefig(file, format="png", metadata=metadata))
     return figure

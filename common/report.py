@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pandas as pd
 
 from common.plots import draw_confusion
 from engine import Scores
+from runtime.errors import describe_error
 from runtime.files import write_text
+from runtime.logs import log
 
 
 def interval(accuracy: float, count: int) -> float:
@@ -21,28 +24,33 @@ def interval(accuracy: float, count: int) -> float:
     return 196.0 * (p * (1.0 - p) / count) ** 0.5
 
 
-def headline(accuracy: float, count: int) -> dict[str, Any]:
-    """What the figures of every summary begin with: top-1 in percent, of how many images."""
-    half = interval(accuracy, count)
-    return {"accuracy": accuracy, "interval95": half, "images": count}
+def headline(accuracy: float, count: int, total: int | None = None) -> dict[str, Any]:
+    """What figures begin with: top-1 in percent, of how many images, "of" `total` if of a part."""
+    head = {"accuracy": accuracy, "interval95": interval(accuracy, count), "images": count}
+    return head if total is None or total <= count else {**head, "of": total}
+
+
+def count_images(head: Mapping[str, Any]) -> str:
+    """The images of a `headline`: "3,589", or of a shortened run "640 of 3,589"."""
+    return f"{head['images']:,}" + (f" of {head['of']:,}" if "of" in head else "")
 
 
 def split_headline(scores: Scores) -> dict[str, Any]:
     """The `headline` of a split; where Training holds copies of it, also that of the others."""
-    head, own = headline(scores.accuracy, len(scores.labels)), scores.without_copies()
+    head = headline(scores.accuracy, len(scores.labels), scores.total)
+    own = scores.without_copies()
     if own is None:
         return head
     return {**head, "without_copies": headline(own.accuracy, len(own.labels))}
 
 
-def row_without_copies(name: str, scores: Mapping[str, Scores]) -> list[list[Any]]:
-    """A row of a table of splits, of the images that are not in Training; none without copies."""
+def rows_on_images(name: str, scores: Mapping[str, Scores]) -> list[list[Any]]:
+    """Rows of a table of splits: without copies if there are any; the images of a shortened run."""
     own = [each.without_copies() for each in scores.values()]
-    if not any(own):
-        return []
-    return [
-        [f"{name}, without copies of Training", *("" if s is None else s.accuracy for s in own)]
-    ]
+    counts = [count_images(split_headline(each)) for each in scores.values()]
+    without = ["" if each is None else each.accuracy for each in own]
+    rows: list[list[Any]] = [[f"{name}, without copies of Training", *without]] if any(own) else []
+    return rows + ([["images", *counts]] if any(" of " in count for count in counts) else [])
 
 
 def report_split(name: str, scores: Scores, classes: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -56,31 +64,43 @@ def report_split(name: str, scores: Scores, classes: Sequence[str], folder: Path
 
     predictions, labels = scores.predictions.numpy(), scores.labels.numpy()
     which = list(range(len(classes)))
-    options = {"labels": which, "target_names": list(classes), "zero_division": 0}
+    options = {"labels": which, "zero_division": 0}
+    # By number, as scikit-learn adds entries "accuracy" and others, which a class may be called.
     figures = classification_report(labels, predictions, output_dict=True, **options)
     matrix = confusion_matrix(labels, predictions, labels=which)
     table = pd.DataFrame(
         matrix, index=pd.Index(classes, name="true\\predicted"), columns=list(classes)
     )
+    options |= {"target_names": list(classes)}
     text = classification_report(labels, predictions, digits=4, **options)
     head, without = split_headline(scores), ""
     if own := head.get("without_copies"):
         without = f", {own['accuracy']:.2f} % of the {own['images']} that are not in Training"
     write_text(
         folder / f"{name}_report.txt",
-        f"{name}: top-1 {scores.accuracy:.2f} % of {len(labels)} images{without}\n\n{text}\n"
+        f"{name}: top-1 {scores.accuracy:.2f} % of {count_images(head)} images{without}\n\n{text}\n"
         f"confusion matrix (rows true, columns predicted)\n{table.to_string()}\n",
     )
     write_text(folder / f"{name}_confusion.csv", table.to_csv())
-    draw_confusion(matrix, classes, folder / f"{name}_confusion.png", name)
+    with drawing():
+        draw_confusion(matrix, classes, folder / f"{name}_confusion.png", name)
     return {
         **head,
         "loss": scores.loss,
         "classes": {
-            each: {key: figures[each][key] for key in ("precision", "recall", "f1-score")}
-            for each in classes
+            each: {key: figures[str(k)][key] for key in ("precision", "recall", "f1-score")}
+            for k, each in enumerate(classes)
         },
     }
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Log why the pictures of the block cannot be drawn: tables and summary do not need them."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("a picture could not be drawn (%s)", describe_error(error))
 
 
 def write_summary(

@@ -11,6 +11,7 @@ import torch
 
 from common.plots import draw_alphas, draw_cell, draw_curves, draw_decisions
 from common.report import format_table, headline, write_summary
+from engine import image_limit
 from genotypes import GENOTYPE_FILE, PRIMITIVES, Genotype, format_genotype, save_genotype
 from model_search import CELLS, EDGE_NAMES, EDGES
 from runtime.logs import log
@@ -72,6 +73,22 @@ def report_search(
     """
     folder, history = run.folder, progress.history
     save_genotype(genotype, folder / GENOTYPE_FILE)
+    last = history[-1]
+    images = min(validation_images, image_limit(args, last["batch_size"]) or validation_images)
+    valid = headline(last["valid_accuracy"], images, validation_images)
+    summary = write_summary(
+        folder,
+        args,
+        protocol=args.protocol,
+        checkpoints=[],
+        genotype=format_genotype(genotype),
+        parameters=parameters,
+        epochs=len(history),
+        seconds=sum(record["seconds"] for record in history),
+        figures={"valid": valid},
+        details={"open_edges": last["open_edges"], "last_epoch": last},
+    )
+    # Last, so that a picture that cannot be drawn loses nothing else.
     draw_cell(genotype.normal, genotype.normal_concat, folder / "normal.png", "normal cell")
     draw_cell(genotype.reduce, genotype.reduce_concat, folder / "reduction.png", "reduction cell")
     last_rows = pd.DataFrame(progress.rows[-2 * len(EDGES) :])
@@ -82,22 +99,6 @@ def report_search(
         draw_alphas(strengths, folder / f"alphas_{cell}.png", title, edges["state"].tolist())
     draw_decisions(progress.decisions, len(history), folder / "decisions.png")
     draw_curves(history, folder / "curves.png")
-
-    last = history[-1]
-    if args.limit_batches is not None:
-        validation_images = min(validation_images, args.limit_batches * last["batch_size"])
-    summary = write_summary(
-        folder,
-        args,
-        protocol=args.protocol,
-        checkpoints=[],
-        genotype=format_genotype(genotype),
-        parameters=parameters,
-        epochs=len(history),
-        seconds=sum(record["seconds"] for record in history),
-        figures={"valid": headline(last["valid_accuracy"], validation_images)},
-        details={"open_edges": last["open_edges"], "last_epoch": last},
-    )
     log.info("\n%s\n\n%s", tabulate_cells(genotype, progress.decisions), summary["genotype"])
     if last["open_edges"]:
         log.info(

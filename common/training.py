@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.plots import draw_curves
-from common.report import format_table, report_split, row_without_copies, write_summary
+from common.report import drawing, format_table, report_split, rows_on_images, write_summary
 from common.weights import CHOSEN, class_names, rebuild_network, require_classes
 from data.batches import subsample
 from data.types import DataSet, Split
@@ -24,7 +24,7 @@ from runtime.run import Run, best_epoch, first_epoch_reaching
 from utils import load_checkpoint, load_state, save_checkpoint
 
 EVALUATED = ("PublicTest", "PrivateTest")
-TEST_ACCURACY = "PrivateTest_accuracy"
+CHOSEN_BY, TEST_ACCURACY = "PublicTest_accuracy", "PrivateTest_accuracy"
 # Weights saved when the training accuracy first reaches so many percent.
 MILESTONES = {85.0: "85_weights.pt", 90.0: "90_weights.pt"}
 
@@ -59,8 +59,7 @@ def run_training(
 ) -> dict[str, Any]:
     """Train to the end and report; all is saved when the run is interrupted. Returns the summary.
 
-    `checkpoints` are the weights that the run started from or learnt from; `details` go into the
-    summary.
+    `checkpoints` and `details` are those of `report_training`.
     """
     log.info("%d parameters without the auxiliary head", train.model.size)
     log.info("%s", train.model.description["genotype"])
@@ -110,12 +109,11 @@ def save_training(train: TrainState, args: argparse.Namespace, run: Run) -> None
     """
     progress, history = train.progress, train.progress.history
     weights = weights_content(train)
-    # First, as what lies beside it must be of its history: a resumed run, which may get other
-    # bits, saves at its start what a killed one has not written.
+    # Written first: if killed here, a resumed run writes the files below at its start.
     content = {**weights, **train.state_dict(), "args": vars(args), "inputs": run.inputs}
     save_checkpoint(run.folder / "checkpoint.pt", "training", content)
     if progress.step == 0 and history:
-        chosen_by = {CHOSEN: "PublicTest_accuracy"}
+        chosen_by = {CHOSEN: CHOSEN_BY}
         if args.protocol == "paper":
             chosen_by["best_test_weights.pt"] = TEST_ACCURACY
         names = ["weights.pt"]
@@ -148,12 +146,13 @@ def report_training(
     chosen weights in `train.model`.
     """
     model, history = train.model, train.progress.history
-    best = history[best_epoch(history, "PublicTest_accuracy") - 1]
+    best = history[best_epoch(history, CHOSEN_BY) - 1]
     # Read by the process that wrote it; others may not see the folder.
-    chosen = from_rank_zero(lambda: _load_chosen(run.folder / CHOSEN, best))
+    chosen = from_rank_zero(lambda: load_weights_of(run.folder / CHOSEN, [best]))
     load_state(model, chosen["state_dict"], run.folder / CHOSEN)
     scores = evaluate_splits(model, evaluations, args.batch_size, run, args.tta)
-    draw_curves(history, run.folder / "curves.png")
+    with drawing():
+        draw_curves(history, run.folder / "curves.png")
     chosen_epoch, oracle = chosen["metrics"]["epoch"], best_epoch(history, TEST_ACCURACY)
     summary = write_summary(
         run.folder,
@@ -190,16 +189,16 @@ def report_training(
         row = [f"{chosen_row}, --tta {args.tta}", *(s.accuracy for s in scores.values())]
         rows.insert(1, row)
         chosen_row = str(row[0])
-    rows += row_without_copies(chosen_row, scores)
+    rows += rows_on_images(chosen_row, scores)
     table = format_table(["top-1 accuracy in %", *scores], rows)
     log.info("\n%s\n\nreports and pictures in %s", table, run.folder)
     return summary
 
 
-def _load_chosen(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights at `path`; UserError unless they are of the epoch of `record`."""
+def load_weights_of(path: Path, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The weights at `path`; UserError unless they are of an epoch of `history`."""
     weights = load_checkpoint(path, ["weights"])
     with reading(path, "the weights that this run saved"):
-        if weights["metrics"] != record:
+        if weights["metrics"] not in history:
             raise ValueError("of another run, or of an epoch that was run again")
     return weights

@@ -8,6 +8,7 @@ and a run that is resumed in the middle of an epoch continues with the same batc
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ def subsample(split: Split, count: int | None) -> Split:
     if count is None or count >= len(split.images):
         return split
     rows = torch.arange(len(split.images), device=split.images.device)
-    return split.take(subsample_rows(rows, count))
+    return replace(split.take(subsample_rows(rows, count)), total=len(rows))
 
 
 def subsample_rows(rows: Tensor, count: int | None) -> Tensor:

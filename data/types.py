@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -27,12 +27,14 @@ class Split:
 
     `copies`, bool (N,), exists for test splits: which images are in Training too. `groups`, int64
     (N,), exists where a training batch is to hold the images of one group, such as a subject.
+    `total`: of a part, the images of the whole split.
     """
 
     images: Tensor
     labels: Tensor
     copies: Tensor | None = None
     groups: Tensor | None = None
+    total: int | None = None
 
     def take(self, index: Tensor | slice) -> Split:
         """The images at `index`, int64 (M,), in its order."""
@@ -44,7 +46,8 @@ class Split:
 
     def _change(self, change: Callable[[Tensor], Tensor]) -> Split:
         tensors = (self.images, self.labels, self.copies, self.groups)
-        return Split(*(None if tensor is None else change(tensor) for tensor in tensors))  # type: ignore[arg-type]
+        part = Split(*(None if tensor is None else change(tensor) for tensor in tensors))  # type: ignore[arg-type]
+        return replace(part, total=self.total)
 
 
 @dataclass(frozen=True)

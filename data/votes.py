@@ -12,6 +12,7 @@ from data.reading.bounded import quoted
 from data.reading.tables import read_table
 from data.types import SPLITS
 from runtime.errors import UserError, reading
+from runtime.files import open_regular
 
 # The columns of the votes, in the order of CLASSES.
 VOTES_OF_CLASSES = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
@@ -27,7 +28,7 @@ def load_votes(path: Path | str, usage: str | None = None) -> np.ndarray:
     table and when no row is left; all rows are checked, whatever `usage`.
     """
     columns = ["Usage", *VOTES_OF_CLASSES]
-    with reading(path), open(path, "rb") as stream:
+    with reading(path), open_regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         parts = read_table(stream, str(path), columns, size=size, max_size=MAX_TABLE_BYTES)
         table = pd.concat(list(parts))[columns].apply(lambda column: column.str.strip())

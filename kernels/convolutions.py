@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from kernels.layouts import at_even_places
 
@@ -105,13 +106,10 @@ def _interleaved(x: Tensor) -> Tensor:
 
     Odd heights and widths are padded with zeros.
     """
-    count, channels, height, width = x.shape
-    if height % 2 or width % 2:
-        x = F.pad(x, (0, width % 2, 0, height % 2))
-    x = x.permute(0, 2, 3, 1)
-    half = ((height + 1) // 2, (width + 1) // 2)
-    x = x.reshape(count, half[0], 2, half[1], 2, channels).permute(2, 4, 0, 1, 3, 5)
-    return x.reshape(4 * count, *half, channels).permute(0, 3, 1, 2)
+    odd = x.shape[3] % 2, x.shape[2] % 2
+    if any(odd):
+        x = F.pad(x, (0, odd[0], 0, odd[1]))
+    return torch.cat([x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)])
 
 
 def _dense_weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
@@ -123,19 +121,6 @@ def _dense_weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
         left = kernel // 2 - first  # padding on the left; negative crops
         seen = F.pad(x, (left, columns - 1 - left)) if kernel > 3 else x
         padding = (kernel // 2, 0 if kernel > 3 else kernel // 2)
-        parts.append(
-            torch.ops.aten.convolution_backward(
-                grad,
-                seen,
-                weight[:, :, :, first : first + columns],
-                None,
-                (1, 1),
-                padding,
-                (1, 1),
-                False,
-                (0, 0),
-                len(weight),
-                (False, True, False),
-            )[1]
-        )
+        size = (*weight.shape[:3], columns)
+        parts.append(conv2d_weight(seen, size, grad, 1, padding, 1, len(weight)))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)

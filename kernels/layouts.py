@@ -69,27 +69,7 @@ def join_shuffled(first: Tensor, rest: Tensor) -> Tensor:
 
     The channel shuffle of ShuffleNet with K groups: channel i of group k becomes channel K i + k.
     """
-    return JoinShuffled.apply(first, rest)
-
-
-class JoinShuffled(torch.autograd.Function):
-    """`join_shuffled` with a backward that gives each part a contiguous gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, first: Tensor, rest: Tensor) -> Tensor:
-        ctx.sizes = [first.shape[1], rest.shape[1]]
-        groups = 1 + rest.shape[1] // first.shape[1]
-        return _shuffle_channels(torch.cat([first, rest], dim=1), groups)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        # Shuffling with c groups is the inverse of shuffling with K.
-        parts = _shuffle_channels(grad, ctx.sizes[0]).split(ctx.sizes, dim=1)
-        return tuple(part.contiguous(memory_format=torch.channels_last) for part in parts)
-
-
-def _shuffle_channels(x: Tensor, groups: int) -> Tensor:
-    rows = x.permute(0, 2, 3, 1).unflatten(3, (groups, -1))
+    rows = concat_nodes([first, rest]).permute(0, 2, 3, 1).unflatten(3, (-1, first.shape[1]))
     return rows.transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
 
 

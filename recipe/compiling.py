@@ -19,11 +19,10 @@ def compiled(model: nn.Module, batch_size: int) -> Forward:
     Where compilation is not possible, a warning says so and all batches run uncompiled.
     """
     fast: Forward | None = None
-    usable = True
 
     def forward(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        nonlocal fast, usable
-        if not usable or len(images) != batch_size:
+        nonlocal fast
+        if fast is model or len(images) != batch_size:
             return model(images)
         first = fast is None
         try:
@@ -35,7 +34,7 @@ def compiled(model: nn.Module, batch_size: int) -> Forward:
             compiler = first or type(error).__module__.startswith("torch._")
             if not compiler or is_out_of_memory(error):
                 raise
-            usable = False
+            fast = model
             reason = " ".join(str(error).split())[:200]
             log.warning("--compile: not possible here, going on without (%s)", reason)
             return model(images)

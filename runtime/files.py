@@ -29,7 +29,7 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], Any]) -> None:
         return
     path = Path(path)
     # Named first, so that it is removed even if its creation is interrupted.
-    temporary = path.with_name(f"{path.name}{secrets.token_hex(4)}{TEMPORARY}")
+    temporary = path.parent / f"{path.name}{secrets.token_hex(4)}{TEMPORARY}"
     try:
         with temporary.open("xb") as file:
             write(file)
@@ -52,8 +52,8 @@ def open_regular(path: Path | str) -> BinaryIO:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write UTF-8 text; errors as `atomic_write`."""
-    atomic_write(path, lambda file: file.write(text.encode()))
+    """Write UTF-8 text, names of files that are not as \\udcff; errors as `atomic_write`."""
+    atomic_write(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:

@@ -6,13 +6,13 @@ import logging
 import os
 import platform
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
 
 from runtime.errors import UserError, WriteError
-from runtime.files import TEMPORARY
+from runtime.files import TEMPORARY, open_regular
 from runtime.processes import describe_processes, rank
 
 try:
@@ -63,20 +63,27 @@ def discard_unused_run() -> None:
 
 
 class _LogFile(logging.FileHandler):
-    """The log of a run folder, locked as long as the process lives that writes to the folder.
+    """The log of a run folder, which is locked as long as the process lives that writes to it.
 
     Unfinished files of a killed process are removed. A full disk is a WriteError.
     """
 
     def __init__(self, path: Path) -> None:
+        self._lock, self.locked = ExitStack(), False
         try:
+            if path.exists():
+                open_regular(path).close()
             # File names need not be UTF-8.
             super().__init__(path, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise WriteError(path, error) from error
         try:
-            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[arg-type]
-            self.locked = True
+            # The log, which is locked over NFS too, and the folder, as the log may be removed.
+            folder = os.open(path.parent, os.O_RDONLY)
+            self._lock.callback(os.close, folder)
+            for place in (self.stream, folder):
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[arg-type]
+                self.locked = True
         except BlockingIOError:
             self.close()
             raise UserError(
@@ -84,10 +91,14 @@ class _LogFile(logging.FileHandler):
                 "run without --resume, under another --save"
             ) from None
         except (OSError, AttributeError):  # a file system without locks; not a Unix
-            self.locked = False
+            pass
         for unfinished in path.parent.glob(f"*{TEMPORARY}") if self.locked else ():
             with suppress(OSError):
                 unfinished.unlink()
+
+    def close(self) -> None:
+        super().close()
+        self._lock.close()
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]

@@ -183,11 +183,6 @@ def all_reduce_max(number: int) -> int:
     return int(highest)
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """The CPU tensors `rows` of all processes, concatenated; they may differ in length."""
-    return torch.cat(gather(rows)) if is_distributed() else rows
-
-
 def gather(value: Value) -> list[Value]:
     """`value` of every process; all get all."""
     if not is_distributed():

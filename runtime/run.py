@@ -34,7 +34,9 @@ class Run:
 
     @contextmanager
     def interruptible(self, minutes: float | None = None, *, resumable: bool = True) -> Iterator:
-        """Let SIGINT, SIGTERM and `minutes` end the block early, with everything saved."""
+        """Let signals and `minutes` end the block early, with everything saved."""
+        if self.resumed is not None:  # it has no summary until it ends again
+            (self.folder / "summary.json").unlink(missing_ok=True)
         with stop_on_signals(minutes, resumable=resumable) as self.stop:
             yield
 

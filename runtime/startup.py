@@ -1,4 +1,4 @@
-"""What is set before torch is loaded: how its threads wait, and what Ctrl-C prints meanwhile.
+"""What is set before torch and matplotlib are loaded: threads, backend, what Ctrl-C prints.
 
 GNU OpenMP's threads wait in a busy loop for some milliseconds. That is best on a quiet machine.
 Where other programs of threads use the same cores, the loops take the time of the very threads
@@ -23,8 +23,10 @@ SAMPLE = 0.1  # seconds
 
 
 def prepare() -> None:
-    """Set how threads wait; let a Ctrl-C during imports print one line instead of a traceback."""
+    """Set how threads wait, and Agg for plots; let a Ctrl-C during imports print one line."""
     sys.excepthook = _show
+    if "IPython" not in sys.modules:  # plots are files; a notebook's backend may not be installed
+        os.environ["MPLBACKEND"] = "agg"
     settled = "torch" in sys.modules or any(name in os.environ for name in SETTINGS)
     if not settled and cpu_use() >= BUSY:
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)
@@ -43,7 +45,7 @@ def cpu_use(stat: Path = Path("/proc/stat")) -> float:
 
 def _cpu_times(stat: Path) -> list[int]:
     """user, nice, system, idle, iowait and so on of all cores, in ticks since the start."""
-    return [int(word) for word in stat.read_text().split("\n", 1)[0].split()[1:9]]
+    return [int(word) for word in stat.read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]]
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

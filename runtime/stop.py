@@ -9,8 +9,10 @@ from contextlib import ExitStack, contextmanager
 
 from runtime.processes import all_reduce_max, is_distributed
 
+# Of limits on CPU time, of schedulers before they end a job, of a closed terminal; not on Windows.
+_WARNINGS = ("SIGXCPU", "SIGUSR2", "SIGUSR1", "SIGHUP")
 # Of several the last is reported.
-_REASONS = (None, "time limit", "SIGHUP", "SIGTERM", "SIGINT")
+_REASONS = (None, "time limit", *_WARNINGS, "SIGTERM", "SIGINT")
 
 
 class Interrupted(Exception):
@@ -56,23 +58,22 @@ class GracefulStop:
 def stop_on_signals(
     minutes: float | None = None, *, resumable: bool = True
 ) -> Iterator[GracefulStop]:
-    """A `GracefulStop` that notices SIGINT, SIGTERM, SIGHUP; a second ends the process at once.
+    """A `GracefulStop` that notices signals; a second SIGINT or SIGTERM ends the process at once.
 
     Not so under torchrun, which passes one Ctrl-C on as several signals and kills what does not end
-    in time; nor after a SIGHUP, which shell and terminal both send. nohup ignores SIGHUP.
+    in time; nor after the others, which are sent more than once: SIGHUP by shell and terminal,
+    SIGXCPU every second. nohup ignores SIGHUP.
     """
     stop = GracefulStop(minutes, resumable=resumable)
-    hang_up = getattr(signal, "SIGHUP", None)  # not on Windows
+    deadly = (signal.SIGINT, signal.SIGTERM)
     with ExitStack() as handlers:
 
         def notice(number: int, _frame: object) -> None:
             stop.notice(number)
-            if not is_distributed() and number != hang_up:
+            if not is_distributed() and number in deadly:
                 handlers.close()
 
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        if hang_up and signal.getsignal(hang_up) != signal.SIG_IGN:
-            numbers.append(hang_up)
-        for number in numbers:
+        others = [getattr(signal, name) for name in _WARNINGS if hasattr(signal, name)]
+        for number in (*deadly, *(n for n in others if signal.getsignal(n) != signal.SIG_IGN)):
             handlers.callback(signal.signal, number, signal.signal(number, notice))
         yield stop

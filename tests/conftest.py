@@ -6,14 +6,18 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fer2013_files import write_small_table
+from PIL import Image
 from rank_runs import EACH, in_double
 from runs import weights
 
 from data import augment, batches
 from data.synthetic import cross, writers
+from data.synthetic.fer2013 import draw_fer2013
+from data.types import SPLITS
 
 # What started the tests, such as nohup, may ignore signals, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -41,6 +45,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small FER2013 for several processes; other files draw their own."""
     return write_small_table(tmp_path_factory.mktemp("data"), each=EACH)
+
+
+@pytest.fixture(scope="module")
+def face() -> np.ndarray:
+    """A synthetic face, uint8 (48, 48)."""
+    return draw_fer2013(counts=dict.fromkeys(SPLITS, 1))["Training"].images[0, 0].numpy()
+
+
+@pytest.fixture(scope="module")
+def heads() -> list[Image.Image]:
+    """Synthetic heads and shoulders, 256x256."""
+    return [Image.fromarray(x[0]) for x in cross.draw_jaffe(takes=1).images.numpy()[::20]]
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def stop_when(
     env, pipe = {**os.environ, **ONE_THREAD}, subprocess.PIPE
     process = subprocess.Popen(words, cwd=cwd, env=env, stderr=pipe, stdout=pipe, text=True)
     deadline = time.monotonic() + 600
-    while not (log.is_file() and line in log.read_text()):
+    while not (log.is_file() and line in log.read_text(encoding="utf-8")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, f"{line!r} not found in {log}"
         time.sleep(0.002)

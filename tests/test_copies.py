@@ -14,7 +14,7 @@ from runs import weights
 import ensemble
 import train_FER2013
 from common.cli import run_script
-from common.report import row_without_copies, split_headline
+from common.report import rows_on_images, split_headline
 from data.sets import load_set
 from engine import Scores
 from utils import load_checkpoint
@@ -69,11 +69,11 @@ def test_figures_without_copies():
     assert (found["accuracy"], found["images"]) == (50, 4)
     assert found["without_copies"]["accuracy"] == pytest.approx(100 / 3)
     assert found["without_copies"]["images"] == 3
-    (row,) = row_without_copies("x", {"a": scores, "b": Scores(logits, labels)})
+    (row,) = rows_on_images("x", {"a": scores, "b": Scores(logits, labels)})
     assert row[1:] == [pytest.approx(100 / 3), ""]
     for none in (None, torch.zeros(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool)):
         assert Scores(logits, labels, none).without_copies() is None
-        assert row_without_copies("x", {"a": Scores(logits, labels, none)}) == []
+        assert rows_on_images("x", {"a": Scores(logits, labels, none)}) == []
 
 
 def test_reports_of_scripts_name_the_accuracy_without_copies(table, tmp_path, capsys):

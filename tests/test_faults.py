@@ -15,14 +15,12 @@ import torch
 from runs import run
 
 import train_FER2013
-from benchmarks import faults
 from benchmarks.faults import FAULTS, Bench, killed
 from benchmarks.runs import difference
 from common import arguments, cli
 from common.parsing import parse
 from common.start import start_run
 from runtime.errors import UserError, WriteError, is_out_of_memory
-from runtime.files import atomic_write
 from runtime.logs import open_log
 from utils import save_checkpoint
 
@@ -66,21 +64,6 @@ def test_difference_of_runs_is_found(bench):
     assert "weights.pt missing" in difference(copy, whole)
 
 
-def test_table_of_faults_and_exit_status(capsys, monkeypatch):
-    def not_held(*_):
-        raise AssertionError("why")
-
-    cases = {"held": lambda *_: None, "not held": not_held, "failed": lambda *_: 1 / 0}
-    monkeypatch.setattr(faults, "FAULTS", cases)
-    words = ["--kills", "0", "--only", "train"]
-    assert cli.run_script(faults.main, faults.build_parser(), words) == 2
-    printed = capsys.readouterr()
-    assert "2 of 3 runs did not hold" in printed.err
-    assert "train: held: held" in printed.out
-    assert "train: not held: AssertionError: why" in printed.out
-    assert "train: failed: ZeroDivisionError: division by zero" in printed.out
-
-
 # --- where errors end
 
 
@@ -110,37 +93,12 @@ def test_exhausted_memory_is_one_line(error, capsys):
         status_of(RuntimeError("an error of ours"), capsys)
 
 
-def test_unwritable_file_is_one_line(tmp_path, capsys):
-    def write(_file):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with pytest.raises(WriteError) as raised:
-        atomic_write(tmp_path / "x", write)
-    status, text = status_of(raised.value, capsys)
-    assert status == 2
-    assert "x: cannot be written (No space left on device)" in text
-    assert "\n" not in text
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_output_to_a_full_disk_is_one_line(bench):
     words = [sys.executable, "-m", "tools.compare", str(bench.whole("train"))]
     done = run(["sh", "-c", f"{shlex.join(words)} > /dev/full"])
     assert done.returncode == 2
     assert "the output cannot be written (No space left on device)" in done.stderr
-
-
-def test_ctrl_c_while_a_checkpoint_is_written_keeps_the_old_file(tmp_path, monkeypatch):
-    def interrupted(_descriptor: int) -> None:
-        raise KeyboardInterrupt
-
-    (tmp_path / "x").write_text("old")
-    monkeypatch.setattr(os, "fsync", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(tmp_path / "x", "weights", {"w": torch.ones(9999)})
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]
-    assert (tmp_path / "x").read_text() == "old"
 
 
 def test_run_folder_admits_one_process(tmp_path):

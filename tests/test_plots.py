@@ -19,7 +19,7 @@ from common.plots import (
     draw_curves,
     draw_decisions,
 )
-from genotypes import EXTRA_PRIMITIVES, NAMED, PRIMITIVES, format_genotype, save_genotype
+from genotypes import NAMED, PRIMITIVES, format_genotype, save_genotype
 from runtime.errors import UserError
 from tools import cells
 
@@ -198,7 +198,6 @@ def test_curves_mark_first_best_epoch(tmp_path):
 
 
 @pytest.mark.parametrize("history, curves", [
-    ([epoch(1, PublicTest_accuracy=30.0)], 3),
     ([epoch(0, valid_accuracy=30.0, valid_loss=1.8), epoch(1, valid_accuracy=31.0)], 2),
     ([{"epoch": 7}], 0),
 ])  # fmt: skip
@@ -224,14 +223,6 @@ def test_alphas_mark_decisions(tmp_path):
     assert frame.get_xy() == pytest.approx((8 - 0.5, 3 - 0.5), abs=0.05)
     assert (pruned.get_hatch() is not None, pruned.get_y()) == (True, 3.5)
     assert not draw_alphas(strengths, tmp_path / "alphas.png", "all open").axes[0].patches
-
-
-def test_primitives_have_different_colours(tmp_path):
-    known = PRIMITIVES[1:] + EXTRA_PRIMITIVES
-    cell = tuple(zip(known, [0, 1] * 6, strict=True))
-    figure = draw_cell(cell, range(2, 8), tmp_path / "cell.png", "all")
-    wires = [p for p in figure.axes[0].patches if type(p).__name__ == "FancyArrowPatch"]
-    assert len({wire.get_edgecolor() for wire in wires[: len(cell)]}) == len(known)
 
 
 def test_equal_pictures_are_equal_files_and_long_titles_fit(tmp_path):
@@ -269,9 +260,3 @@ def test_cells_command(tmp_path, capsys):
         }
         assert min(*size(out / "normal.png"), *size(out / "reduction.png")) > 300
         assert str(out / "normal.png") in capsys.readouterr().out
-    for words, message in (
-        (["NASNET", "--out", str(tmp_path)], "--arch: 'NASNET' found"),
-        (["NASNet", "--out", str(tmp_path / "genotype.txt")], "--out .*txt: File exists"),
-    ):
-        with pytest.raises(UserError, match=message):
-            cells.main(cells.build_parser().parse_args(words))

@@ -12,23 +12,15 @@ import pytest
 import torch
 from PIL import Image
 from runs import run, weights
+from test_pictures import save
 
-import ensemble
 from auto_fernet.drawing import draw_sheet
 from auto_fernet.pictures import PictureError, find_pictures, open_picture
 from common import cli
-from data.synthetic.fer2013 import draw_fer2013
 from data.types import CLASSES
 from model import build_network
 from tools import predict
 from utils import load_checkpoint
-
-
-@pytest.fixture(scope="module")
-def face() -> np.ndarray:
-    """A synthetic face, uint8 (48, 48)."""
-    drawn = draw_fer2013(counts={"Training": 1, "PublicTest": 1, "PrivateTest": 1})
-    return drawn["Training"].images[0, 0].numpy()
 
 
 @pytest.fixture
@@ -42,13 +34,6 @@ def place(tmp_path: Path, face: np.ndarray) -> Path:
     (tmp_path / "faces" / "broken.jpg").write_bytes(b"\xff\xd8\xff no more")
     (tmp_path / "faces" / "notes.txt").write_text("no picture at all")
     return tmp_path
-
-
-def save(picture: Image.Image | np.ndarray, path: Path, **options) -> Path:
-    if isinstance(picture, np.ndarray):
-        picture = Image.fromarray(np.ascontiguousarray(picture))
-    picture.save(path, **options)
-    return path
 
 
 # --- finding
@@ -115,18 +100,6 @@ def predicted(place: Path, pictures: str, *more: str) -> int:
     return cli.run_script(predict.main, predict.build_parser(), words)
 
 
-def test_shipped_network_answers_by_default(place):
-    parse = predict.build_parser().parse_args
-    assert parse(["x.png"]).checkpoint == ["auto_fernet"]
-    assert ensemble.build_parser().parse_args([]).model_names == ["auto_fernet"]
-    out = [str(place / "out"), str(place / "named")]
-    for folder, more in zip(out, ([], ["--checkpoint", "auto_fernet"]), strict=True):
-        words = [str(place / "faces" / "one.png"), "--out", folder, "--device", "cpu", *more]
-        assert cli.run_script(predict.main, predict.build_parser(), words) == 0
-    first, second = (Path(folder, "predictions.csv").read_text() for folder in out)
-    assert first == second
-
-
 def test_file_names_are_printed_on_one_line(face, place, capsys):
     name = "a\nb \udcff.png"
     save(face, place / name)
@@ -135,11 +108,7 @@ def test_file_names_are_printed_on_one_line(face, place, capsys):
 
 
 @pytest.mark.parametrize("pictures, more, named", [
-    ("faces/none.png", [], ["none.png", "no such file"]),
     ("faces/one.png", ["--checkpoint", "c"], ["--checkpoint c"]),
-    ("faces/one.png", ["--crop", "9,9,30,30", "--detect"], ["--crop: not where faces are found"]),
-    ("faces/one.png", ["--video", "x.mp4"], ["either pictures or --video"]),
-    ("faces/one.png", ["--detector", "y.onnx"], ["y.onnx: no such file"]),
     ("bad", [], ["no face in 2 pictures"]),
 ])  # fmt: skip
 def test_errors_are_one_line_and_write_nothing(pictures, more, named, place, capsys):
@@ -150,20 +119,6 @@ def test_errors_are_one_line_and_write_nothing(pictures, more, named, place, cap
     last = capsys.readouterr().err.strip().split("\n")[-1]
     assert all(part in last for part in named), last
     assert not (place / "out").exists()
-
-
-def test_crop_outside_the_frame_is_refused(place, capsys):
-    with pytest.raises(SystemExit):
-        predicted(place, "faces/one.png", "--crop", "9,9,3,3")
-    assert "9,9,3,3 found, LEFT,TOP,RIGHT,BOTTOM" in capsys.readouterr().err
-
-
-def test_picture_that_would_be_overwritten_is_refused(place, face, capsys):
-    save(face, place / "faces" / "faces.png")
-    before = (place / "faces" / "faces.png").read_bytes()
-    assert predicted(place, "faces", "--out", str(place / "faces")) == 2
-    assert "faces.png: would be overwritten" in capsys.readouterr().err
-    assert (place / "faces" / "faces.png").read_bytes() == before
 
 
 def test_links_are_not_written_through(place, face, capsys):
@@ -243,15 +198,6 @@ def test_own_drawings_are_not_read(place, capsys):
     assert len(list(csv.DictReader((place / "faces" / "predictions.csv").open()))) == 3
 
 
-def test_names_that_the_terminal_cannot_show(place, face):
-    save(face, place / "faces" / "ж.png")
-    words = ["-m", "tools.predict", str(place / "faces"), "--checkpoint", "a", "--model_path",
-             str(place), "--out", str(place / "out"), "--device", "cpu"]  # fmt: skip
-    done = run(["env", "PYTHONIOENCODING=cp1252", sys.executable, *words])
-    assert done.returncode == 0, done.stderr
-    assert r"\u0436.png" in done.stdout
-
-
 def test_contact_sheet(face):
     p = np.full(7, 1 / 7)
     faces = [(face, p, f"{k}_a_very_long_name_of_a_picture_of_a_face.png") for k in range(60)]
@@ -259,10 +205,8 @@ def test_contact_sheet(face):
     one = draw_sheet([(face, np.eye(7)[3], "x.png")], CLASSES, 1)
     assert one.width < sheet.width
     assert one.height < sheet.height
-    # The face, enlarged, and one full bar stand in the picture.
+    # The face, enlarged, stands in the picture.
     pixels = np.asarray(one)
-    rows = np.flatnonzero((pixels == (33, 102, 172)).all(axis=2).sum(axis=1) > 90)
-    assert 5 < len(rows) < 16
     large = np.asarray(Image.fromarray(face).resize((112, 112), Image.Resampling.NEAREST))
     at = np.argwhere((pixels[:, :, 0] != 255).any(axis=1)).min()
     assert any((pixels[y : y + 112, 16:128, 1] == large).all() for y in range(at, at + 120))

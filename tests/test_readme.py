@@ -21,7 +21,7 @@ SHORT = "--data synthetic --device cpu --epochs 1 --limit_batches 1 --init_chann
 
 
 def blocks_of(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^ *```{language}\n(.*?)^ *```", page.read_text(), re.M | re.S)
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", page.read_text("utf-8"), re.M | re.S)
 
 
 def bash_lines(page: Path) -> list[str]:

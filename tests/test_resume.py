@@ -110,33 +110,15 @@ def test_resume_after_the_time_limit(name, data, whole, tmp_path):
     assert difference(tmp_path / name, whole / name) is None
 
 
-def test_resume_of_a_second_order_search_on_the_papers_halves(data, tmp_path):
-    short = "--unrolled --protocol paper --epochs 2 --limit_batches 2".split()
-    words = command(SEARCH, data, tmp_path, *short)
-    finish([*words, "--save", "whole"], tmp_path / "whole.log")
-    kill([*words, "--save", "search"], "epoch 2 step 1/", tmp_path / "cut.log")
-    assert read(tmp_path / "search")["state"]["epoch"] == 1
-    finish([*words, "--resume", "search"], tmp_path / "resumed.log")
-    assert difference(tmp_path / "search", tmp_path / "whole") is None
-
-
-def test_resume_with_partial_channels(data, tmp_path):
-    words = command(SEARCH, data, tmp_path, *"--init_channels 4 --partial_channels 4".split())
+@pytest.mark.parametrize("more", [
+    "--unrolled --protocol paper --limit_batches 2", "--init_channels 4 --partial_channels 4"
+], ids=["second order, the paper's halves", "partial channels"])  # fmt: skip
+def test_resume_of_other_searches(more, data, tmp_path):
+    words = command(SEARCH, data, tmp_path, *more.split())
     finish([*words, "--save", "whole"], tmp_path / "whole.log")
     kill([*words, "--save", "search"], "epoch 3 step 1/", tmp_path / "cut.log")
-    assert read(tmp_path / "search")["model"]["partial_channels"] == 4
     finish([*words[:2], "--resume", str(tmp_path / "search")], tmp_path / "resumed.log")
     assert difference(tmp_path / "search", tmp_path / "whole") is None
-
-
-def test_searches_of_before_partial_channels_resume(data, whole, tmp_path):
-    shutil.copytree(whole / "search", tmp_path / "search")
-    checkpoint = read(tmp_path / "search")
-    del checkpoint["model"]["partial_channels"], checkpoint["args"]["partial_channels"]
-    torch.save(checkpoint, tmp_path / "search" / "checkpoint.pt")
-    again = command(SEARCH, data, tmp_path, "--resume", "search", "--epochs", "4")
-    assert here(search, again[2:]) == 0
-    assert read(tmp_path / "search")["model"]["partial_channels"] == 1
 
 
 def test_resume_with_every_part_of_the_recipe(data, tmp_path):
@@ -274,9 +256,14 @@ def test_another_teacher_under_the_same_name_is_refused(data, tmp_path, capsys):
     assert f"--teacher {teacher}: no longer what" in capsys.readouterr().err
 
 
-def test_a_run_of_an_older_version_goes_on(data, whole, tmp_path):
-    shutil.copytree(whole / "train", tmp_path / "train")
-    checkpoint = read(tmp_path / "train")
+@each_script
+def test_runs_of_older_versions_go_on(name, data, whole, tmp_path):
+    shutil.copytree(whole / name, tmp_path / name)
+    checkpoint = read(tmp_path / name)
     del checkpoint["inputs"]
-    torch.save(checkpoint, tmp_path / "train" / "checkpoint.pt")
-    finish(command(TRAIN, data, tmp_path, "--resume", "train"), tmp_path / "resumed.log")
+    for part in ("model", "args"):
+        checkpoint[part].pop("partial_channels", None)
+    torch.save(checkpoint, tmp_path / name / "checkpoint.pt")
+    words = command(SCRIPTS[name], data, tmp_path, "--resume", name, "--epochs", "4")
+    finish(words, tmp_path / "resumed.log")
+    assert read(tmp_path / name)["state"]["epoch"] == 4

@@ -48,7 +48,7 @@ def trained(data: Path, searched: Path) -> Path:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -124,7 +124,9 @@ def test_clean_protocol_keeps_no_weights_chosen_on_privatetest(data, tmp_path):
 
 REFUSALS = {
     "no data": ("train_FER2013 --data nowhere", ["nowhere", "--data synthetic"]),
-    "code for a genotype": ("train_FER2013 --arch Genotype(__import__('os').getcwd())", ["--arch"]),
+    "code for a genotype": (
+        "train_FER2013 --data {data} --arch Genotype(__import__('os').getcwd())", ["--arch"]
+    ),
     "no such device": ("search --device cuda:99", ["--device cuda:99"]),
     "two devices": ("search --device cpu --gpu 0", ["--gpu 0", "--device cpu"]),
     "nothing to resume": ("search --resume nowhere", ["--resume nowhere"]),

@@ -7,12 +7,9 @@ import sys
 
 import pytest
 import torch
-from runs import ROOT
 
 from runtime import startup
 from runtime.logs import describe_machine
-
-SCRIPTS = ["search", "train_FER2013", "relabel_training", "ensemble", "test_CK48", "test_JAFFE"]
 
 
 @pytest.fixture
@@ -48,12 +45,3 @@ def test_own_settings_are_kept(name, unset, monkeypatch):
     before = dict(os.environ)
     startup.prepare()
     assert dict(os.environ) == before
-
-
-@pytest.mark.parametrize("name", [*SCRIPTS, "tools/__init__", "benchmarks/__init__"])
-def test_scripts_set_it_before_they_import_torch(name):
-    lines = (ROOT / f"{name}.py").read_text().split("\n")
-    before = lines[: lines.index("prepare()  # before torch is imported")]
-    modules = [line.split()[1] for line in before if line.startswith(("import ", "from "))]
-    foreign = [name for name in modules if name.split(".")[0] not in sys.stdlib_module_names]
-    assert foreign == ["runtime.startup"]

@@ -19,7 +19,7 @@ from common import arguments, cli
 from runtime.stop import stop_on_signals
 
 SCRIPTS = ("search.py", "train_FER2013.py", "relabel_training.py", "ensemble.py", "test_CK48.py",
-           "test_JAFFE.py", "-m tools.predict")  # fmt: skip
+           "test_JAFFE.py", "-m tools.predict", "-m benchmarks.faces")  # fmt: skip
 INTERRUPTED = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
 
 
@@ -37,7 +37,7 @@ def test_any_character_can_be_printed(monkeypatch):
 
 
 def test_output_that_ends_does_not_hide_the_status(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Broken())))
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Broken()), "utf-8"))
 
     def main(_):
         raise KeyboardInterrupt

@@ -34,7 +34,8 @@ def main(args: argparse.Namespace) -> dict[str, str]:
     genotype = resolve_genotype(args.arch)
     folder = make_folder("--out", args.out)
     literal = args.arch.lstrip().startswith("Genotype")
-    name = "" if literal else f"{Path(args.arch).resolve().stem}: "
+    stem = Path(args.arch).resolve().stem.encode(errors="backslashreplace").decode()
+    name = "" if literal else f"{stem}: "
     files = {"normal": folder / "normal.png", "reduction": folder / "reduction.png"}
     draw_cell(genotype.normal, genotype.normal_concat, files["normal"], f"{name}normal cell")
     draw_cell(genotype.reduce, genotype.reduce_concat, files["reduction"], f"{name}reduction cell")

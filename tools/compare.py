@@ -46,7 +46,9 @@ from common.plots import (
     save_figure,
     whole_epochs,
 )
-from common.report import format_table
+from common.report import count_images, format_table
+from common.training import load_weights_of
+from common.weights import CHOSEN
 from runtime.errors import UserError, reading
 from runtime.files import make_folder, write_text
 from utils import load_checkpoint
@@ -99,7 +101,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = new_parser(__doc__, "python -m tools.compare")
     # fmt: off
     parser.add_argument("runs", nargs="+", metavar="RUN",
-        help="run folders, those of the first group first; repetitions are ignored")
+        help="run folders; those whose names differ in a number at the end alone are a group, and "
+        "the others are compared with the first group; repetitions are ignored")
     parser.add_argument("--out", metavar="FOLDER",
         help="folder of compare.csv and compare.png (default: only print the tables)")
     # fmt: on
@@ -124,7 +127,7 @@ def read_run(folder: Path) -> FinishedRun | None:
         if summary["script"] != "search.py":
             settings["genotype"] = summary["genotype"]
         if fold is None:
-            settings["images"] = {name: figure["images"] for name, figure in figures.items()}
+            settings["images"] = {name: count_images(figure) for name, figure in figures.items()}
         settings["figures of"] = ", ".join(accuracy)
     start, curve = None, []
     path = folder / "checkpoint.pt"
@@ -135,8 +138,17 @@ def read_run(folder: Path) -> FinishedRun | None:
             if saved["kind"] == "folds":
                 settings["digest of --data"] = saved["inputs"]["data"]
                 start = saved["inputs"]["checkpoint"]
+                ends = [[fold["accuracy"] for fold in saved["folds"]]]
+                told = [figure["folds"] for figure in figures.values()]
+            else:
+                history = saved["state"]["history"]
+                ends, told = history[-1:], [details["last_epoch"]]
+            if ends != told:
+                raise ValueError("summary.json is of another run, or of before this one went on")
             if saved["kind"] == "training":
-                curve = [float(r["PublicTest_accuracy"]) for r in saved["state"]["history"]]
+                curve = [float(r["PublicTest_accuracy"]) for r in history]
+                if (folder / CHOSEN).is_file():
+                    load_weights_of(folder / CHOSEN, history)
     return FinishedRun(folder, seed, fold, folds, start, settings, accuracy, minutes, curve)
 
 
@@ -179,6 +191,7 @@ def read_groups(folders: Iterable[Path]) -> list[Group]:
     groups: dict[str, Group] = {}
     for folder in dict.fromkeys(folders):
         name = NUMBER.sub("", folder.name) or folder.resolve().parent.name
+        name = name.encode(errors="backslashreplace").decode()
         group = groups.setdefault(name, Group(name))
         run = read_run(folder)
         if run is None:
@@ -246,6 +259,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         for name, row in rows.items():
             if row["settings"]:
                 print(f"{name}: {row['settings']}")
+    for group in groups:
+        counts = group.runs[0].settings.get("images", {}).items()
+        if parts := [f"{count} images of {split}" for split, count in counts if " of " in count]:
+            print(f"{group.name}: {', '.join(parts)}")
     missing = [line for group in groups for line in group.missing]
     for line in missing:
         print(f"missing: {line}")
@@ -317,7 +334,7 @@ def draw_comparison(
         # In names of folders a $ does not begin a formula.
         for text in (*axes.get_legend().get_texts(), *axes.get_yticklabels()):
             text.set_parse_math(False)
-    figure.tight_layout(w_pad=2)
+    figure.set_layout_engine("tight", w_pad=2)
     return save_figure(figure, path)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from common import cli
 from common.arguments import new_parser
-from common.report import format_table
+from common.report import count_images, format_table
 from runtime.errors import UserError
 from runtime.folders import create_run_folder
 
@@ -55,10 +55,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         status = cli.run_command(words)
         if status != 0:
             raise UserError(f"{words[0]}: ended with status {status}, expected 0")
-        summaries[label] = json.loads((out / label / "summary.json").read_text())
+        summaries[label] = json.loads((out / label / "summary.json").read_bytes())
         summaries[label]["wall"] = time.monotonic() - started
     rows = [
-        [summary["script"], split, row["images"], row["accuracy"], f"{summary['wall']:.0f}"]
+        [summary["script"], split, count_images(row), row["accuracy"], f"{summary['wall']:.0f}"]
         for summary in summaries.values()
         for split, row in summary["figures"].items()
     ]

@@ -27,7 +27,7 @@ from common.cli import run_script
 from common.manifest import digest, publish, read_manifest
 from common.report import format_table
 from common.start import resolve_device
-from common.training import EVALUATED
+from common.training import EVALUATED, load_weights_of
 from common.weights import CHECKPOINTS, find_weights, load_trained, require_classes
 from data.sets import load_set
 from data.types import CLASSES, Split
@@ -65,9 +65,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     device = resolve_device(args)
     best = find_weights("RUN", args.run, args.model_path)
     origin = best.parent / "checkpoint.pt"
-    flags = load_checkpoint(origin, ["training"])["args"]
+    checkpoint = load_checkpoint(origin, ["training"])
     data = load_set(args.data, args.seed)
     with reading(origin, "a checkpoint of a training"):
+        flags = checkpoint["args"]
+        load_weights_of(best, checkpoint["state"]["history"])
         sources = source_digests(flags)
         started = flags.get("started") or {}
         began = {name: started.get(name) for name in ("command", "commit", "machine")}

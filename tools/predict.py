@@ -3,13 +3,8 @@
     python -m tools.predict PICTURE_OR_FOLDER... [--checkpoint NAME[,NAME...]] [--detect]
     python -m tools.predict --video FILE_OR_CAMERA [--checkpoint NAME[,NAME...]]
 
-Prints a line per face, the most likely expression and the probabilities of all classes, and writes
-`predictions.csv` and `faces.png`, a sheet of the faces, to --out. With --detect every face of a
-picture is found by OpenCV, and the pictures are drawn again in `drawn/` with boxes and answers;
-without it a picture must be filled by one face, framed about as in FER2013. --video writes a copy
-of a video with boxes and answers, and a table of times, faces and probabilities. The logits of
-several checkpoints are averaged as by ensemble.py. The command `auto-fernet` does the same without
-PyTorch, by exported networks.
+Does what the command `auto-fernet` does without PyTorch, by exported networks: see
+`auto_fernet/command.py`. The logits of several checkpoints are averaged as by ensemble.py.
 """
 
 from __future__ import annotations
@@ -49,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Predict; return the rows of the table, or what is known of the video, and the paths."""
+    """Predict, and write what `auto-fernet` writes."""
     device = resolve_device(args)
     members, classes = load_members(
         "--checkpoint", args.checkpoint, device, layers=args.layers, **network_flags(args)
@@ -62,9 +57,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         return logits(images).double().softmax(dim=1).cpu().numpy()
 
     try:
-        return predict(args, recognise, classes)
+        predict(args, recognise, classes)
     except PictureError as error:
         raise UserError(str(error)) from error
+    return {}
 
 
 if __name__ == "__main__":

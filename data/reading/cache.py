@@ -14,7 +14,7 @@ import numpy as np
 from data.reading.sources import Source, time_mark
 from data.types import SIDE, Arrays
 from runtime.errors import UserError
-from runtime.files import atomic_write
+from runtime.files import atomic_write, open_regular
 from runtime.logs import LOGGER_NAME
 from runtime.processes import rank_zero_first
 
@@ -68,7 +68,8 @@ def fingerprint(source: Source) -> str:
 
 
 def _load(path: Path, mark: str) -> Arrays:
-    with np.load(path, allow_pickle=False) as file:  # zipfile compares the check sums
+    # zipfile compares the check sums.
+    with open_regular(path) as stream, np.load(stream, allow_pickle=False) as file:
         if str(file["fingerprint"]) != mark:
             raise ValueError("the source has changed")
         arrays = Arrays(*(file[name] for name in Arrays._fields))
