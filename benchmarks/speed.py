@@ -48,7 +48,6 @@ from genotypes import Auto_FERNet, Genotype
 from model import Network
 from model_search import CELLS, NODES, OPEN
 from model_search import Network as Supernet
-from recipe.compiling import compiled
 from recipe.schedules import DropPath
 from relabelling import TRAINING_FES, relabel
 from runtime.errors import UserError
@@ -186,9 +185,8 @@ def _training_step(network: Network, args: argparse.Namespace, setup: Setup) -> 
 
         return step, args.batch_size
     train = TrainState(network.to(setup.device), args, DropPath(0, args.epochs, 0.0))
-    forward = compiled(network, args.batch_size) if setup.variant == "compiled" else network
     epoch = partial(train_one_epoch, train, [(images, labels)], args, setup.run())
-    return partial(epoch, steps=1, forward=forward), args.batch_size
+    return partial(epoch, steps=1, forward=network), args.batch_size
 
 
 def evaluation_step(setup: Setup) -> Step:
@@ -247,7 +245,7 @@ CASES = {
         partial(search_step, decisions=DECISIONS), {**_SEARCH, "fixed network": "ours"}
     ),
     "search step, recipe": Case(partial(search_step, decisions=0), {"laptop": None}),
-    "training step": Case(training_step, {**_PAIR, "compiled": "plain"}),
+    "training step": Case(training_step, _PAIR),
     "evaluation": Case(evaluation_step, _PAIR),
     "augmentation": Case(data_step, _PAIR),
     "relabelling": Case(relabel_step, _PAIR),
@@ -349,8 +347,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--steps", type=arguments.positive_int, default=3, metavar="N",
         help="steps to time in each process, after a first one")
     add("--only", default="", metavar="TEXT", help="only cases whose names contain TEXT")
-    add("--compile", action="store_true",
-        help="also training with torch.compile, which takes minutes in each round")
     add("--amp", choices=["off", "bf16", "auto"], default="off",
         help="precision of our variants; the plain one is always fp32")
     add("--out", default="bench/speed.json", metavar="FILE", help="where the JSON is written")
@@ -379,8 +375,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     print("\n".join(report[name] for name in ("commit", "processor", "machine")))
     options = {"short": args.short, "device": str(device), "amp": args.amp, "steps": args.steps}
     for case in cases:
-        variants = [v for v in CASES[case].variants if args.compile or v != "compiled"]
-        report["rows"] += measure_case(case, variants, rounds, **options)
+        report["rows"] += measure_case(case, list(CASES[case].variants), rounds, **options)
         write_text(args.out, json.dumps(report, indent=1) + "\n")  # kept if a later case fails
     print(f"\n{format_table(COLUMNS, table_rows(report['rows']))}\n")
     print(f"times as fast: median of {rounds} rounds (min to max); written: {args.out}")

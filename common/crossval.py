@@ -66,17 +66,6 @@ def add_crossval_arguments(
     arguments.add_tta_argument(parser)
 
 
-def choose_folds(folds: Sequence[Fold], args: argparse.Namespace) -> dict[int, Fold]:
-    """The folds by number from 1, or with --fold that one; each tests --limit_batches at most."""
-    numbered = dict(enumerate(folds, 1))
-    if args.fold is not None:
-        if args.fold not in numbered:
-            raise UserError(f"--fold {args.fold}: expected 1 to {len(folds)}")
-        numbered = {args.fold: numbered[args.fold]}
-    limit = image_limit(args, args.batch_size)
-    return {k: (train, subsample_rows(test, limit)) for k, (train, test) in numbered.items()}
-
-
 class FoldsFile:
     """checkpoint.pt of a cross-validation: the folds that are done, and the current one.
 
@@ -164,15 +153,16 @@ def cross_validate(
     """
     trained = _load_fer2013_network(args)
     check_inputs(run, args, faces, trained.path)
-    chosen = choose_folds(folds, args)
+    numbers = [*range(1, len(folds) + 1)]
+    if args.fold not in (None, *numbers):
+        raise UserError(f"--fold {args.fold}: expected 1 to {len(folds)}")
     file = FoldsFile(args, run)
     with run.interruptible(args.time_limit):
-        for number, fold in list(chosen.items())[len(file.done) :]:
-            train_rows, test_rows = map(len, fold)
-            log.info(
-                "fold %d of %d: %d to train on, %d to test",
-                number, len(folds), train_rows, test_rows,
-            )  # fmt: skip
+        for number in ([args.fold] if args.fold else numbers)[len(file.done) :]:
+            train, test = folds[number - 1]
+            fold = train, subsample_rows(test, image_limit(args, args.batch_size))
+            sizes = map(len, fold)
+            log.info("fold %d of %d: %d to train on, %d to test", number, len(folds), *sizes)
             # Each fold has its own random numbers, the same when it is run again.
             fold_args = argparse.Namespace(**{**vars(args), "seed": derive_seed(args.seed, number)})
             torch.manual_seed(fold_args.seed)

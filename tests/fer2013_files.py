@@ -139,11 +139,12 @@ def logged() -> Iterator[list[str]]:
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
     logger = logging.getLogger(LOGGER_NAME)
-    level = logger.level
-    logger.addHandler(handler)
+    # Instead of those of a script, which may write to the stream of another test.
+    handlers, level = logger.handlers, logger.level
+    logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     try:
         yield lines
     finally:
-        logger.removeHandler(handler)
+        logger.handlers = handlers
         logger.setLevel(level)

@@ -182,27 +182,6 @@ def test_order_and_ranges_of_draws() -> None:
         assert [top, left, height, width] == expected
 
 
-def test_draws_of_other_options() -> None:
-    full = draw(EVERYTHING, 100, 48, torch.Generator().manual_seed(7))
-    plain = draw(Augmentation(flip=False), 100, 48, torch.Generator().manual_seed(7))
-    assert plain.corner.equal(full.corner)
-    assert plain.hole.equal(full.hole)
-    assert not plain.flipped.any()
-    assert (plain.brightness == 1).all()
-    assert (plain.contrast == 1).all()
-
-
-def test_global_generator_is_not_used(split: Split) -> None:
-    torch.manual_seed(0)
-    first = epoch_of(split)
-    state = torch.get_rng_state()
-    torch.rand(3)
-    assert_same(epoch_of(split), first)
-    torch.manual_seed(0)
-    epoch_of(split)
-    assert torch.get_rng_state().equal(state)
-
-
 @pytest.mark.parametrize("other", [{"epoch": 3}, {"seed": 2}, {"stream": ALPHAS_STREAM}], ids=str)
 def test_other_epoch_seed_or_stream(split: Split, other: dict[str, int]) -> None:
     images, labels = together(epoch_of(split))

@@ -49,8 +49,7 @@ def test_network_that_the_file_does_not_hold_is_not_built(changes, content):
 
 
 @pytest.mark.parametrize("wrong", [
-    "text", torch.zeros(1).expand(2**40), torch.zeros(12, 1, 3, 3).to_sparse(),
-    torch.zeros(12, 1, 3, 3, dtype=torch.complex64), torch.full((12, 1, 3, 3), float("inf")),
+    "text", torch.zeros(1).expand(2**40), torch.full((12, 1, 3, 3), float("inf")),
 ])  # fmt: skip
 def test_wrong_tensor_is_refused(wrong, content, tmp_path):
     content["state_dict"]["stem.0.weight"] = wrong

@@ -84,6 +84,7 @@ def test_fold_figures_are_means_over_folds(tmp_path):
     mean = (75 + 100 / 3) / 2
     assert found == {
         "images": 7,
+        "of": 8,
         "accuracy": pytest.approx(mean),
         "interval95": pytest.approx(interval(mean, 7)),
         "deviation": pytest.approx(75 - mean),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import signal
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from fer2013_files import logged
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,7 +36,6 @@ from engine import (
 from recipe.compiling import compiled
 from recipe.schedules import DropPath, cosine, learning_rate_at, linear_ramp
 from runtime.errors import UserError
-from runtime.logs import LOGGER_NAME
 from runtime.run import Run, autocast, best_epoch, first_epoch_reaching
 from runtime.stop import GracefulStop, Interrupted, stop_on_signals
 from utils import AverageMeter
@@ -205,26 +204,16 @@ def test_only_whole_batches_are_compiled(monkeypatch):
     assert sizes == [8, 8, 8, 8]
 
 
-@pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is logged."""
-    found: list[str] = []
-    logger, handler = logging.getLogger(LOGGER_NAME), logging.Handler()
-    handler.emit = lambda record: found.append(record.getMessage())
-    monkeypatch.setattr(logger, "handlers", [handler])
-    logger.setLevel(logging.INFO)
-    return found
-
-
-def test_training_goes_on_uncompiled(lines, monkeypatch):
+def test_training_goes_on_uncompiled(monkeypatch):
     def broken(images):
         raise RuntimeError("no C++ compiler\nand a long story")
 
     monkeypatch.setattr(torch, "compile", lambda module, dynamic: broken)
     model, images = Small(), torch.rand(8, 1, 44, 44)
     forward = compiled(model, 8)
-    for _ in range(3):
-        torch.testing.assert_close(forward(images), model(images))
+    with logged() as lines:
+        for _ in range(3):
+            torch.testing.assert_close(forward(images), model(images))
     assert lines == [
         "--compile: not possible here, going on without (no C++ compiler and a long story)"
     ]
@@ -345,13 +334,14 @@ def test_amp_auto_is_full_precision_on_a_cpu():
             assert (torch.rand(2, 2) @ torch.rand(2, 2)).dtype == dtype
 
 
-def test_records_of_epochs(lines):
+def test_records_of_epochs():
     history = [{"epoch": e, "a": a} for e, a in enumerate([80.0, 86.0, 84.0, 86.0, 91.0], 1)]
     assert best_epoch(history, "a") == 5
     assert best_epoch(history[:4], "a") == 2
     assert first_epoch_reaching(history, "a", 85.0) == 2
     assert first_epoch_reaching(history, "a", 95.0) is None
-    new_run().log_epoch({"epoch": 2, "lr": 0.025, "batch_size": 8, "loss": 1.0}, 9)
+    with logged() as lines:
+        new_run().log_epoch({"epoch": 2, "lr": 0.025, "batch_size": 8, "loss": 1.0}, 9)
     assert lines == ["epoch 2/9 lr 0.025 loss 1.0000"]
 
 

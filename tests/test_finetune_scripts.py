@@ -45,7 +45,6 @@ def test_relabelling_continues_checkpoint_and_counts_changes(tmp_path, monkeypat
     found = torch.load("saved_models/on/weights.pt", weights_only=True)
     assert (found["epoch"], found["epochs"], found["drop_path_prob"]) == (4, 10, 0.2)
     table = Path("saved_models/on/changes.csv").read_text(encoding="utf-8").strip().split("\n")
-    assert len(table) == 1 + 49
     moved = sum(int(n) for _, a, b, n in (row.split(",") for row in table[1:]) if a != b)
     assert moved == record["changed"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fer2013_files import image_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
@@ -52,12 +52,6 @@ def damaged(sample: bytes) -> SearchStrategy[bytes]:
         return bytes(content)
 
     return edits.map(apply) | st.integers(0, len(sample)).map(lambda length: sample[:length])
-
-
-def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, form, **options)
-    return stream.getvalue()
 
 
 class Reader(NamedTuple):
@@ -108,7 +102,7 @@ READERS = {
     "manifest": Reader("MANIFEST.json", lambda path: read_manifest(path.parent),
                        write_text(json.dumps({"w": {"file": "w.pt", "sha256": "0"}}))),
     **{form: Reader("i", lambda path: decode_image(path, "i"),
-                    lambda path, form=form: path.write_bytes(encoded(GRAY, form)))
+                    lambda path, form=form: path.write_bytes(image_bytes(GRAYS, form)))
        for form in ("PNG", "JPEG", "TIFF")},
     "picture": Reader("i.png", lambda path: centre_face(open_picture(path)), GRAY.save),
 }  # fmt: skip

@@ -99,15 +99,9 @@ def test_search_step(order, run):
     assert len(state.architect.optimizer.state) == 2 * states.count(OPEN)
 
 
-READS = {
-    "item": lambda x: x.sum().item(), "bool": lambda x: bool(x.sum() > 0),
-    "int": lambda x: int(x.argmax()), "tolist": Tensor.tolist, "cpu": Tensor.cpu,
-    "nonzero": Tensor.nonzero, "mask": lambda x: x[x > 0],
-    "two devices": lambda x: x + torch.rand(x.shape),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("read", READS.values(), ids=READS)
+@pytest.mark.parametrize("read", [
+    lambda x: x.sum().item(), Tensor.nonzero, lambda x: x + torch.rand(x.shape),
+], ids=["item", "nonzero", "two devices"])  # fmt: skip
 def test_reading_a_value_in_a_step_raises(read, run):
     def relabelling(logits: Tensor, labels: Tensor) -> Tensor:
         read(logits)

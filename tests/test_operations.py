@@ -99,20 +99,6 @@ def test_new_primitive_needs_one_entry(tmp_path):
     assert len(list(tmp_path.glob("*.png"))) == 2
 
 
-def test_odd_ghosts_identities_and_pools():
-    op = build_primitive("ghost", 7, 1, affine=True)
-    assert sum(p.numel() for p in op.parameters()) == 7 * 4 + 4 * 9 + 2 * (2 * 4)
-    assert op(torch.randn(2, 7, 4, 4)).shape == (2, 7, 4, 4)
-    x = torch.full((2, 3, 4, 4), float("inf"))
-    assert build_primitive("skip_connect", 3, 1, True)(x) is x
-    for stride in STRIDES:
-        assert not build_primitive("none", 3, stride, True)(x).any()
-        out = build_primitive("avg_pool_3x3", 1, stride, True)(torch.ones(1, 1, 6, 6))
-        torch.testing.assert_close(out, torch.ones_like(out))
-    out = build_primitive("max_pool_3x3", 1, 2, True)(-torch.ones(1, 1, 6, 6))
-    assert torch.equal(out, -torch.ones(1, 1, 3, 3))
-
-
 @pytest.mark.parametrize("channels", [(6, 4), (4, 10)])
 def test_factorized_reduce_joins_even_and_odd_pixels(channels):
     torch.manual_seed(0)

@@ -92,13 +92,6 @@ BOTH = pytest.mark.parametrize("fes", [None, FES], ids=["softmax", "FES"])
 
 
 @BOTH
-def test_nan_changes_no_label(fes):
-    logits, labels = torch.full((3, 7), torch.nan), torch.tensor([0, 3, 6])
-    new = relabel(logits, labels, threshold=1.0, fes=fes, fes_threshold=0.0)
-    assert torch.equal(new, labels)
-
-
-@BOTH
 def test_batch_of_all_cases(fes):
     logits, labels = batch(0, 512)
     rule = {"threshold": 0.2, "fes": fes, "fes_threshold": 0.03}

@@ -17,7 +17,7 @@ from runtime.errors import UserError
 from runtime.run import autocast
 
 CPU = torch.device("cpu")
-VARIANTS = [(case, v) for case in CASES for v in CASES[case].variants if v != "compiled"]
+VARIANTS = [(case, v) for case in CASES for v in CASES[case].variants]
 
 
 @pytest.fixture(autouse=True)
