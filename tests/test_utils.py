@@ -100,7 +100,7 @@ def test_reading_names_the_file(raised, expected):
 
 @pytest.mark.parametrize("error, raised, said", [
     (OSError(errno.ENOSPC, "full"), WriteError, r"c\.pt: cannot be written \(full\)"),
-    (KeyboardInterrupt(), KeyboardInterrupt, ""),
+    (KeyboardInterrupt(), KeyboardInterrupt, None),
 ], ids=["full disk", "Ctrl-C"])  # fmt: skip
 def test_a_write_that_fails_keeps_the_old_file(error, raised, said, tmp_path, monkeypatch):
     save_checkpoint(tmp_path / "c.pt", "weights", {"epoch": 1})
