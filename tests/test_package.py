@@ -328,7 +328,6 @@ def test_command_errors_are_one_line(tmp_path, capsys):
         ([tmp_path, "--smallest", 30], "--smallest: only where faces are found"),
         ([tmp_path, "--crop", "9,9,30,30", "--detect"], "--crop: not where faces are found"),
         ([tmp_path, "--detector", "y.onnx"], "y.onnx: no such file"),
-        ([tmp_path, "--video", "x.mp4"], "either pictures or --video"),
     ):
         assert command(*words, "--out", tmp_path / "out") == 2
         (line,) = capsys.readouterr().err.splitlines()
