@@ -50,7 +50,7 @@ def add_crossval_arguments(
     add("--adapt_batch_norm", action=argparse.BooleanOptionalAction, default=False,
         help="normalise by the statistics of the test subject's images and their mirror images, "
         "without labels (AdaBN), and fine-tune on batches of one subject each. Transductive; "
-        "favoured by JAFFE, which shows each expression equally often: on CK+ it is worse")
+        "favoured by sets such as JAFFE that show each subject with every expression equally often")
     # fmt: on
     arguments.add_checkpoint_arguments(parser)
     arguments.add_data_arguments(parser, batch_size=batch_size, seed=0)
