@@ -172,6 +172,7 @@ def test_shortened_runs_and_names_of_any_letters(tmp_path, capsys, recwarn):
     assert (printed.err, recwarn.list) == ("", [])
     assert "\n\\udcff," in (tmp_path / "compare.csv").read_text("utf-8")
 
+
 @pytest.fixture
 def runs(tmp_path: Path) -> list[str]:
     """Two groups: the second is better by 2, 3 and 7 points."""
