@@ -6,6 +6,7 @@ import errno
 import os
 import pickle
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -97,15 +98,15 @@ def test_reading_names_the_file(raised, expected):
     assert str(caught.value) == expected
 
 
-def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error, raised, said", [
+    (OSError(errno.ENOSPC, "full"), WriteError, r"c\.pt: cannot be written \(full\)"),
+    (KeyboardInterrupt(), KeyboardInterrupt, None),
+], ids=["full disk", "Ctrl-C"])  # fmt: skip
+def test_a_write_that_fails_keeps_the_old_file(error, raised, said, tmp_path, monkeypatch):
     save_checkpoint(tmp_path / "c.pt", "weights", {"epoch": 1})
     before = (tmp_path / "c.pt").read_bytes()
-
-    def full(_descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(WriteError, match=r"c\.pt: cannot be written \(No space left on device\)"):
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=error))
+    with pytest.raises(raised, match=said):
         save_checkpoint(tmp_path / "c.pt", "weights", {"epoch": 2})
     assert (tmp_path / "c.pt").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]
