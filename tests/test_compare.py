@@ -209,7 +209,7 @@ def test_differences_by_seed(runs, tmp_path, capsys, recwarn):
 
 def test_star_marks_interval_without_zero(tmp_path, capsys):
     runs = [run_folder(tmp_path / f"{name}{seed}", summary(seed, 40.0 + seed + more))
-            for name, more in (("a-", 0.0), ("b-", 3.0)) for seed in (0, 1)]  # fmt: skip
+            for name, more in (("a-", 0.0), ("b-", 3.0)) for seed in (0, 1, 2)]  # fmt: skip
     found = compared(*runs, run_folder(tmp_path / "c-7", summary(7, 90.0)))["groups"]
     assert "+3.00 ± 0.00*" in capsys.readouterr().out
     # No seed in common with the first.

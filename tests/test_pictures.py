@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import struct
 import zlib
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fer2013_files import logged
 from PIL import Image
 
 from auto_fernet.detection import FaceDetector
@@ -30,7 +30,6 @@ from data.reading.sources import open_source
 from data.sets import LabelledSets
 from data.synthetic.cross import draw_jaffe
 from data.synthetic.writers import write_jaffe
-from runtime.logs import LOGGER_NAME
 
 
 def load_picture(source: Source, crop=None) -> np.ndarray:
@@ -64,21 +63,20 @@ def test_every_mode_gives_the_same_gray(face, tmp_path):
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 16])
 @pytest.mark.parametrize("name, mode", [("x.png", "I;16"), ("x.tif", "I"), ("x.jp2", "I;16")])
-def test_deep_grays_are_scaled_by_their_bits(bits, name, mode, face, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger(LOGGER_NAME), "propagate", True)
+def test_deep_grays_are_scaled_by_their_bits(bits, name, mode, face, tmp_path):
     deep = np.rint(face * ((2**bits - 1) / 255.0)).astype(np.int32)
     image = Image.fromarray(deep if mode == "I" else deep.astype(np.uint16))
     path = save(image, tmp_path / name)
-    decoded = []
-    if name != "x.jp2":  # not of data sets
-        decoded = [images.decode_image(path, "x")]
-    elif bits < 16:  # its file states 16 bits, whatever the pixels are
-        assert np.abs(load_picture(path).astype(int) - (deep / 257).round()).max() <= 1
-        assert caplog.messages == []
+    with logged() as lines:
+        picture = load_picture(path)
+    if name == "x.jp2" and bits < 16:  # its file states 16 bits, whatever the pixels are
+        assert np.abs(picture.astype(int) - (deep / 257).round()).max() <= 1
+        assert lines == []
         return
-    for gray in (load_picture(path), *decoded):
+    decoded = [] if name == "x.jp2" else [images.decode_image(path, "x")]  # not of data sets
+    for gray in (picture, *decoded):
         assert np.abs(gray.astype(int) - face).max() <= 1
-    assert [f"{2**bits - 1}" in line for line in caplog.messages] == [True] * (bits < 16)
+    assert [f"{2**bits - 1}" in line for line in lines] == [True] * (bits < 16)
 
 
 def test_guessed_depths_of_a_set_are_told(face, tmp_path):
