@@ -61,7 +61,7 @@ CELL_TITLES = {"normal": "normal cell", "reduce": "reduction cell"}
 # "from→to" for each edge of a searched cell, states 0 and 1 the inputs; the first of each node.
 EDGE_LABELS = [name.replace(" -> ", "→") for name in EDGE_NAMES]
 NODE_STARTS = [edge for edge, (_, source) in enumerate(EDGES) if source == 0]
-STATES_NOTE = "edges by state: 0 and 1 are the cell's inputs, 2 to 5 its nodes 0 to 3"
+STATES_NOTE = "edges by state: 0 and 1 are the cell's inputs, 2 to 5 its nodes"
 BAR = 0.72
 PRUNED: dict[str, Any] = {"facecolor": "white", "edgecolor": "#c3c9d0", "hatch": "////"}
 # Fill and border.
