@@ -10,7 +10,7 @@ BIN := .venv/bin
 .PHONY: demo test test-oldest lint bench faults clean
 
 demo: .venv/installed
-	$(BIN)/python -m tools.demo
+	$(BIN)/python -m tools.reproduce --preset demo --out demo/$$(date +%Y%m%d-%H%M%S)
 
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

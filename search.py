@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from architect import Architect, Batch, frozen, take_shard
 from common import arguments
 from common.cli import run_script
+from common.report import write_running_page
 from common.search_report import describe_decision, describe_edges, report_search
 from common.start import check_inputs, start_run
 from common.weights import rebuild_supernet
@@ -308,6 +309,7 @@ def save_search(state: SearchState, args: argparse.Namespace, run: Run) -> None:
     if progress.step == 0 and progress.history:
         write_rows(progress.history, run.folder / "metrics.csv")
         write_rows(progress.rows, run.folder / "alphas.csv")
+        write_running_page(run.folder, args, progress.history, search_epochs(args))
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -321,7 +323,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
     )
     state = resume_search(run, args) if run.resumed else new_search(run, len(data.classes), args)
-    epochs = args.epochs or count_epochs(args.warmup_dec_epoch, args.decision_freq)
+    epochs = search_epochs(args)
     line = "%d epochs, %d images for the weights, %d for the alphas"
     log.info(line, epochs, len(train.labels), len(valid.labels))
 
@@ -332,6 +334,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         genotype = derive_genotype(state.model, scores)
         parameters = sum(p.numel() for p in state.model.parameters())
         return report_search(genotype, state.progress, len(valid.labels), parameters, args, run)
+
+
+def search_epochs(args: argparse.Namespace) -> int:
+    """--epochs, else as many as decide every edge."""
+    return args.epochs or count_epochs(args.warmup_dec_epoch, args.decision_freq)
 
 
 def new_search(run: Run, classes: int, args: argparse.Namespace) -> SearchState:

@@ -82,7 +82,7 @@ class Setup(NamedTuple):
     def args(self, script: str) -> argparse.Namespace:
         """The command line of `script`, "search" or "train", at these sizes."""
         parser = {"search": search, "train": train_FER2013}[script].build_parser()
-        parser.set_defaults(**arguments.RECIPES.get(self.variant, {}))
+        parser.set_defaults(**arguments.RECIPES.get(self.variant.partition(",")[0], {}))
         return parser.parse_args(SHORT if self.short else SIZES[script])
 
     def run(self) -> Run:
@@ -237,16 +237,17 @@ def relabel_step(setup: Setup) -> Step:
 # --- measuring
 
 _PAIR: dict[str, str | None] = {"plain": None, "ours": "plain"}
-_SEARCH = {**_PAIR, "partial channels": "ours"}
+_BF16 = {**_PAIR, "bf16": "plain"}
+_SEARCH = {**_BF16, "partial channels": "ours"}
 CASES = {
     "search step, all edges open": Case(partial(search_step, decisions=0), _SEARCH),
     "search step, half of the edges decided": Case(partial(search_step, decisions=NODES), _SEARCH),
     "search step, all edges decided": Case(
         partial(search_step, decisions=DECISIONS), {**_SEARCH, "fixed network": "ours"}
     ),
-    "search step, recipe": Case(partial(search_step, decisions=0), {"laptop": None}),
-    "training step": Case(training_step, _PAIR),
-    "evaluation": Case(evaluation_step, _PAIR),
+    "search step, recipe": Case(partial(search_step, decisions=0), {"laptop": None, "laptop, bf16": "laptop"}),
+    "training step": Case(training_step, _BF16),
+    "evaluation": Case(evaluation_step, _BF16),
     "augmentation": Case(data_step, _PAIR),
     "relabelling": Case(relabel_step, _PAIR),
 }
@@ -256,15 +257,13 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def measure(
-    case: str, variant: str, *, short: bool, device: str, amp: str, steps: int
-) -> dict[str, Any]:
+def measure(case: str, variant: str, *, short: bool, device: str, steps: int) -> dict[str, Any]:
     """Measure a variant in this process: `seconds` of each step after a first one, the `images` of
     a step, and `peak_bytes`: of tensors on CUDA, else of the process with its libraries (on Linux).
     """
     seed_everything(0)
     where = torch.device(device)
-    precision = autocast(where, "off" if variant == "plain" else amp)
+    precision = autocast(where, "bf16" if variant.endswith("bf16") else "off")
     step, images = CASES[case].build(Setup(variant, short, where, precision))
     seconds = []
     for _ in range(steps + 1):
@@ -347,8 +346,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--steps", type=arguments.positive_int, default=3, metavar="N",
         help="steps to time in each process, after a first one")
     add("--only", default="", metavar="TEXT", help="only cases whose names contain TEXT")
-    add("--amp", choices=["off", "bf16", "auto"], default="off",
-        help="precision of our variants; the plain one is always fp32")
     add("--out", default="bench/speed.json", metavar="FILE", help="where the JSON is written")
     # fmt: on
     arguments.add_device_arguments(parser)
@@ -373,7 +370,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "rows": [],
     }
     print("\n".join(report[name] for name in ("commit", "processor", "machine")))
-    options = {"short": args.short, "device": str(device), "amp": args.amp, "steps": args.steps}
+    options = {"short": args.short, "device": str(device), "steps": args.steps}
     for case in cases:
         report["rows"] += measure_case(case, list(CASES[case].variants), rounds, **options)
         write_text(args.out, json.dumps(report, indent=1) + "\n")  # kept if a later case fails

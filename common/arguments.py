@@ -41,6 +41,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
+# By the --recipe of a search, how train_FER2013.py trains the network of its cells.
+RETRAINING = {
+    "paper": "",
+    "laptop": "--init_channels 16 --layers 8 --recipe strong --learning_rate 0.1 --epochs 12 "
+    "--sizes 32,44 --size_epochs 8,4",
+}
+
 
 def describe_recipe(name: str) -> str:
     """The flags of a recipe, as on a command line."""
@@ -167,7 +174,8 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, batch_size: int, seed
         help="at most N batches in any pass over a split, for a short run; figures are then of "
         "that part alone (default: no limit)")
     add("--amp", choices=["auto", "off", "bf16"], default="auto",
-        help="precision of the forward pass; auto is bf16 on CUDA that has it, fp32 elsewhere")
+        help="precision of the forward pass; auto is bf16 on GPUs and CPUs that have units for it, "
+        "fp32 elsewhere")
     add("--seed", type=seed_number, default=seed, metavar="N",
         help="seed of everything random")
     add_device_arguments(parser)

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,12 +31,12 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 Main = Callable[[argparse.Namespace], dict[str, Any]]
 
 
-def run_command(words: Sequence[str]) -> int:
+def run_command(words: Sequence[str], resume: Sequence[str] | None = None) -> int:
     """Run `python WORDS` and return its status; a signal lets it save first.
 
-    Raises Interrupted when this process was told to stop.
+    Raises Interrupted when this process was told to stop; `resume` are the flags to go on with.
     """
-    with stop_on_signals() as stop:
+    with stop_on_signals(resume=resume) as stop:
         process = subprocess.Popen([sys.executable, *words])
         told = False
         while process.poll() is None:
@@ -85,7 +86,10 @@ def _run(
         discard_unused_run()
         return 2, f"error: {error}"
     except Interrupted as interrupted:
-        end = "saved" if interrupted.resumable else "nothing saved"
+        end = "nothing saved"
+        if interrupted.resume is not None:
+            program = f"python {parser.prog.removeprefix('python ')}"
+            end = f"saved; go on with: {program} {shlex.join(interrupted.resume)}"
         # Only the first process knows when all is saved.
         line = f"stopped ({interrupted.reason}); {end}" if rank() == 0 else None
         reason = interrupted.reason

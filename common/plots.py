@@ -211,6 +211,30 @@ def draw_confusion(
     return save_figure(figure, path)
 
 
+def draw_reliability(bins: pd.DataFrame, error: float, path: Path | str, title: str) -> Figure:
+    """Draw accuracy against confidence, in percent, of `calibration_bins`; `error` is their ECE.
+
+    Below, the share of the images in each bin.
+    """
+    figure = new_figure(4.6, 5.4)
+    upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    side = 100 / len(bins)
+    places = side * (np.arange(len(bins)) + 0.5)
+    upper.bar(places, bins["accuracy"], 0.9 * side, color="#9ec5e8", label="accuracy")
+    upper.plot([0, 100], [0, 100], color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
+    upper.plot(bins["confidence"], bins["accuracy"], "o", markersize=4, color=INK)
+    upper.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy (%)")
+    upper.set_title(f"{title}: ECE {error:.2f} %", fontsize=11, color=INK, parse_math=False)
+    lower.bar(places, 100 * bins["images"] / bins["images"].sum(), 0.9 * side, color="#c3c9d0")
+    lower.set(xlabel="probability of the top class (%)", ylabel="images (%)")
+    for axes in (upper, lower):
+        axes.grid(color=PALE, linewidth=0.8)
+        axes.set_axisbelow(True)
+        quiet(axes)
+    figure.tight_layout(h_pad=1)
+    return save_figure(figure, path)
+
+
 def draw_curves(history: Sequence[dict[str, Any]], path: Path | str) -> Figure:
     """Draw loss, accuracy (percent) and learning rate against the epoch.
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from common.plots import draw_confusion
+from common.calibration import calibration_bins, expected_calibration_error
+from common.page import describe_time, write_run_page
+from common.plots import draw_confusion, draw_reliability
 from engine import Scores
 from runtime.errors import describe_error
 from runtime.files import write_text
@@ -54,10 +56,10 @@ def rows_on_images(name: str, scores: Mapping[str, Scores]) -> list[list[Any]]:
 
 
 def report_split(name: str, scores: Scores, classes: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Write `name`_report.txt, `name`_confusion.csv and .png into `folder`.
+    """Write `name`_report.txt, `name`_confusion.csv and .png, `name`_reliability.png into `folder`.
 
-    Returns accuracy and its 95 % half width in percent, the number of images, the loss, and
-    precision, recall and F1 (fractions) of each class.
+    Returns accuracy and its 95 % half width in percent, the number of images, the loss, the
+    expected calibration error in points, and precision, recall and F1 (fractions) of each class.
     """
     # Only now, as it takes a second to import, and a training has its first step before.
     from sklearn.metrics import classification_report, confusion_matrix
@@ -74,19 +76,24 @@ def report_split(name: str, scores: Scores, classes: Sequence[str], folder: Path
     options |= {"target_names": list(classes)}
     text = classification_report(labels, predictions, digits=4, **options)
     head, without = split_headline(scores), ""
+    bins = calibration_bins(scores)
+    error = expected_calibration_error(bins)
     if own := head.get("without_copies"):
         without = f", {own['accuracy']:.2f} % of the {own['images']} that are not in Training"
     write_text(
         folder / f"{name}_report.txt",
-        f"{name}: top-1 {scores.accuracy:.2f} % of {count_images(head)} images{without}\n\n{text}\n"
+        f"{name}: top-1 {scores.accuracy:.2f} % of {count_images(head)} images{without}\n"
+        f"expected calibration error {error:.2f} % ({len(bins)} bins)\n\n{text}\n"
         f"confusion matrix (rows true, columns predicted)\n{table.to_string()}\n",
     )
     write_text(folder / f"{name}_confusion.csv", table.to_csv())
     with drawing():
         draw_confusion(matrix, classes, folder / f"{name}_confusion.png", name)
+        draw_reliability(bins, error, folder / f"{name}_reliability.png", name)
     return {
         **head,
         "loss": scores.loss,
+        "calibration_error": error,
         "classes": {
             each: {key: figures[str(k)][key] for key in ("precision", "recall", "f1-score")}
             for k, each in enumerate(classes)
@@ -96,11 +103,26 @@ def report_split(name: str, scores: Scores, classes: Sequence[str], folder: Path
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Log why the pictures of the block cannot be drawn: tables and summary do not need them."""
+    """Log why the picture or page of the block cannot be made: nothing else depends on it."""
     try:
         yield
     except Exception as error:
-        log.warning("a picture could not be drawn (%s)", describe_error(error))
+        log.warning("a picture or page could not be written (%s)", describe_error(error))
+
+
+# Of `args`, what is no flag of the command line, or not of the run but of one start of it.
+_NO_FLAGS = {"script", "started", "resume", "resumed", "longer_from", "time_limit"}
+
+
+def describe_run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """What summary.json begins with: script, folder, seed, command, commit, machine and flags."""
+    return {
+        "script": args.script,
+        "run": str(folder),
+        "seed": args.seed,
+        **(getattr(args, "started", None) or {}),
+        "flags": {name: value for name, value in vars(args).items() if name not in _NO_FLAGS},
+    }
 
 
 def write_summary(
@@ -116,17 +138,16 @@ def write_summary(
     figures: Mapping[str, Mapping[str, Any]],
     details: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write `folder`/summary.json and return what it holds: the same keys for every script.
+    """Write `folder`/summary.json and report.html; return the summary, whose keys are the same
+    for every script. Pictures come before it.
 
     `protocol` is None where no figure depends on it, `genotype` where there are several;
     `checkpoints` are the weights that were read, `epochs` those trained, in `seconds`. `figures`
     by split or set begin with `headline`.
     """
     summary = {
-        "script": args.script,
-        "run": str(folder),
+        **describe_run(args, folder),
         "protocol": protocol,
-        "seed": args.seed,
         "checkpoints": list(checkpoints),
         "genotype": genotype,
         "parameters": parameters,
@@ -136,7 +157,21 @@ def write_summary(
         "details": dict(details),
     }
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    with drawing():
+        write_run_page(folder, summary)
     return summary
+
+
+def write_running_page(
+    folder: Path, args: argparse.Namespace, history: Sequence[Mapping[str, Any]], epochs: int
+) -> None:
+    """Write report.html of a run that has `epochs` to do: its last epoch and the time left."""
+    if not 0 < len(history) < epochs:
+        return
+    left = (epochs - len(history)) * history[-1]["seconds"]
+    with drawing():
+        status = f"epoch {len(history)} of {epochs} is done; about {describe_time(left)} left"
+        write_run_page(folder, describe_run(args, folder), status)
 
 
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

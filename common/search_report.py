@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import torch
 
+from common.arguments import RETRAINING
 from common.plots import draw_alphas, draw_cell, draw_curves, draw_decisions
-from common.report import format_table, headline, write_summary
+from common.report import drawing, format_table, headline, write_summary
 from engine import image_limit
 from genotypes import GENOTYPE_FILE, PRIMITIVES, Genotype, format_genotype, save_genotype
 from model_search import CELLS, EDGE_NAMES, EDGES
@@ -76,6 +78,19 @@ def report_search(
     last = history[-1]
     images = min(validation_images, image_limit(args, last["batch_size"]) or validation_images)
     valid = headline(last["valid_accuracy"], images, validation_images)
+    with drawing():
+        draw_cell(genotype.normal, genotype.normal_concat, folder / "normal.png", "normal cell")
+        draw_cell(
+            genotype.reduce, genotype.reduce_concat, folder / "reduction.png", "reduction cell"
+        )
+        last_rows = pd.DataFrame(progress.rows[-2 * len(EDGES) :])
+        for cell in CELLS:
+            edges = last_rows[last_rows["cell"] == cell]
+            strengths = torch.tensor(edges[list(PRIMITIVES)].to_numpy()).softmax(dim=1).numpy()
+            title = f"softmax(alpha) of the {cell} cell after epoch {len(history)}"
+            draw_alphas(strengths, folder / f"alphas_{cell}.png", title, edges["state"].tolist())
+        draw_decisions(progress.decisions, len(history), folder / "decisions.png")
+        draw_curves(history, folder / "curves.png")
     summary = write_summary(
         folder,
         args,
@@ -88,22 +103,12 @@ def report_search(
         figures={"valid": valid},
         details={"open_edges": last["open_edges"], "last_epoch": last},
     )
-    # Last, so that a picture that cannot be drawn loses nothing else.
-    draw_cell(genotype.normal, genotype.normal_concat, folder / "normal.png", "normal cell")
-    draw_cell(genotype.reduce, genotype.reduce_concat, folder / "reduction.png", "reduction cell")
-    last_rows = pd.DataFrame(progress.rows[-2 * len(EDGES) :])
-    for cell in CELLS:
-        edges = last_rows[last_rows["cell"] == cell]
-        strengths = torch.tensor(edges[list(PRIMITIVES)].to_numpy()).softmax(dim=1).numpy()
-        title = f"softmax(alpha) of the {cell} cell after epoch {len(history)}"
-        draw_alphas(strengths, folder / f"alphas_{cell}.png", title, edges["state"].tolist())
-    draw_decisions(progress.decisions, len(history), folder / "decisions.png")
-    draw_curves(history, folder / "curves.png")
     log.info("\n%s\n\n%s", tabulate_cells(genotype, progress.decisions), summary["genotype"])
     if last["open_edges"]:
         log.info(
             "%d edges were never decided: the most important were taken; more --epochs decide them",
             last["open_edges"],
         )
-    log.info("genotype and pictures in %s; next: python train_FER2013.py --arch %s", folder, folder)
+    words = ["python", "train_FER2013.py", "--arch", str(folder), *RETRAINING[args.recipe].split()]
+    log.info("genotype and pictures in %s; next: %s", folder, shlex.join(words))
     return summary

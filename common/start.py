@@ -40,12 +40,16 @@ def start_run(args: argparse.Namespace, label: str) -> Run:
         from_rank_zero(lambda: require_unused(folder, args.save))
     else:
         folder = Path(args.resume)
-    log.info("%s", describe_machine(device))
+    if started := getattr(args, "started", None):
+        log.info("%s, commit %s", started["command"], started["commit"])
+    precision = autocast(device, args.amp)
+    kind = "bf16" if precision._enabled else "fp32"
+    log.info("%s; forward passes in %s (--amp %s)", describe_machine(device), kind, args.amp)
     log.info("run folder %s", folder)
     if longer_from := getattr(args, "longer_from", None):
         line = "--epochs %d instead of %d: goes on with the schedules of %d epochs"
         log.info(line, args.epochs, longer_from, args.epochs)
-    return Run(folder, device, autocast(device, args.amp), resumed=resumed)
+    return Run(folder, device, precision, resumed=resumed)
 
 
 def check_inputs(

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from common.plots import draw_curves
-from common.report import drawing, format_table, report_split, rows_on_images, write_summary
+from common.report import (
+    drawing,
+    format_table,
+    report_split,
+    rows_on_images,
+    write_running_page,
+    write_summary,
+)
 from common.weights import CHOSEN, class_names, rebuild_network, require_classes
 from data.batches import subsample
 from data.types import DataSet, Split
@@ -128,6 +135,7 @@ def save_training(train: TrainState, args: argparse.Namespace, run: Run) -> None
         write_rows(history, run.folder / "metrics.csv")
         if "changes" in progress.extra:
             write_rows(progress.extra["changes"], run.folder / "changes.csv")
+        write_running_page(run.folder, args, history, args.epochs)
 
 
 def report_training(

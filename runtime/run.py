@@ -37,7 +37,8 @@ class Run:
         """Let signals and `minutes` end the block early, with everything saved."""
         if self.resumed is not None:  # it has no summary until it ends again
             (self.folder / "summary.json").unlink(missing_ok=True)
-        with stop_on_signals(minutes, resumable=resumable) as self.stop:
+        resume = ["--resume", str(self.folder)] if resumable else None
+        with stop_on_signals(minutes, resume) as self.stop:
             yield
 
     def log_epoch(self, record: Mapping[str, Any], epochs: int) -> None:
@@ -121,9 +122,14 @@ def progress_bar(batches: Iterable[Any], progress: Progress, steps: int) -> tqdm
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
-    """The precision of forward passes: `amp` "bf16", "off", or "auto": bf16 on CUDA that has it."""
-    if amp == "auto":
-        enabled = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    else:
-        enabled = amp == "bf16"
+    """The precision of forward passes: `amp` "bf16", "off", or "auto", see `computes_bf16`."""
+    enabled = computes_bf16(device) if amp == "auto" else amp == "bf16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether a GPU or CPU has units for bfloat16: CPUs with AVX512-BF16 or AMX, as torch says."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch 2.4 lacks the first
+    return device.type == "cpu" and any(getattr(torch.cpu, n, lambda: False)() for n in names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from runtime.processes import all_reduce_max, is_distributed
@@ -16,21 +16,21 @@ _REASONS = (None, "time limit", *_WARNINGS, "SIGTERM", "SIGINT")
 
 
 class Interrupted(Exception):
-    """A run that ends early: `reason`, and whether --resume can continue it."""
+    """A program that ends early: `reason`, and the flags that continue it, None if none do."""
 
-    def __init__(self, reason: str, *, resumable: bool) -> None:
+    def __init__(self, reason: str, resume: Sequence[str] | None) -> None:
         super().__init__(reason)
-        self.reason, self.resumable = reason, resumable
+        self.reason, self.resume = reason, resume
 
 
 class GracefulStop:
     """What a run asks after each step: whether it should end early.
 
-    `resumable`: whether the run leaves something that --resume continues.
+    `resume`: the flags with which its program continues it; None where that is not possible.
     """
 
-    def __init__(self, minutes: float | None = None, *, resumable: bool = True) -> None:
-        self.resumable = resumable
+    def __init__(self, minutes: float | None = None, resume: Sequence[str] | None = None) -> None:
+        self._resume = resume
         self._deadline = None if minutes is None else time.monotonic() + 60.0 * minutes
         self._signal: str | None = None
 
@@ -47,7 +47,7 @@ class GracefulStop:
     def check(self) -> None:
         """Raise Interrupted when the run should end; asks as `requested` does."""
         if reason := self.requested():
-            raise Interrupted(reason, resumable=self.resumable)
+            raise Interrupted(reason, self._resume)
 
     def notice(self, number: int) -> None:
         """Remember a signal."""
@@ -56,7 +56,7 @@ class GracefulStop:
 
 @contextmanager
 def stop_on_signals(
-    minutes: float | None = None, *, resumable: bool = True
+    minutes: float | None = None, resume: Sequence[str] | None = None
 ) -> Iterator[GracefulStop]:
     """A `GracefulStop` that notices signals; a second SIGINT or SIGTERM ends the process at once.
 
@@ -64,7 +64,7 @@ def stop_on_signals(
     in time; nor after the others, which are sent more than once: SIGHUP by shell and terminal,
     SIGXCPU every second. nohup ignores SIGHUP.
     """
-    stop = GracefulStop(minutes, resumable=resumable)
+    stop = GracefulStop(minutes, resume)
     deadly = (signal.SIGINT, signal.SIGTERM)
     with ExitStack() as handlers:
 

@@ -112,9 +112,7 @@ def test_drop_path_continues_from_checkpoint():
     assert [at(bare, epoch) for epoch in (0, 30, 60)] == [0.0, 0.1, 0.2]
 
 
-@pytest.mark.parametrize(
-    "module, script", [(training, relabel_training), (crossval, test_CK48)]
-)
+@pytest.mark.parametrize("module, script", [(training, relabel_training), (crossval, test_CK48)])
 @pytest.mark.parametrize("flags, expected", [([], 0.04), (["--drop_path_prob", "0.5"], 0.1)])
 def test_scripts_continue_drop_path(module, script, flags, expected, place, tmp_path, monkeypatch):
     taken = []

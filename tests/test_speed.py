@@ -28,7 +28,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("case, variant", VARIANTS)
 def test_variant_runs(case: str, variant: str) -> None:
-    found = speed.measure(case, variant, short=True, device="cpu", amp="off", steps=2)
+    found = speed.measure(case, variant, short=True, device="cpu", steps=2)
     assert len(found["seconds"]) == 2
     relabelled = speed.BATCHES * speed.LABELS
     assert found["images"] == {"augmentation": 5, "relabelling": relabelled}.get(case, 2)

@@ -1,7 +1,7 @@
 """Draw the normal and the reduction cell of a genotype as `normal.png` and `reduction.png`.
 
-    python -m tools.cells Auto_FERNet --out images
-    python -m tools.cells saved_models/search-EXP --out saved_models/search-EXP
+python -m tools.cells Auto_FERNet --out images
+python -m tools.cells saved_models/search-EXP --out saved_models/search-EXP
 """
 
 from __future__ import annotations
