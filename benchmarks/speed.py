@@ -245,7 +245,9 @@ CASES = {
     "search step, all edges decided": Case(
         partial(search_step, decisions=DECISIONS), {**_SEARCH, "fixed network": "ours"}
     ),
-    "search step, recipe": Case(partial(search_step, decisions=0), {"laptop": None, "laptop, bf16": "laptop"}),
+    "search step, recipe": Case(
+        partial(search_step, decisions=0), {"laptop": None, "laptop, bf16": "laptop"}
+    ),
     "training step": Case(training_step, _BF16),
     "evaluation": Case(evaluation_step, _BF16),
     "augmentation": Case(data_step, _PAIR),
