@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from data.augment import Augmentation, resize
 from data.batches import count_batches, count_steps, evaluation_batches, training_batches
@@ -35,7 +34,6 @@ from runtime.processes import (
     average_gradients,
     broadcast_model,
     gather,
-    hide_progress,
     rank,
     shard,
 )
@@ -80,7 +78,8 @@ def train_one_epoch(
     model.train()
     meter = AverageMeter(next(model.parameters()).device, progress.sums)
     size = size_at(progress.epoch, args)
-    for images, labels in progress_bar(batches, progress, steps):
+    title = f"epoch {progress.epoch + 1}"
+    for images, labels in progress_bar(batches, title, steps, progress.step, "step"):
         # All random numbers of a step depend on its number, so that a run resumes exactly.
         keys = args.seed, STEP_STREAM, progress.epoch, progress.step
         torch.manual_seed(derive_seed(*keys))
@@ -388,7 +387,7 @@ def evaluate(
     total = count_batches(own.largest, batch_size)
     # As many rounds in every process: asking `run.stop` is a collective call.
     rounds = islice(chain(batches, repeat(None)), total)
-    for images in tqdm(rounds, title, total, leave=False, disable=hide_progress()):
+    for images in progress_bar(rounds, title, total):
         if images is not None:
             with run.precision:
                 logits.append(predict(images).float())

@@ -188,7 +188,8 @@ def search_one_epoch(
     model, progress = state.model, state.progress
     model.train()
     meter = AverageMeter(next(model.parameters()).device, progress.sums)
-    for train, valid in progress_bar(batches, progress, steps):
+    title = f"epoch {progress.epoch + 1}"
+    for train, valid in progress_bar(batches, title, steps, progress.step, "step"):
         train = (resize(train[0], args.size), train[1])
         if valid is not None:
             valid = (resize(valid[0], args.size), valid[1])

@@ -6,8 +6,10 @@ import logging
 import os
 import platform
 import sys
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +23,25 @@ except ImportError:  # not a Unix
     fcntl = None  # type: ignore[assignment]
 
 LOGGER_NAME = "auto_fernet"
+SILENCE = 30.0  # seconds without a line, after which a long pass says how far it is
 log = logging.getLogger(LOGGER_NAME)
+
+
+class _Terminal(logging.StreamHandler):
+    """Lines on stderr; `last` is when the last was written, in seconds since the epoch."""
+
+    last = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        self.last = record.created
+
+
+def log_if_silent(message: str, *values: Any) -> None:
+    """Log a line if none was logged for SILENCE seconds."""
+    for handler in log.handlers:
+        if isinstance(handler, _Terminal) and time.time() - handler.last > SILENCE:
+            log.info(message, *values)
 
 
 def open_log(folder: Path | None = None) -> logging.Logger:
@@ -38,7 +58,7 @@ def open_log(folder: Path | None = None) -> logging.Logger:
     if rank() > 0:
         log.addHandler(logging.NullHandler())
         return log
-    terminal = logging.StreamHandler(sys.stderr)
+    terminal = _Terminal(sys.stderr)
     terminal.setFormatter(logging.Formatter("%(message)s"))
     terminal.setLevel(logging.INFO)
     log.addHandler(terminal)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from runtime.logs import log
+from runtime.logs import log, log_if_silent
 from runtime.processes import hide_progress
 from runtime.stop import GracefulStop, Interrupted, stop_on_signals
 
@@ -108,17 +108,17 @@ def first_epoch_reaching(history: list[dict[str, Any]], key: str, value: float) 
     return next((record["epoch"] for record in history if record[key] >= value), None)
 
 
-def progress_bar(batches: Iterable[Any], progress: Progress, steps: int) -> tqdm:
-    """The batches of the current epoch, of `steps` in all, behind a bar on a terminal."""
-    return tqdm(
-        batches,
-        f"epoch {progress.epoch + 1}",
-        steps,
-        initial=progress.step,
-        leave=False,
-        disable=hide_progress(),
-        unit="step",
-    )
+def progress_bar(
+    batches: Iterable[Any], title: str, total: int, done: int = 0, unit: str = "batch"
+) -> Iterator[Any]:
+    """The batches, of `total` in all, `done` of them before, behind a bar on a terminal.
+
+    Where nothing was logged for a while a line says how far they are.
+    """
+    bar = tqdm(batches, title, total, initial=done, leave=False, disable=hide_progress(), unit=unit)
+    for number, batch in enumerate(bar, done + 1):
+        yield batch
+        log_if_silent("%s, %s %d of %d", title, unit, number, total)
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:

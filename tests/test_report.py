@@ -1,4 +1,4 @@
-"""The report of a split: any names of classes, parts of a split, pictures that cannot be drawn."""
+"""The report of a split: names of classes, parts, calibration, pictures that cannot be drawn."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from common import report
+from common.calibration import calibration_bins, expected_calibration_error
 from common.report import format_table, report_split, rows_on_images
 from data.batches import subsample
 from data.types import Split
@@ -37,7 +38,7 @@ def test_picture_that_cannot_be_drawn_loses_no_table(error, tmp_path, monkeypatc
     found = report_split("x", Scores(torch.eye(7), LABELS), NAMES, tmp_path)
     assert found["accuracy"] == 100
     assert {path.suffix for path in tmp_path.iterdir()} == {".txt", ".csv"}
-    assert f"a picture could not be drawn ({type(error).__name__}" in caplog.text
+    assert f"a picture or page could not be written ({type(error).__name__}" in caplog.text
 
 
 def test_part_of_a_split_says_of_how_many(tmp_path):
@@ -55,3 +56,34 @@ def test_part_of_a_split_says_of_how_many(tmp_path):
     table = format_table(["", *scores], rows_on_images("x", scores))
     assert table.splitlines()[-1].split() == "images 640 of 3,589 3,589".split()
     assert rows_on_images("x", {"whole": scores["whole"]}) == []
+
+
+def test_calibration_error_equals_the_plain_one():
+    torch.manual_seed(0)
+    scores = Scores(3 * torch.randn(500, 7), torch.randint(7, (500,)))
+    scores.logits[0] *= 1e3  # a probability of one is in the last bin
+    probabilities = scores.logits.double().softmax(dim=1)
+    expected = 0.0
+    for low in range(15):
+        rows = [
+            k
+            for k, row in enumerate(probabilities)
+            if low <= 15 * row.max() < low + 1 + (low == 14)
+        ]
+        if rows:
+            confidence = sum(probabilities[k].max().item() for k in rows)
+            correct = sum(int(probabilities[k].argmax() == scores.labels[k]) for k in rows)
+            expected += 100 * abs(confidence - correct) / 500
+    bins = calibration_bins(scores)
+    assert bins["images"].sum() == 500
+    assert expected_calibration_error(bins) == pytest.approx(expected)
+
+
+def test_report_says_calibration_and_draws_it(tmp_path):
+    # Sure of every image, right on six of seven.
+    logits = 50 * torch.eye(7)
+    logits[0] = logits[1]
+    found = report_split("x", Scores(logits, LABELS), NAMES, tmp_path)
+    assert found["calibration_error"] == pytest.approx(100 / 7)
+    assert "calibration error 14.29 %" in (tmp_path / "x_report.txt").read_text("utf-8")
+    assert (tmp_path / "x_reliability.png").stat().st_size > 5_000

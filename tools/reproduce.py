@@ -152,9 +152,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     out = Path(args.out or f"saved_models/reproduce_{args.preset}")
     stages = read_preset(args.preset, data, out, args.device)
     for name, load in (("ck48", load_ck48), ("jaffe", load_jaffe)):
-        if missing := missing_set(load, data):
+        chosen = [stage for stage in stages if stage.name != name]
+        if len(chosen) < len(stages) and (missing := missing_set(load, data)):
             print(f"{name} is left out: {missing}")
-            stages = [stage for stage in stages if stage.name != name]
+            stages = chosen
     if args.dry_run:
         print(*(stage.command for stage in stages), sep="\n")
         return {}
@@ -170,7 +171,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         overview={"columns": COLUMNS, "rows": rows},
     )
     print(f"\n{format_table(COLUMNS[:-1], [row[:-1] for row in rows])}")
-    print(f"\nthe genotype of the search: {summaries['search']['genotype']}")
+    print(f"\nthe genotype: {summaries['train']['genotype']}")
     print(f"\nall figures and pictures: {out / PAGE}")
     return summaries
 
