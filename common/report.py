@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from common.calibration import calibration_bins, expected_calibration_error
-from common.page import describe_time, write_run_page
+from common.page import PAGE, SUMMARY, describe_time, write_page
 from common.plots import draw_confusion, draw_reliability
 from engine import Scores
 from runtime.errors import describe_error
@@ -156,9 +156,9 @@ def write_summary(
         "figures": dict(figures),
         "details": dict(details),
     }
-    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     with drawing():
-        write_run_page(folder, summary)
+        _write_page(folder, summary)
     return summary
 
 
@@ -171,7 +171,12 @@ def write_running_page(
     left = (epochs - len(history)) * history[-1]["seconds"]
     with drawing():
         status = f"epoch {len(history)} of {epochs} is done; about {describe_time(left)} left"
-        write_run_page(folder, describe_run(args, folder), status)
+        _write_page(folder, describe_run(args, folder), status)
+
+
+def _write_page(folder: Path, summary: Mapping[str, Any], status: str = "") -> None:
+    title = f"{summary['script']}: {folder.name}"
+    write_page(folder / PAGE, title, {folder: summary}, status=status)
 
 
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -25,7 +25,7 @@ import torch
 from torch.nn import functional as F
 
 from common import arguments, cli
-from common.page import PAGE, describe_folder, describe_time, read_summary, write_page
+from common.page import PAGE, describe_time, read_summary, write_page
 from common.report import count_images, format_table
 from common.start import resolve_device
 from data.ck48 import load_ck48
@@ -88,7 +88,6 @@ RESULTS = {
     "ck48": ("CK48", "CK+", "98.89, 10 folds"),
     "jaffe": ("JAFFE", "JAFFE", "97.14"),
 }
-COLUMNS = ["result", "paper %", "ours %", "± 95 %", "images", "protocol", "command"]
 
 
 class Stage(NamedTuple):
@@ -163,14 +162,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     run_stages(stages, args)
     summaries = {stage.name: read_summary(stage.folder) or {} for stage in stages}
     rows = [table_row(name, summaries[name]) for name in RESULTS if name in summaries]
-    write_rows([dict(zip(COLUMNS, row, strict=True)) for row in rows], out / "figures.csv")
-    write_page(
-        out / PAGE,
-        f"Auto-FERNet, preset {args.preset}",
-        [describe_folder(stage.folder, summaries[stage.name], out) for stage in stages],
-        overview={"columns": COLUMNS, "rows": rows},
-    )
-    print(f"\n{format_table(COLUMNS[:-1], [row[:-1] for row in rows])}")
+    write_rows(rows, out / "figures.csv")
+    folders = {out / name: summary for name, summary in summaries.items()}
+    write_page(out / PAGE, f"Auto-FERNet, preset {args.preset}", folders, overview=rows)
+    columns = list(rows[0])[:-1]  # not the commands
+    print(f"\n{format_table(columns, [[row[name] for name in columns] for row in rows])}")
     print(f"\nthe genotype: {summaries['train']['genotype']}")
     print(f"\nall figures and pictures: {out / PAGE}")
     return summaries
@@ -240,7 +236,7 @@ def timed_step(device_name: str) -> float:
     return min(seconds[1:])
 
 
-def table_row(name: str, summary: Mapping[str, Any]) -> list[str]:
+def table_row(name: str, summary: Mapping[str, Any]) -> dict[str, str]:
     """The row of a stage: the paper's figure, ours, its interval and n, protocol and command.
 
     The interval of folds is that of their mean by Student's t, of images as if independent.
@@ -250,8 +246,15 @@ def table_row(name: str, summary: Mapping[str, Any]) -> list[str]:
     half = figure["interval95"]
     if "folds" in figure:
         half = summarise(pd.Series(figure["folds"]))["_interval95"]
-    ours = [f"{figure['accuracy']:.2f}", f"{half:.2f}", count_images(figure)]
-    return [result, paper, *ours, summary["protocol"] or "", summary["command"]]
+    return {
+        "result": result,
+        "paper %": paper,
+        "ours %": f"{figure['accuracy']:.2f}",
+        "± 95 %": f"{half:.2f}",
+        "images": count_images(figure),
+        "protocol": summary["protocol"] or "",
+        "command": summary["command"],
+    }
 
 
 if __name__ == "__main__":
