@@ -88,8 +88,8 @@ def _run(
     except Interrupted as interrupted:
         end = "nothing saved"
         if interrupted.resume is not None:
-            program = f"python {parser.prog.removeprefix('python ')}"
-            end = f"saved; go on with: {program} {shlex.join(interrupted.resume)}"
+            program = parser.get_default("script") or parser.prog.removeprefix("python ")
+            end = f"saved; go on with: python {program} {shlex.join(interrupted.resume)}"
         # Only the first process knows when all is saved.
         line = f"stopped ({interrupted.reason}); {end}" if rank() == 0 else None
         reason = interrupted.reason

@@ -78,7 +78,8 @@ def test_ctrl_c_saves_and_says_so(data, tmp_path):
     stopped = stop_when(words, "epoch 1 step 2/", signal.SIGINT, log)
     assert stopped.returncode == 130
     printed = stopped.stderr.read()
-    assert printed.rstrip().endswith("train_FER2013.py: stopped (SIGINT); saved")
+    again = f"go on with: python train_FER2013.py --resume {tmp_path}/t"
+    assert printed.rstrip().endswith(f"train_FER2013.py: stopped (SIGINT); saved; {again}")
     assert "Traceback" not in printed
     assert read(tmp_path / "t")["state"]["step"] >= 2
 
