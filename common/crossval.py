@@ -14,6 +14,7 @@ from torch import Tensor
 
 from common import arguments
 from common.fold_figures import summarise_folds, tabulate_folds, vote
+from common.manifest import digest
 from common.report import count_images, format_table, report_split, write_summary
 from common.start import check_inputs
 from common.training import weights_content
@@ -266,5 +267,6 @@ def _summarise(
             "folds": folds,
             "tta": args.tta,
             "adapt_batch_norm": args.adapt_batch_norm,
+            "sha256": digest(trained.path),
         },
     )
