@@ -164,6 +164,8 @@ def cross_validate(
             fold = train, subsample_rows(test, image_limit(args, args.batch_size))
             sizes = map(len, fold)
             log.info("fold %d of %d: %d to train on, %d to test", number, len(folds), *sizes)
+            if run.board is not None:
+                run.board.begin(f"fold_{number}")
             # Each fold has its own random numbers, the same when it is run again.
             fold_args = argparse.Namespace(**{**vars(args), "seed": derive_seed(args.seed, number)})
             torch.manual_seed(fold_args.seed)
