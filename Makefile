@@ -37,7 +37,7 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt requirements-photo.txt requirements-export.txt .venv/installed
+.venv/installed-dev: requirements-dev.txt requirements-photo.txt requirements-export.txt requirements-tensorboard.txt .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

@@ -23,6 +23,7 @@ import torch
 
 from common import arguments
 from common.cli import run_script
+from common.manifest import digest
 from common.report import (
     format_table,
     report_split,
@@ -132,6 +133,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "members": [
                 {
                     "checkpoint": str(path),
+                    "sha256": digest(path),
                     "parameters": parameters[k],
                     "figures": {name: split_headline(members[name][k]) for name in EVALUATED},
                 }

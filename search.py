@@ -279,7 +279,8 @@ def search(
             for decision in decisions:
                 log.info("decided: %s", describe_decision(decision))
                 progress.decisions.append({"epoch": epoch + 1, **decision})
-            if (genotype := format_genotype(derive_genotype(model, scores))) != logged:
+            genotype = format_genotype(derive_genotype(model, scores))
+            if genotype != logged:
                 logged = genotype
                 log.info("%s", genotype)
             for cell in CELLS:
@@ -289,6 +290,9 @@ def search(
                 past = [*progress.past[cell], scores[cell].probs]
                 progress.past[cell] = past[-args.history_size :]
             record["open_edges"] = sum(s == OPEN for cell in CELLS for s in model.states[cell])
+            if run.board is not None:
+                alphas = {f"alphas/{cell}": model.alphas[cell] for cell in CELLS}
+                run.board.write(epoch + 1, {**alphas, "genotype": genotype})
 
 
 def validate(

@@ -203,6 +203,9 @@ def add_run_arguments(parser: argparse.ArgumentParser, script: str) -> None:
         "own, except that a search or a training takes a larger --epochs")
     add("--time_limit", type=positive_float, metavar="MINUTES",
         help="save and end after this time, to be resumed (default: no limit)")
+    add("--tensorboard", action=BooleanOptionalAction, default=False,
+        help="write what TensorBoard shows into tensorboard/ of the run folder; needs the package "
+        "tensorboard (requirements-tensorboard.txt)")
 
 
 def add_sgd_arguments(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from common import arguments
 from common.fold_figures import summarise_folds, tabulate_folds, vote
+from common.manifest import digest
 from common.report import count_images, format_table, report_split, write_summary
 from common.start import check_inputs
 from common.training import weights_content
@@ -163,6 +164,8 @@ def cross_validate(
             fold = train, subsample_rows(test, image_limit(args, args.batch_size))
             sizes = map(len, fold)
             log.info("fold %d of %d: %d to train on, %d to test", number, len(folds), *sizes)
+            if run.board is not None:
+                run.board.begin(f"fold_{number}")
             # Each fold has its own random numbers, the same when it is run again.
             fold_args = argparse.Namespace(**{**vars(args), "seed": derive_seed(args.seed, number)})
             torch.manual_seed(fold_args.seed)
@@ -266,5 +269,6 @@ def _summarise(
             "folds": folds,
             "tta": args.tta,
             "adapt_batch_norm": args.adapt_batch_norm,
+            "sha256": digest(trained.path),
         },
     )

@@ -17,7 +17,8 @@ MANIFEST = "MANIFEST.json"
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """The entries of `folder`/MANIFEST.json by name, none without one.
 
-    An entry says `file` and `sha256` at least; tools.export_weights writes the rest.
+    An entry says `file` and `sha256` at least; tools.export_weights writes the rest, and
+    tools.model_card its `evaluations`.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -39,8 +40,13 @@ def publish(draft: Path, folder: Path, name: str, entry: Mapping[str, Any]) -> P
     content, entries = draft.read_bytes(), read_manifest(folder)
     entries[name] = {**entry, "file": path.name, "sha256": digest(draft)}
     atomic_write(path, lambda file: file.write(content))
-    write_text(folder / MANIFEST, json.dumps(entries, indent=2, sort_keys=True) + "\n")
+    write_manifest(folder, entries)
     return path
+
+
+def write_manifest(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write `folder`/MANIFEST.json; atomic."""
+    write_text(folder / MANIFEST, json.dumps(entries, indent=2, sort_keys=True) + "\n")
 
 
 def digest(path: Path) -> str:

@@ -16,7 +16,7 @@ from runtime.logs import open_log
 from utils import load_checkpoint
 
 # Flags that may change at --resume; every other one defines the run.
-_FREE_ON_RESUME = {"amp", "compile", "data", "device", "gpu", "model_path", "report_freq"}
+_FREE_ON_RESUME = set("amp compile data device gpu model_path report_freq tensorboard".split())
 # Flags of one start of a run.
 _OF_ONE_START = {"resume", "resumed", "save", "time_limit", "longer_from"}
 # Scripts whose finished folds fix the number of epochs.

@@ -15,10 +15,11 @@ import torch
 from common.manifest import digest
 from common.weights import find_weights
 from data.types import DataSet, Faces
+from runtime.board import Board
 from runtime.errors import UserError
 from runtime.folders import create_run_folder, require_unused
 from runtime.logs import describe_machine, log, open_log
-from runtime.processes import describe_processes, from_rank_zero, is_distributed
+from runtime.processes import describe_processes, from_rank_zero, is_distributed, rank
 from runtime.run import Run, autocast
 from utils import seed_everything
 
@@ -40,6 +41,7 @@ def start_run(args: argparse.Namespace, label: str) -> Run:
         from_rank_zero(lambda: require_unused(folder, args.save))
     else:
         folder = Path(args.resume)
+    board = Board(folder / "tensorboard") if getattr(args, "tensorboard", False) else None
     if started := getattr(args, "started", None):
         log.info("%s, commit %s", started["command"], started["commit"])
     precision = autocast(device, args.amp)
@@ -49,7 +51,8 @@ def start_run(args: argparse.Namespace, label: str) -> Run:
     if longer_from := getattr(args, "longer_from", None):
         line = "--epochs %d instead of %d: goes on with the schedules of %d epochs"
         log.info(line, args.epochs, longer_from, args.epochs)
-    return Run(folder, device, precision, resumed=resumed)
+    first = board if rank() == 0 else None
+    return Run(folder, device, precision, resumed=resumed, board=first)
 
 
 def check_inputs(

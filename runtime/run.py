@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from runtime.board import Board
 from runtime.logs import log, log_if_silent
 from runtime.processes import hide_progress
 from runtime.stop import GracefulStop, Interrupted, stop_on_signals
@@ -22,7 +23,8 @@ class Run:
     """Where a run computes and writes, and what ends it early.
 
     `folder` is the run folder; `resumed` the content of its checkpoint at --resume, else None;
-    `inputs` by flag the digest of what was read, which checkpoints keep.
+    `inputs` by flag the digest of what was read, which checkpoints keep; `board` what --tensorboard
+    writes, None without it and in all processes but the first.
     """
 
     folder: Path
@@ -31,6 +33,7 @@ class Run:
     stop: GracefulStop = field(default_factory=GracefulStop)
     resumed: dict[str, Any] | None = None
     inputs: dict[str, str] = field(default_factory=dict)
+    board: Board | None = None
 
     @contextmanager
     def interruptible(self, minutes: float | None = None, *, resumable: bool = True) -> Iterator:
@@ -46,6 +49,8 @@ class Run:
 
         Every loop calls it once per epoch; another logger is added here.
         """
+        if self.board is not None:
+            self.board.write(record["epoch"], record)
         values = (
             f"{name} {value:.4g}" if name == "lr" else f"{name} {value:.4f}"
             for name, value in record.items()

@@ -37,7 +37,7 @@ class Answers(nn.Module):
 
 
 def test_ck48_without_finetuning_scores_six_classes(place, monkeypatch, capsys):
-    stub = Trained(Path(), Answers(), epoch=0, epochs=0, drop_path_prob=None)
+    stub = Trained(Path("checkpoint.pt"), Answers(), epoch=0, epochs=0, drop_path_prob=None)
     monkeypatch.setattr(crossval, "load_start", lambda _: stub)
     monkeypatch.chdir(place)
     assert here(test_CK48, "--checkpoint checkpoint --mode evaluate --save as-it-is") == 0

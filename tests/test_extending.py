@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ from runs import ROOT, run
 
 PATCHES = dict(
     zip(
-        ("primitive", "loss", "optimizer", "logger"),
+        ("primitive", "loss", "optimizer"),
         re.findall(r"```diff\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.S),
         strict=True,
     )
@@ -60,12 +59,3 @@ def test_loss_and_optimizer_train_and_resume(copy):
     assert done.returncode == 0, done.stderr
     again = run([sys.executable, "train_FER2013.py", "--resume", "run"], cwd=copy)
     assert again.returncode == 0, again.stderr
-
-
-def test_logger_writes_every_epoch(copy):
-    apply(copy, "logger")
-    if importlib.util.find_spec("tensorboard") is None:
-        pytest.skip("tensorboard is not installed; the patch applies")
-    done = run([sys.executable, *TRAIN.split()], cwd=copy)
-    assert done.returncode == 0, done.stderr
-    assert len(list((copy / "saved_models" / "run").glob("events.out.*"))) == 2

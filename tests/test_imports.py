@@ -21,7 +21,7 @@ FLOORS = {
             "model model_search relabelling recipe",
             "engine architect sgas",
             "common",
-            "search train_FER2013 relabel_training ensemble test_CK48 test_JAFFE",
+            "search train_FER2013 relabel_training ensemble test_CK48 test_JAFFE hubconf",
             "tools",
             "benchmarks",
             "tests",

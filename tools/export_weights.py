@@ -5,6 +5,7 @@
 Writes `NAME.pt`, without the auxiliary head, which only training uses, and the entry NAME of
 `MANIFEST.json`: how the run was started, the sha256 of the weights that it started from or learnt
 from, and the accuracy of the file as written, in a single view and over the views of each --tta.
+Renews the model card there, `README.md` (tools.model_card).
 relabel_training.py, test_CK48.py, test_JAFFE.py and tools.predict then accept `--checkpoint NAME`,
 ensemble.py `--model_names NAME` and train_FER2013.py `--teacher NAME`.
 """
@@ -37,6 +38,7 @@ from runtime.errors import UserError, reading
 from runtime.files import make_folder
 from runtime.logs import open_log
 from runtime.run import Run, autocast
+from tools.model_card import write_card
 from utils import load_checkpoint, save_checkpoint
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -50,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("name", metavar="NAME", help="name of the weights: letters, digits, . _ -")
     add("--model_path", default="saved_models", metavar="FOLDER", help="where run folders lie")
     add("--out", default=str(CHECKPOINTS), metavar="FOLDER",
-        help="folder of weights and manifest, created if missing")
+        help="folder of weights, manifest and model card (README.md), created if missing")
     add("--dtype", choices=DTYPES, default="fp32", help="precision of the weights")
     # fmt: on
     arguments.add_data_arguments(parser, batch_size=64, seed=0)
@@ -104,6 +106,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "synthetic": synthetic,
         }
         path = publish(draft, folder, args.name, entry)
+        write_card(folder)
     rows = [[f"--tta {tta}", *(row[name] for name in EVALUATED)] for tta, row in accuracy.items()]
     print(format_table([f"{args.name}, top-1 accuracy in %", *EVALUATED], rows))
     print(f"\nwritten: {path}, {path.stat().st_size:,} bytes, and its entry in the manifest")
