@@ -16,9 +16,8 @@ from torch.nn import functional as F
 from genotypes import PRIMITIVES
 from model_search import OPEN, Network
 from operations import PRIMITIVE_TABLE
+from recipe.compiling import Batch, StepGraphs
 from runtime.processes import average_tensors, shard
-
-Batch = tuple[Tensor, Tensor]
 
 FINITE_DIFFERENCE = 0.01  # R of DARTS, divided by the norm of the gradient
 
@@ -28,11 +27,18 @@ class Architect:
 
     First order, or second with --unrolled. Flags read: arch_learning_rate, arch_weight_decay,
     unrolled, protocol; and of the weights' step, which the second order unrolls, momentum and
-    weight_decay.
+    weight_decay. `graphs` runs what computes the first order.
     """
 
-    def __init__(self, model: Network, args: Namespace, precision: torch.autocast) -> None:
+    def __init__(
+        self,
+        model: Network,
+        args: Namespace,
+        precision: torch.autocast,
+        graphs: StepGraphs | None = None,
+    ) -> None:
         self.model = model
+        self.graphs = graphs or StepGraphs()
         self.optimizer = torch.optim.Adam(
             model.arch_parameters(),
             lr=args.arch_learning_rate,
@@ -59,7 +65,7 @@ class Architect:
         if self.unrolled:
             gradients = self.second_order_gradient(train, valid, optimizer)
         else:
-            gradients = self.first_order_gradient(valid)
+            gradients = self.graphs.run(self.first_order_gradient, valid)
         average_tensors(gradients, weight)
         for alpha, gradient in zip(alphas, gradients, strict=True):
             alpha.grad = gradient

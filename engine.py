@@ -93,6 +93,7 @@ def train_one_epoch(
         if rank() > 0:
             torch.manual_seed(derive_seed(*keys, rank()))
 
+        train.optimizer.zero_grad(set_to_none=True)
         with run.precision:
             taught = None if teacher is None else teacher(images).float()
             logits, auxiliary_logits = forward(resize(images, size))
@@ -105,7 +106,8 @@ def train_one_epoch(
         set_learning_rate(
             train.optimizer, learning_rate_at(progress.epoch + progress.step / steps, args)
         )
-        step(total, model, train.optimizer, own.weight, args.grad_clip)
+        total.backward()
+        step(model, train.optimizer, own.weight, args.grad_clip)
         if train.ema is not None:
             train.ema.update_parameters(model)
 
@@ -120,18 +122,12 @@ def train_one_epoch(
 
 
 def step(
-    loss: Tensor,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    weight: float,
-    grad_clip: float,
+    model: nn.Module, optimizer: torch.optim.Optimizer, weight: float, grad_clip: float
 ) -> None:
-    """One step of `optimizer` along the gradient of the mean `loss` over all processes.
+    """One step of `optimizer` along the mean over all processes of the gradient in `model`.
 
     `weight` is that of this process's shard; `grad_clip` the largest norm of the gradient.
     """
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
     average_gradients(model, weight)
     nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
     optimizer.step()
@@ -175,7 +171,8 @@ def fit(
     mix = mixing(args.mixup, args.cutmix, model.classifier.out_features)
     unmixed = args.epochs // 10 if args.mix_off_epochs is None else args.mix_off_epochs
     broadcast_model(model)
-    forward = compiled(model, shard(args.batch_size).count) if args.compile else model
+    own_size = shard(args.batch_size).count
+    forward = compiled(model, own_size, run.device) if args.compile else model
     if progress.step == 0:
         save()  # so that a run can be resumed that is killed before it saves again
     while progress.epoch < args.epochs:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from architect import Architect, Batch, frozen, take_shard
+from architect import Architect, frozen, take_shard
 from common import arguments
 from common.cli import run_script
 from common.report import write_running_page
@@ -54,6 +54,7 @@ from engine import (
 )
 from genotypes import PRIMITIVES, format_genotype
 from model_search import CELLS, OPEN, Network
+from recipe.compiling import Batch, StepGraphs, graph_capture
 from recipe.schedules import cosine
 from runtime.errors import UserError, reading
 from runtime.files import write_rows
@@ -110,6 +111,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="epochs of the past that stability is computed from")
     add("--post_val", action=BooleanOptionalAction, default=False,
         help="evaluate again after each decision")
+    add("--compile", action=BooleanOptionalAction, default=False,
+        help="run whole batches as CUDA graphs, captured again after each decision; not the "
+        "gradient of --unrolled (not measured on a GPU)")
     # fmt: on
     arguments.add_data_arguments(parser, batch_size=24, seed=2)
     arguments.add_folder_arguments(parser)
@@ -139,9 +143,22 @@ class SearchState:
 
     def __init__(self, model: Network, args: argparse.Namespace, precision: torch.autocast) -> None:
         self.model = model
-        self.optimizer = build_optimizer(model.weight_parameters(), args)
-        self.architect = Architect(model, args, precision)
+        self.precision = precision
+        self.weights = model.weight_parameters()
+        self.optimizer = build_optimizer(self.weights, args)
+        self.graphs = StepGraphs(graph_capture(self.weights[0].device) if args.compile else None)
+        self.architect = Architect(model, args, precision, self.graphs)
         self.progress = SearchProgress()
+
+    def weights_gradient(self, batch: Batch) -> list[Any]:
+        """Loss and logits of `batch`, and the gradient of each weight, None if it had no part."""
+        images, labels = batch
+        self.optimizer.zero_grad(set_to_none=True)
+        with frozen(self.model.arch_parameters()), self.precision:
+            logits = self.model(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        loss.backward()
+        return [loss.detach(), logits.detach(), *(weight.grad for weight in self.weights)]
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values from which `load_state_dict` continues exactly."""
@@ -194,14 +211,13 @@ def search_one_epoch(
         if valid is not None:
             valid = (resize(valid[0], args.size), valid[1])
             state.architect.step(train, valid, state.optimizer)
-        own = shard(len(train[1]))
-        images, labels = take_shard(train)
-        with frozen(model.arch_parameters()), run.precision:
-            logits = model(images)
-        loss = F.cross_entropy(logits.float(), labels)
-        step(loss, model, state.optimizer, own.weight, args.grad_clip)
+        own, batch = shard(len(train[1])), take_shard(train)
+        loss, logits, *gradients = state.graphs.run(state.weights_gradient, batch)
+        for weight, gradient in zip(state.weights, gradients, strict=True):
+            weight.grad = gradient
+        step(model, state.optimizer, own.weight, args.grad_clip)
         if own.count:
-            meter.update(loss, logits, labels)
+            meter.update(loss, logits, batch[1])
         progress.step += 1
         report_step(model, meter, progress, steps, args.report_freq)
         if run.stop.requested():
@@ -253,6 +269,7 @@ def search(
         if any_open and epoch >= args.arch_warmup_epochs:
             others = alphas_batches(valid, **drawn, step=progress.step)
         states_before = model.states
+        state.graphs.begin(shard(batch_size).count, states_before)
         with recorded_epoch(run, progress, epochs, save) as record:
             pairs = zip(batches, others, strict=False)
             meter = search_one_epoch(state, pairs, args, run, steps)

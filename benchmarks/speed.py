@@ -2,22 +2,25 @@
 
     python -m benchmarks.speed
     python -m benchmarks.speed --short --only "search step" --rounds 3
+    python -m benchmarks.speed --gpu
 
 Each variant of a case runs in a process of its own, so that its peak memory is its own. The
 variants take turns, round after round, and ratios are of two variants in the same round, so that
-other work on the machine affects both. Prints a table and writes JSON.
+other work on the machine affects both. Prints a table and writes JSON. --gpu measures what a GPU is
+used for, in one process, as starting many takes too long, and within minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -48,9 +51,10 @@ from genotypes import Auto_FERNet, Genotype
 from model import Network
 from model_search import CELLS, NODES, OPEN
 from model_search import Network as Supernet
+from recipe.compiling import compiled
 from recipe.schedules import DropPath
 from relabelling import TRAINING_FES, relabel
-from runtime.errors import UserError
+from runtime.errors import UserError, is_out_of_memory
 from runtime.files import make_folder, write_text
 from runtime.logs import describe_machine
 from runtime.run import Run, autocast
@@ -79,11 +83,18 @@ class Setup(NamedTuple):
     device: torch.device
     precision: torch.autocast
 
-    def args(self, script: str) -> argparse.Namespace:
-        """The command line of `script`, "search" or "train", at these sizes."""
+    @property
+    def compiles(self) -> bool:
+        """Whether the variant has --compile: of training "compiled", of the search "captured"."""
+        return self.variant.endswith(("compiled", "captured"))
+
+    def args(self, script: str, batch_size: int | None = None) -> argparse.Namespace:
+        """The command line of `script`, "search" or "train", in these sizes or `batch_size`."""
         parser = {"search": search, "train": train_FER2013}[script].build_parser()
         parser.set_defaults(**arguments.RECIPES.get(self.variant.partition(",")[0], {}))
-        return parser.parse_args(SHORT if self.short else SIZES[script])
+        larger = ["--batch_size", str(batch_size)] if batch_size else []
+        words = SHORT if self.short else [*SIZES[script], *larger]
+        return parser.parse_args([*words, "--compile"] if self.compiles else words)
 
     def run(self) -> Run:
         """A run without a folder."""
@@ -140,6 +151,7 @@ def search_step(setup: Setup, decisions: int) -> Step:
 
         return both_steps, args.batch_size
     state = search.SearchState(model, args, setup.precision)
+    state.graphs.begin(args.batch_size, model.states)
     any_open = any(OPEN in states for states in model.states.values())
     step = partial(search.search_one_epoch, state, [(train, valid if any_open else None)], args)
     return lambda: step(setup.run(), 1), args.batch_size
@@ -152,9 +164,9 @@ def _network(args: argparse.Namespace, auxiliary: bool, genotype: Genotype) -> N
     return Network(args.init_channels, len(CLASSES), args.layers, auxiliary, genotype)
 
 
-def training_step(setup: Setup) -> Step:
+def training_step(setup: Setup, batch_size: int | None = None) -> Step:
     """A training step of Auto_FERNet with its auxiliary head."""
-    args = setup.args("train")
+    args = setup.args("train", batch_size)
     return _training_step(_network(args, True, Auto_FERNet), args, setup)
 
 
@@ -186,12 +198,13 @@ def _training_step(network: Network, args: argparse.Namespace, setup: Setup) -> 
         return step, args.batch_size
     train = TrainState(network.to(setup.device), args, DropPath(0, args.epochs, 0.0))
     epoch = partial(train_one_epoch, train, [(images, labels)], args, setup.run())
-    return partial(epoch, steps=1, forward=network), args.batch_size
+    forward = compiled(network, args.batch_size, setup.device) if args.compile else network
+    return partial(epoch, steps=1, forward=forward), args.batch_size
 
 
-def evaluation_step(setup: Setup) -> Step:
+def evaluation_step(setup: Setup, batch_size: int | None = None) -> Step:
     """The logits of a batch of whole images, in evaluation mode."""
-    args = setup.args("train")
+    args = setup.args("train", batch_size)
     network = _network(args, False, Auto_FERNet).to(setup.device)
     images = torch.randint(0, 256, (args.batch_size, 1, 48, 48), dtype=torch.uint8)
     labels = torch.zeros(args.batch_size, dtype=torch.int64)
@@ -253,6 +266,18 @@ CASES = {
     "augmentation": Case(data_step, _PAIR),
     "relabelling": Case(relabel_step, _PAIR),
 }
+_GPU: dict[str, str | None] = {"fp32": None, "bf16": "fp32"}
+_COMPILED = {**_GPU, "bf16, compiled": "bf16"}
+_CAPTURED = {**_GPU, "fp32, captured": "fp32", "bf16, captured": "bf16"}
+GPU_CASES = {
+    **{
+        f"training step, batch {size}": Case(partial(training_step, batch_size=size), _COMPILED)
+        for size in (24, 64, 128, 256, 512)
+    },
+    **{f"GPU {name}": Case(CASES[name].build, _CAPTURED) for name in CASES if "edges" in name},
+    "evaluation, batch 512": Case(partial(evaluation_step, batch_size=512), _GPU),
+}
+ALL_CASES = {**CASES, **GPU_CASES}
 COLUMNS = (
     "case", "variant", "images", "seconds", "images/s", "peak GB", "compared with",
     "times as fast", "memory",
@@ -260,21 +285,29 @@ COLUMNS = (
 
 
 def measure(case: str, variant: str, *, short: bool, device: str, steps: int) -> dict[str, Any]:
-    """Measure a variant in this process: `seconds` of each step after a first one, the `images` of
-    a step, and `peak_bytes`: of tensors on CUDA, else of the process with its libraries (on Linux).
+    """Measure a variant in this process: `seconds` of each step after a first one, or the three of
+    compiling, the `images` of a step, and `peak_bytes`: of tensors on CUDA, else of the process
+    with its libraries (on Linux).
     """
     seed_everything(0)
     where = torch.device(device)
-    precision = autocast(where, "bf16" if variant.endswith("bf16") else "off")
-    step, images = CASES[case].build(Setup(variant, short, where, precision))
+    if where.type == "cuda":
+        gc.collect()  # of the case before
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(where)
+    setup = Setup(variant, short, where, autocast(where, "bf16" if "bf16" in variant else "off"))
+    step, images = ALL_CASES[case].build(setup)
+    untimed = 3 if setup.compiles else 1
     seconds = []
-    for _ in range(steps + 1):
+    for _ in range(untimed + steps):
         started = time.perf_counter()
         step()
         if where.type != "cpu":
             getattr(torch, where.type).synchronize()
         seconds.append(time.perf_counter() - started)
-    return {"seconds": seconds[1:], "images": images, "peak_bytes": _peak_bytes(where)}
+    if variant.endswith("compiled"):
+        torch.compiler.reset()
+    return {"seconds": seconds[untimed:], "images": images, "peak_bytes": _peak_bytes(where)}
 
 
 def _peak_bytes(device: torch.device) -> int:
@@ -309,6 +342,35 @@ def measure_case(case: str, variants: Sequence[str], rounds: int, **options: Any
     return rows
 
 
+def measure_gpu(cases: Sequence[str], minutes: float, **options: Any) -> Iterator[list[dict]]:
+    """A row of one round for each variant of `cases`, all in this process.
+
+    After `minutes` further ones are skipped. Last come those that are compiled, which takes most of
+    a minute each, batches of 64 and 512 before others.
+    """
+    pairs = [(case, variant) for case in cases for variant in GPU_CASES[case].variants]
+    pairs.sort(key=lambda p: p[1].endswith("compiled") * (2 - p[0].endswith((" 64", " 512"))))
+    end = time.monotonic() + 60 * minutes
+    for case, variant in pairs:
+        if time.monotonic() >= end:
+            print(f"{case}, {variant}: skipped, as {minutes:g} minutes have passed", flush=True)
+            continue
+        print(f"{case}, {variant}", flush=True)
+        try:
+            found = measure(case, variant, **options)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            print(f"{case}, {variant}: skipped, out of memory", flush=True)
+        else:
+            yield [{"case": case, "variant": variant, "rounds": [found]}]
+
+
+def format_markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for docs/speed.md."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows])
+
+
 def table_rows(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """The rows as text, in COLUMNS: medians, and the ratio of speeds with its range."""
     measured = {
@@ -326,7 +388,8 @@ def table_rows(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         for value in (np.median(seconds), np.median(images / seconds)):
             cells.append(f"{value:.0f}" if value >= 100 else f"{value:#.3g}")
         cells.append(f"{np.median(peaks) / 1e9:.2f}")
-        if (base := CASES[case].variants[variant]) is not None:
+        base = ALL_CASES[case].variants[variant]
+        if base is not None and (case, base) in measured:
             times, memory = measured[case, base][0] / seconds, peaks / measured[case, base][1]
             ratio = f"{np.median(times):.2f} ({times.min():.2f} to {times.max():.2f})"
             cells += [base, ratio, f"{np.median(memory):.2f}"]
@@ -349,19 +412,25 @@ def build_parser() -> argparse.ArgumentParser:
         help="steps to time in each process, after a first one")
     add("--only", default="", metavar="TEXT", help="only cases whose names contain TEXT")
     add("--out", default="bench/speed.json", metavar="FILE", help="where the JSON is written")
+    add("--gpu", action="store_true",
+        help="the cases for a GPU, in one process and one round: training in batches of 24 to 512, "
+        "the search, evaluation, in fp32 and bf16, with and without --compile")
+    add("--minutes", type=arguments.positive_float, default=5.0, metavar="M",
+        help="time after which --gpu starts no further case")
     # fmt: on
-    arguments.add_device_arguments(parser)
+    arguments.add_device_argument(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Measure the cases, print the table and return the content of --out."""
-    cases = [case for case in CASES if args.only in case]
+    known = GPU_CASES if args.gpu else CASES
+    cases = [case for case in known if args.only in case]
     if not cases:
-        raise UserError(f"--only {args.only}: in no name of {'; '.join(CASES)}")
+        raise UserError(f"--only {args.only}: in no name of {'; '.join(known)}")
     make_folder("--out", str(Path(args.out).parent))
-    device = resolve_device(args)
-    rounds = args.rounds or (1 if args.short else 5)
+    device = resolve_device(argparse.Namespace(device=args.device, gpu=None))
+    rounds = 1 if args.gpu else args.rounds or (1 if args.short else 5)
     report: dict[str, Any] = {
         "commit": describe_commit() or "unknown",
         "processor": f"{os.cpu_count()} x {_search('model name.*: (.*)', '/proc/cpuinfo')}",
@@ -373,10 +442,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     }
     print("\n".join(report[name] for name in ("commit", "processor", "machine")))
     options = {"short": args.short, "device": str(device), "steps": args.steps}
-    for case in cases:
-        report["rows"] += measure_case(case, list(CASES[case].variants), rounds, **options)
+    if args.gpu:
+        measured: Iterator[list[dict]] = measure_gpu(cases, args.minutes, **options)
+    else:
+        measured = (measure_case(c, list(CASES[c].variants), rounds, **options) for c in cases)
+    for rows in measured:
+        report["rows"] += rows
         write_text(args.out, json.dumps(report, indent=1) + "\n")  # kept if a later case fails
-    print(f"\n{format_table(COLUMNS, table_rows(report['rows']))}\n")
+    report["rows"].sort(key=lambda row: cases.index(row["case"]))
+    form = format_markdown if args.gpu else format_table
+    print(f"\n{form(COLUMNS, table_rows(report['rows']))}\n")
     print(f"times as fast: median of {rounds} rounds (min to max); written: {args.out}")
     return report
 

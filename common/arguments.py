@@ -156,11 +156,16 @@ def true_or_false(text: str) -> bool:
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """Where to compute."""
-    add = parser.add_argument_group("device").add_argument
-    add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps",
-        help="where to compute; auto takes CUDA, then MPS, then the CPU")
-    add("--gpu", type=gpu_number, metavar="ID",
+    group = parser.add_argument_group("device")
+    add_device_argument(group)
+    group.add_argument("--gpu", type=gpu_number, metavar="ID",
         help="number of the CUDA device, short for --device cuda:ID")
+
+
+def add_device_argument(group: argparse._ActionsContainer) -> None:
+    """Where to compute, without its short form --gpu."""
+    group.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps",
+        help="where to compute; auto takes CUDA, then MPS, then the CPU")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, *, batch_size: int, seed: int) -> None:
@@ -251,7 +256,8 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, epochs: int) -> N
     add("--size_epochs", type=counts, default=[], metavar="N,M,...",
         help="epochs at each of --sizes, --epochs in all")
     add("--compile", action=BooleanOptionalAction, default=False,
-        help="compile the network by torch.compile, which takes minutes at the start")
+        help="compile the network by torch.compile, which takes minutes at the start; on CUDA its "
+        "steps run as CUDA graphs (not measured on a GPU)")
 
     add = parser.add_argument_group("the recipe").add_argument
     add("--recipe", choices=["paper", "strong"], default="paper",

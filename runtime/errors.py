@@ -60,7 +60,12 @@ def describe_error(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was exhausted, of the device or the machine; torch reports it in many ways."""
+    """Whether memory was exhausted, of the device or the machine; torch reports it in many ways.
+
+    Where it was while torch captures a graph or compiles, another error may be raised from it.
+    """
+    if error.__context__ is not None and is_out_of_memory(error.__context__):
+        return True
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
     words = ("can't allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED")

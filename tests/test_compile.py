@@ -32,7 +32,7 @@ def test_compiled_network_computes_the_same_and_compiles_once(monkeypatch, caplo
     # In float64: batch norms of four images blow float32's rounding up.
     plain = Network(4, 7, 3, True, Auto_FERNet).double().train()
     model = copy.deepcopy(plain)
-    forward = compiled(model, BATCH)
+    forward = compiled(model, BATCH, torch.device("cpu"))
     images, labels = torch.rand(BATCH, 1, 44, 44, dtype=torch.float64), torch.arange(BATCH)
 
     def gradients(network, step) -> list[torch.Tensor]:

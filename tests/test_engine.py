@@ -191,10 +191,10 @@ def test_relabelling_changes_the_loss_not_the_accuracy():
 def test_only_whole_batches_are_compiled(monkeypatch):
     sizes = []
     monkeypatch.setattr(
-        torch, "compile", lambda module, dynamic: lambda x: sizes.append(len(x)) or module(x)
+        torch, "compile", lambda module, **_: lambda x: sizes.append(len(x)) or module(x)
     )
     model, images = Small(), torch.rand(8, 1, 44, 44)
-    forward = compiled(model, 8)
+    forward = compiled(model, 8, CPU)
     for batch in (images, images, images[:3]):
         torch.testing.assert_close(forward(batch), model(batch))
     assert sizes == [8, 8]
@@ -208,9 +208,9 @@ def test_training_goes_on_uncompiled(monkeypatch):
     def broken(images):
         raise RuntimeError("no C++ compiler\nand a long story")
 
-    monkeypatch.setattr(torch, "compile", lambda module, dynamic: broken)
+    monkeypatch.setattr(torch, "compile", lambda module, **_: broken)
     model, images = Small(), torch.rand(8, 1, 44, 44)
-    forward = compiled(model, 8)
+    forward = compiled(model, 8, CPU)
     with logged() as lines:
         for _ in range(3):
             torch.testing.assert_close(forward(images), model(images))

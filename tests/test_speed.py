@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import sgas
 from benchmarks import speed
-from benchmarks.speed import CASES, Setup
+from benchmarks.speed import ALL_CASES, CASES, GPU_CASES, Setup
 from common.cli import run_script
 from model_search import OPEN
 from runtime.errors import UserError
 from runtime.run import autocast
 
 CPU = torch.device("cpu")
-VARIANTS = [(case, v) for case in CASES for v in CASES[case].variants]
+VARIANTS = [(case, v) for case in ALL_CASES for v in ALL_CASES[case].variants]
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "SHORT", "--init_channels 4 --layers 3 --batch_size 2".split())
     monkeypatch.setattr(speed, "SHORT_SAMPLE", 5)
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
 
 
 @pytest.mark.parametrize("case, variant", VARIANTS)
@@ -85,6 +87,45 @@ def test_command_writes_table_and_json(tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert all(column in printed for column in speed.COLUMNS)
     assert f"written: {out}" in printed
+
+
+def test_gpu_suite_in_small_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "gpu.json"
+    words = f"--gpu --short --device cpu --steps 1 --only batch --out {out}".split()
+    assert run_script(speed.main, speed.build_parser(), words) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert {(row["case"], row["variant"]) for row in rows} == {
+        (case, v) for case in GPU_CASES if "batch" in case for v in GPU_CASES[case].variants
+    }
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert table[0] == f"| {' | '.join(speed.COLUMNS)} |"
+    assert [line.split(" | ")[1] for line in table[2:5]] == ["fp32", "bf16", "bf16, compiled"]
+    assert {line.count("|") for line in table} == {len(speed.COLUMNS) + 1}
+
+
+def test_gpu_suite_skips_what_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started, clock = [], iter(range(0, 1000, 60))
+
+    def measured(case: str, variant: str) -> dict:
+        started.append((case[-3:], variant))
+        if "512" in case and variant == "fp32":
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return {"seconds": [1.0], "images": 1, "peak_bytes": 1}
+
+    monkeypatch.setattr(speed, "measure", measured)
+    monkeypatch.setattr(speed, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    cases = [f"training step, batch {size}" for size in (24, 64, 512)]
+    rows = [row for rows in speed.measure_gpu(cases, minutes=9) for row in rows]
+    # What is compiled comes last, 64 and 512 first; the ninth minute begins before the ninth.
+    plain = [(size, variant) for size in (" 24", " 64", "512") for variant in ("fp32", "bf16")]
+    assert started == [*plain, (" 64", "bf16, compiled"), ("512", "bf16, compiled")]
+    assert len(rows) == len(started) - 1
+    assert speed.table_rows(rows)[4][6:] == ["", "", ""]  # without what it is compared with
+    printed = capsys.readouterr().out
+    assert "batch 512, fp32: skipped, out of memory" in printed
+    assert "batch 24, bf16, compiled: skipped, as 9 minutes have passed" in printed
 
 
 def test_wrong_flags_are_errors(tmp_path: Path) -> None:
