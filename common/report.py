@@ -111,7 +111,7 @@ def drawing() -> Iterator[None]:
 
 
 # Of `args`, what is no flag of the command line, or not of the run but of one start of it.
-_NO_FLAGS = {"script", "started", "resume", "resumed", "longer_from", "time_limit"}
+_NO_FLAGS = {"script", "started", "save", "resume", "resumed", "longer_from", "time_limit"}
 
 
 def describe_run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:

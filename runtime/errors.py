@@ -64,7 +64,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     Where it was while torch captures a graph or compiles, another error may be raised from it.
     """
-    if error.__context__ is not None and is_out_of_memory(error.__context__):
+    context = None if error.__suppress_context__ else error.__context__
+    if context is not None and is_out_of_memory(context):
         return True
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True

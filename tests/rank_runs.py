@@ -21,7 +21,7 @@ EACH = 11
 TRAIN = (
     "train_FER2013.py --data {data} --arch --init_channels 4 --layers 3 --epochs 3 --batch_size 12 "
     "--drop_path_prob 0.5 --mixup 0.4 --mix_off_epochs 1 --ema 0.6 --report_freq 1 --device cpu "
-    "--model_path {out}"
+    "--amp off --model_path {out}"
 ).split()
 
 

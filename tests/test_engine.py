@@ -328,8 +328,12 @@ def test_signals_are_noticed_and_handlers_restored():
     assert GracefulStop(minutes=60).requested() is None
 
 
-def test_amp_auto_is_full_precision_on_a_cpu():
-    for amp, dtype in (("auto", torch.float32), ("off", torch.float32), ("bf16", torch.bfloat16)):
+@pytest.mark.parametrize("units", [True, False])
+def test_amp_auto_is_bf16_on_a_cpu_with_units_for_it(units, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    low, full = torch.bfloat16, torch.float32
+    for amp, dtype in (("auto", low if units else full), ("off", full), ("bf16", low)):
         with autocast(CPU, amp):
             assert (torch.rand(2, 2) @ torch.rand(2, 2)).dtype == dtype
 

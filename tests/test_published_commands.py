@@ -31,7 +31,7 @@ SCRIPTS = {
 }
 KEYS = {
     "script", "run", "protocol", "seed", "checkpoints", "genotype", "parameters", "epochs",
-    "seconds", "figures", "details",
+    "seconds", "figures", "details", "command", "commit", "machine", "flags",
 }  # fmt: skip
 
 

@@ -88,6 +88,7 @@ def test_other_data_sets_are_scored_over_the_views(tmp_path: Path, monkeypatch):
     images = torch.randint(0, 256, (9, 1, 48, 48), dtype=torch.uint8)
     names = [str(k) for k in range(9)]
     faces = Faces(images, torch.arange(9) % 3, names, names, names)
+    (tmp_path / "x.pt").write_bytes(b"of which the summary has the digest")
     trained = Trained(tmp_path / "x.pt", Corners(), 0, 0, None)
     args = parse("--checkpoint x --mode evaluate --tta tencrop --batch_size 4", test_JAFFE)
     run = Run(tmp_path, CPU, autocast(CPU, "off"))
@@ -99,7 +100,9 @@ def test_other_data_sets_are_scored_over_the_views(tmp_path: Path, monkeypatch):
 
 def test_training_chooses_in_a_single_view_and_reports_over_the_views(tmp_path: Path, capsys):
     data = write_small_table(tmp_path, each=4)
-    words = command(TRAIN, data, tmp_path, "--epochs", "1", "--save", "t", "--tta", "flip")[2:]
+    words = command(
+        TRAIN, data, tmp_path, "--epochs", "1", "--save", "t", "--tta", "flip", "--amp", "off"
+    )[2:]
     assert cli.run_script(train_FER2013.main, train_FER2013.build_parser(), words) == 0
     assert "--tta flip" in capsys.readouterr().err
     summary = json.loads((tmp_path / "t" / "summary.json").read_text())
@@ -111,7 +114,7 @@ def test_training_chooses_in_a_single_view_and_reports_over_the_views(tmp_path: 
     assert summary["figures"]["PrivateTest"]["loss"] == loss
     assert summary["details"]["last_epoch"]["PrivateTest_loss"] != loss
     words = ["--model_names", str(tmp_path / "t"), "--data", str(data), "--model_path",
-             str(tmp_path), "--save", "e", "--tta", "flip"]  # fmt: skip
+             str(tmp_path), "--save", "e", "--tta", "flip", "--amp", "off"]  # fmt: skip
     assert cli.run_script(ensemble.main, ensemble.build_parser(), words) == 0
     again = json.loads((tmp_path / "e" / "summary.json").read_text())
     assert again["figures"]["PrivateTest"]["loss"] == loss
