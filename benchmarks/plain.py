@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ def plain_primitive(name: str, op: Any, x: Tensor, stride: int) -> Tensor:
     return relu_conv_bn(x, op, kernel, stride)  # conv_1x1, conv_3x3
 
 
-class _Plain(nn.Module):
+class _Plain(nn.Module, ABC):
     """The chain of cells; subclasses compute each from its two first states."""
 
     def __init__(self, network: model.Network | model_search.Network) -> None:
@@ -101,8 +102,9 @@ class _Plain(nn.Module):
             before_last, last = last, self.cell(cell, states, index in self.reductions)
             yield last
 
+    @abstractmethod
     def cell(self, cell: Any, states: list[Tensor], reduces: bool) -> Tensor:
-        raise NotImplementedError
+        """The output of one cell from its two inputs `states`."""
 
 
 class PlainNetwork(_Plain):

@@ -56,16 +56,13 @@ def _describe(folder: Path, summary: Mapping[str, Any], page: Path) -> dict[str,
     names = [path.name for path in files if path.name != PAGE]
     pictures = [path for path in files if path.suffix == ".png"]
     pictures.sort(key=lambda p: _FIRST.index(p.stem) if p.stem in _FIRST else len(_FIRST))
-    last, changes = {}, {}
-    if "figures" not in summary and "metrics.csv" in names:
-        last = pd.read_csv(folder / "metrics.csv").iloc[-1].dropna().to_dict()
+    changes = {}
     if "changes.csv" in names:
         table = pd.read_csv(folder / "changes.csv").query("given != new and labels > 0")
         changes = table.groupby(["given", "new"])["labels"].sum().nlargest(_CHANGES).to_dict()
     return {
         "name": folder.name,
         "summary": {"figures": {}, "details": {}, **summary},
-        "last": last,
         "changes": changes,
         "pictures": [(path.name, *_embed(path)) for path in pictures],
         "files": [(name, quote(os.path.relpath(folder / name, page))) for name in names],

@@ -220,7 +220,7 @@ def draw_reliability(bins: pd.DataFrame, error: float, path: Path | str, title: 
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     side = 100 / len(bins)
     places = side * (np.arange(len(bins)) + 0.5)
-    upper.bar(places, bins["accuracy"], 0.9 * side, color="#9ec5e8", label="accuracy")
+    upper.bar(places, bins["accuracy"], 0.9 * side, color="#9ec5e8")
     upper.plot([0, 100], [0, 100], color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
     upper.plot(bins["confidence"], bins["accuracy"], "o", markersize=4, color=INK)
     upper.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy (%)")

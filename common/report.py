@@ -171,7 +171,8 @@ def write_running_page(
     left = (epochs - len(history)) * history[-1]["seconds"]
     with drawing():
         status = f"epoch {len(history)} of {epochs} is done; about {describe_time(left)} left"
-        _write_page(folder, describe_run(args, folder), status)
+        details = {"last_epoch": history[-1]}
+        _write_page(folder, {**describe_run(args, folder), "details": details}, status)
 
 
 def _write_page(folder: Path, summary: Mapping[str, Any], status: str = "") -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import sgas
-from benchmarks import speed
-from benchmarks.speed import ALL_CASES, CASES, GPU_CASES, Setup
+from benchmarks import cases, speed
+from benchmarks.cases import ALL_CASES, CASES, GPU_CASES, Setup
 from common.cli import run_script
 from model_search import OPEN
 from runtime.errors import UserError
@@ -23,8 +23,8 @@ VARIANTS = [(case, v) for case in ALL_CASES for v in ALL_CASES[case].variants]
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "SHORT", "--init_channels 4 --layers 3 --batch_size 2".split())
-    monkeypatch.setattr(speed, "SHORT_SAMPLE", 5)
+    monkeypatch.setattr(cases, "SHORT", "--init_channels 4 --layers 3 --batch_size 2".split())
+    monkeypatch.setattr(cases, "SHORT_SAMPLE", 5)
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
 
 
@@ -32,7 +32,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_variant_runs(case: str, variant: str) -> None:
     found = speed.measure(case, variant, short=True, device="cpu", steps=2)
     assert len(found["seconds"]) == 2
-    relabelled = speed.BATCHES * speed.LABELS
+    relabelled = cases.BATCHES * cases.LABELS
     assert found["images"] == {"augmentation": 5, "relabelling": relabelled}.get(case, 2)
     assert found["peak_bytes"] > 0
 
@@ -46,11 +46,11 @@ def test_published_sizes_are_used() -> None:
 
 def test_fixed_network_has_the_genotype_of_the_supernet(monkeypatch: pytest.MonkeyPatch) -> None:
     setup = Setup("fixed network", True, CPU, autocast(CPU, "off"))
-    supernet = speed.build_supernet(setup.args("search"), speed.DECISIONS)
+    supernet = cases.build_supernet(setup.args("search"), cases.DECISIONS)
     assert not any(OPEN in states for states in supernet.states.values())
-    built, network = [], speed.Network
-    monkeypatch.setattr(speed, "build_supernet", lambda *_: supernet)
-    monkeypatch.setattr(speed, "Network", lambda *args: built.append(args) or network(*args))
+    built, network = [], cases.Network
+    monkeypatch.setattr(cases, "build_supernet", lambda *_: supernet)
+    monkeypatch.setattr(cases, "Network", lambda *args: built.append(args) or network(*args))
     CASES["search step, all edges decided"].build(setup)
     scores = sgas.score_cells(supernet, {"normal": [], "reduce": []}, use_history=False)
     assert built[0][-1] == sgas.derive_genotype(supernet, scores)
@@ -116,8 +116,8 @@ def test_gpu_suite_skips_what_does_not_fit(
 
     monkeypatch.setattr(speed, "measure", measured)
     monkeypatch.setattr(speed, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    cases = [f"training step, batch {size}" for size in (24, 64, 512)]
-    rows = [row for rows in speed.measure_gpu(cases, minutes=9) for row in rows]
+    names = [f"training step, batch {size}" for size in (24, 64, 512)]
+    rows = [row for rows in speed.measure_gpu(names, minutes=9) for row in rows]
     # What is compiled comes last, 64 and 512 first; the ninth minute begins before the ninth.
     plain = [(size, variant) for size in (" 24", " 64", "512") for variant in ("fp32", "bf16")]
     assert started == [*plain, (" 64", "bf16, compiled"), ("512", "bf16, compiled")]

@@ -37,6 +37,10 @@ from runtime.files import make_folder, write_rows
 from runtime.run import autocast
 from tools.compare import summarise
 
+RELABELLED = (
+    "relabel_training.py --checkpoint {out}/train --learning_rate 0.001 --epochs 3 "
+    "--limit_batches 100 --drop_path_prob 0 --nesterov --affine 0.1 --ema 0.99"
+)
 # By preset a line for each stage: its minutes where `timed_step` takes REFERENCE seconds, its name
 # and its command.
 PRESETS = {
@@ -54,11 +58,8 @@ PRESETS = {
     "laptop": f"""
         42  search    search.py --recipe laptop --seed 0
         40  train     train_FER2013.py --arch {{out}}/search {arguments.RETRAINING["laptop"]}
-        5   relabel   relabel_training.py --checkpoint {{out}}/train --learning_rate 0.001 \
-            --epochs 3 --limit_batches 100 --drop_path_prob 0 --nesterov --affine 0.1 --ema 0.99
-        5   control   relabel_training.py --checkpoint {{out}}/train --learning_rate 0.001 \
-            --epochs 3 --limit_batches 100 --drop_path_prob 0 --nesterov --affine 0.1 --ema 0.99 \
-            --relabel_threshold 0
+        5   relabel   {RELABELLED}
+        5   control   {RELABELLED} --relabel_threshold 0
         2   ensemble  ensemble.py --model_names {{out}}/train,{{out}}/relabel,{{out}}/control
         10  ck48      test_CK48.py --checkpoint {{out}}/relabel --learning_rate 0.01 --epochs 8
         3   jaffe     test_JAFFE.py --checkpoint {{out}}/relabel --mode finetune \
@@ -138,10 +139,9 @@ def build_parser() -> argparse.ArgumentParser:
         "demo synthetic)")
     add("--out", metavar="FOLDER",
         help="where the run folders are made (default: saved_models/reproduce_PRESET)")
-    add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps",
-        help="where to compute")
     add("--dry_run", action="store_true", help="print the commands and end")
     # fmt: on
+    arguments.add_device_argument(parser)
     return parser
 
 

@@ -12,6 +12,7 @@ import re
 import stat
 import tarfile
 import zipfile
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -72,7 +73,7 @@ class Item(NamedTuple):
 Sets = dict[str, list[Item]]  # by root: the path of a folder or the first table, inside a source
 
 
-class SetKind:
+class SetKind(ABC):
     """A kind of set that is looked for: how it is known among files, and which is preferred.
 
     `names` are preferred names of its folder or file and `start` what others begin with, as
@@ -85,9 +86,9 @@ class SetKind:
     missing: str
     others = re.compile("(?!)")
 
+    @abstractmethod
     def sets(self, entries: list[Entry]) -> Sets:
         """The sets of this kind among files."""
-        raise NotImplementedError
 
     def sets_below(self, entries: list[Entry]) -> Sets:
         """The sets of this kind and no other, among files that were not named."""
