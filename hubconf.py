@@ -36,5 +36,10 @@ def auto_fernet_s2() -> _Network:
     return _load("auto_fernet_s2")
 
 
+def auto_fernet_s3() -> _Network:
+    """As `auto_fernet_s2`, of SGAS's published cells, 308,023 parameters."""
+    return _load("auto_fernet_s3")
+
+
 def _load(name: str) -> _Network:
     return _load_network(str(_CHECKPOINTS / f"{name}.pt"))  # not a file of the current folder
