@@ -5,8 +5,9 @@
 Each stage is a script with a run folder in --out. Started again with the same flags, it skips the
 stages that are done and resumes the one that was interrupted. Writes `report.html` over all stages,
 with the figures of the paper beside ours, and `figures.csv`, the same table. --preset demo takes
-minutes on drawn sets, laptop some hours; paper are the six published commands, which take weeks on
-a CPU. Sets that --data does not hold are left out.
+minutes on drawn sets, laptop two hours on one core; paper has the settings of the published
+commands on the cells that it finds, and takes weeks on a CPU. Sets that --data does not hold are
+left out.
 """
 
 from __future__ import annotations
