@@ -41,5 +41,10 @@ def auto_fernet_s3() -> _Network:
     return _load("auto_fernet_s3")
 
 
+def auto_fernet_s4() -> _Network:
+    """As `auto_fernet_s2`, of DARTS's published cells, 305,089 parameters."""
+    return _load("auto_fernet_s4")
+
+
 def _load(name: str) -> _Network:
     return _load_network(str(_CHECKPOINTS / f"{name}.pt"))  # not a file of the current folder
