@@ -12,6 +12,7 @@ from fer2013_files import write_small_table
 from runs import ROOT, TRAIN, command, finish, here, weights
 
 import ensemble
+import relabel_training
 from common.manifest import digest, publish, read_manifest
 from common.training import EVALUATED
 from common.weights import CHECKPOINTS, find_weights, load_trained
@@ -105,6 +106,18 @@ def test_half_precision_replaces_the_entry_of_the_name(place, monkeypatch, capsy
         expected = value.half().float() if value.is_floating_point() else value
         assert found[name].equal(expected)
         assert found[name].dtype == value.dtype
+
+
+def test_epochs_of_a_run_that_went_on_are_its_own(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_weights, "load_set", lambda path, seed=0: load_set(place))
+    words = f"--checkpoint {place}/t --save on --fes False --relabel_threshold 0 --epochs 2".split()
+    paths = ["--data", str(place), "--model_path", str(tmp_path), "--device", "cpu"]
+    assert here(relabel_training, [*words, *paths]) == 0
+    assert load_trained(tmp_path / "on" / "weights.pt").epoch == 3
+    assert here(export_weights, ["on", "on", *paths, "--out", str(tmp_path / "out")]) == 0
+    entry = read_manifest(tmp_path / "out")["on"]
+    summary = json.loads((tmp_path / "on" / "summary.json").read_text())
+    assert (entry["chosen_epoch"], entry["epochs"]) == (summary["details"]["chosen_epoch"], 2)
 
 
 def test_weights_of_another_run_are_refused(place, capsys):

@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     data = load_set(args.data, args.seed)
     with reading(origin, "a checkpoint of a training"):
         flags = checkpoint["args"]
-        load_weights_of(best, checkpoint["state"]["history"])
+        chosen = load_weights_of(best, checkpoint["state"]["history"])
         sources = source_digests(flags)
         started = flags.get("started") or {}
         began = {name: started.get(name) for name in ("command", "commit", "machine")}
@@ -97,8 +97,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             same = trained.classes == CLASSES
             synthetic = accuracies(load_set("synthetic").splits) if same else None
         entry |= {
-            "epochs": trained.epochs,
-            "chosen_epoch": trained.epoch,
+            # Of this run: the weights may count the epochs of the training that it went on from.
+            "epochs": flags["epochs"],
+            "chosen_epoch": chosen["metrics"]["epoch"],
             "genotype": model.description["genotype"],
             "parameters": model.size,
             "images": {name: len(data.splits[name].labels) for name in EVALUATED},
