@@ -98,6 +98,10 @@ def test_ensemble_averages_logits():
     assert [member.accuracy for member in members] != [100.0, 100.0]
     assert ensemble.agreement(members)[0] == [100.0, pytest.approx(100 / 3)]
     assert ensemble.agreement([members[0]] * 2) == [[100.0, 100.0]] * 2
+    # One of three answers is mended: the deviation of 0, 100 and 0 is 100 √2 / 3.
+    gained = {"points": 100 / 3, "interval95": 1.96 * 100 * 2**0.5 / 3 / 3**0.5}
+    assert ensemble.gain(averaged, members[0]) == pytest.approx(gained)
+    assert ensemble.gain(members[0], averaged)["points"] == pytest.approx(-100 / 3)
 
 
 def test_ensemble_of_twins_is_the_twin(place, monkeypatch, capsys):
@@ -108,6 +112,10 @@ def test_ensemble_of_twins_is_the_twin(place, monkeypatch, capsys):
         own = {member["figures"][split]["accuracy"] for member in found["details"]["members"]}
         assert own == {found["figures"][split]["accuracy"]}
         assert found["details"]["agreement"][split] == [[100.0, 100.0]] * 2
+        assert found["details"]["gain"][split] == [{"points": 0.0, "interval95": 0.0}] * 2
+    printed = capsys.readouterr().err
+    assert "points above member 2, ± 95 %" in printed
+    assert "+0.00 ± 0.00" in printed
     assert here(ensemble, ["--model_names", "model1, model3"]) == 2
     assert "--model_names model3" in capsys.readouterr().err
 
