@@ -357,9 +357,14 @@ class Scores:
         return self.logits.argmax(dim=1)
 
     @property
+    def correct(self) -> Tensor:
+        """bool (N,): whether that class is the label."""
+        return self.predictions == self.labels
+
+    @property
     def accuracy(self) -> float:
         """Top-1 accuracy in percent."""
-        return 100.0 * (self.predictions == self.labels).double().mean().item()
+        return 100.0 * self.correct.double().mean().item()
 
     def without_copies(self) -> Scores | None:
         """The scores of the other images; None where no image is a copy, or all are."""

@@ -81,8 +81,7 @@ def gain(ensemble: Scores, member: Scores) -> dict[str, float]:
     `interval95` is the half width of its 95 % interval: 1.96 standard errors of the mean difference
     of right and wrong answers, which leaves out that members are chosen and vary between seeds.
     """
-    right = [scores.predictions == scores.labels for scores in (ensemble, member)]
-    apart = 100.0 * (right[0].double() - right[1].double())
+    apart = 100.0 * (ensemble.correct.double() - member.correct.double())
     deviation = apart.std(correction=0).item()
     return {"points": apart.mean().item(), "interval95": 1.96 * deviation / len(apart) ** 0.5}
 
@@ -171,10 +170,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     rows.append([f"ensemble of {len(paths)}", f"{sum(parameters):,}", *own, *[""] * len(paths)])
     for name, *figures in rows_on_images("the ensemble", ensemble):
         rows.append([name, "", *figures, *[""] * len(paths)])
-    for k in range(len(paths) if len(paths) > 1 else 0):
-        above = [gains[name][k] for name in EVALUATED]
-        figures = [f"{each['points']:+.2f} ± {each['interval95']:.2f}" for each in above]
-        rows.append([f"points above member {k + 1}, ± 95 %", "", *figures, *[""] * len(paths)])
+    if len(paths) > 1:
+        for k in range(len(paths)):
+            above = [gains[name][k] for name in EVALUATED]
+            figures = [f"{each['points']:+.2f} ± {each['interval95']:.2f}" for each in above]
+            rows.append([f"points above member {k + 1}, ± 95 %", "", *figures, *[""] * len(paths)])
     columns = ["top-1 accuracy in %", "parameters", *EVALUATED]
     columns += [f"like {k + 1}" for k in range(len(paths))]
     log.info(

@@ -17,7 +17,7 @@ def calibration_bins(scores: Scores) -> pd.DataFrame:
     bins.
     """
     top = scores.logits.double().softmax(dim=1).amax(dim=1).numpy()
-    correct = (scores.predictions == scores.labels).numpy()
+    correct = scores.correct.numpy()
     number = np.minimum((top * BINS).astype(int), BINS - 1)
     each = pd.DataFrame({"confidence": 100.0 * top, "accuracy": 100.0 * correct})
     table = each.groupby(number).mean().reindex(range(BINS))
