@@ -27,7 +27,7 @@ class Architect:
 
     First order, or second with --unrolled. Flags read: arch_learning_rate, arch_weight_decay,
     unrolled, protocol; and of the weights' step, which the second order unrolls, momentum and
-    weight_decay. `graphs` runs what computes the first order.
+    weight_decay. `graphs` are the CUDA graphs of `first_order_gradient`.
     """
 
     def __init__(

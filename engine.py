@@ -40,7 +40,7 @@ from runtime.processes import (
 from runtime.run import Progress, Run, progress_bar, recorded_epoch
 from utils import AverageMeter, derive_seed, load_state
 
-# The random stream of a step (drop-path); data.augment names the others.
+# The random stream of a training step (mixing, drop-path); data.batches has streams 0 and 1.
 STEP_STREAM = 2
 
 Predict = Callable[[Tensor], Tensor]
@@ -87,7 +87,7 @@ def train_one_epoch(
         if mix is not None:
             images, targets = mix(images, labels)
             labels = targets.argmax(dim=1)
-        # After mixing, which must not depend on the number of processes.
+        # Mixed first, then shared out, so that mixing is the same for any number of processes.
         own = shard(len(images))
         images, labels, targets = (part[own.rows] for part in (images, labels, targets))
         if rank() > 0:
@@ -166,10 +166,20 @@ def fit(
             f"--sizes {','.join(map(str, args.sizes))}: the auxiliary head needs 32 pixels; "
             "expected larger sizes, or a network without it"
         )
+    one_left = len(training.labels) % args.batch_size == 1 and args.limit_batches is None
+    if model.auxiliary and one_left and any(size < 44 for size in args.sizes):
+        raise UserError(
+            f"--batch_size {args.batch_size}: leaves one of {len(training.labels)} images as the "
+            "last batch, too few for the batch norms of the auxiliary head at less than 44 pixels; "
+            "expected another"
+        )
     steps = count_steps(training, args.batch_size, args.limit_batches)
     augmentation = build_augmentation(args, jitter)
     mix = mixing(args.mixup, args.cutmix, model.classifier.out_features)
     unmixed = args.epochs // 10 if args.mix_off_epochs is None else args.mix_off_epochs
+    mixed = 0 if mix is None else args.epochs - unmixed
+    if relabelling is not None and max(mixed, 1) >= args.epochs:
+        log.info("no epoch changes labels: expected one after the first, without mixed images")
     broadcast_model(model)
     own_size = shard(args.batch_size).count
     forward = compiled(model, own_size, run.device) if args.compile else model
@@ -178,10 +188,10 @@ def fit(
     while progress.epoch < args.epochs:
         epoch = progress.epoch
         model.drop_path_prob = train.drop_path.at(epoch)
-        mix_now = mix if epoch < args.epochs - unmixed else None
-        relabelling_now = None
-        if relabelling is not None and mix_now is None and relabelling.begin(progress):
-            relabelling_now = relabelling
+        mix_now = mix if epoch < mixed else None
+        relabelling_now = relabelling if epoch >= max(mixed, 1) else None
+        if relabelling_now is not None:
+            relabelling_now.begin(progress)
         with recorded_epoch(run, progress, args.epochs, save) as record:
             batches = training_batches(
                 training,

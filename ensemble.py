@@ -79,7 +79,7 @@ def gain(ensemble: Scores, member: Scores) -> dict[str, float]:
     """Points by which the ensemble is more accurate than a member, paired by image.
 
     `interval95` is the half width of its 95 % interval: 1.96 standard errors of the mean difference
-    of right and wrong answers, which leaves out that members are chosen and vary between seeds.
+    of right and wrong answers, without the variation by selection of members and between seeds.
     """
     apart = 100.0 * (ensemble.correct.double() - member.correct.double())
     deviation = apart.std(correction=0).item()
@@ -112,7 +112,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         load_trained(path, layers=depth, **network_flags(args))
         for path, depth in zip(paths, depths, strict=True)
     ]
-    data = load_set(args.data, args.seed).to(run.device)
+    data = load_set(args.data).to(run.device)
     splits = evaluation_splits(data.splits, args)
     members: dict[str, list[Scores]] = {name: [] for name in EVALUATED}
     for member in trained:

@@ -1,8 +1,8 @@
 """The primitives that an edge of a cell can compute, and the blocks that join cells.
 
-Every module maps (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride)), float. No convolution
-has a bias. Module names are part of the checkpoints. `kernels` has the modules that
-replace torch's on CPUs.
+Every primitive maps (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride)), float; the blocks
+between cells also change C. No convolution has a bias. Module names are part of the checkpoints.
+`kernels` has the modules that replace torch's on CPUs.
 """
 
 from __future__ import annotations

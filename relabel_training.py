@@ -57,9 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_data_arguments(parser, batch_size=64, seed=0)
     arguments.add_folder_arguments(parser)
     arguments.add_run_arguments(parser, "relabel_training.py")
-    arguments.add_sgd_arguments(
-        parser, learning_rate=0.02272721, drop_path_prob=None, published=0.001
-    )
+    arguments.add_sgd_arguments(parser, learning_rate=0.02272721, published=0.001)
     arguments.add_training_arguments(parser, epochs=100)
     arguments.add_teacher_arguments(parser)
     arguments.add_copies_argument(parser)
@@ -72,7 +70,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.fes_matrix is not None and not args.fes:
         raise UserError(f"--fes_matrix {args.fes_matrix}: not with --fes False, which uses none")
     start = None if run.resumed else load_start(args)
-    data = load_set(args.data, args.seed, without_copies=args.drop_copies)
+    data = load_set(args.data, without_copies=args.drop_copies)
     data = data.to(run.device)
     if args.fes and data.classes != CLASSES:
         raise UserError(

@@ -72,16 +72,12 @@ class Relabelling:
         # int32 is exact beyond any epoch, and every device can add it up.
         self._counts = torch.zeros(2 * (len(classes),), dtype=torch.int32, device=device)
 
-    def begin(self, progress: Progress) -> bool:
-        """Prepare the current epoch, or what is left of it; whether its labels may change.
-
-        In the first epoch they never do.
-        """
+    def begin(self, progress: Progress) -> None:
+        """Count from zero, or from where an interrupted epoch was."""
         self._counts.zero_()
         counts = progress.extra.pop("counts", None)
         if counts is not None and rank() == 0:
             self._counts.copy_(torch.tensor(counts))
-        return progress.epoch > 0
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The labels, int64 (B,), to train the next batch on, without a host sync."""

@@ -102,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--arch_warmup_epochs", type=arguments.count, default=0, metavar="N",
         help="first epochs, in which only the weights are trained, as in PC-DARTS")
     add("--warmup_dec_epoch", type=arguments.count, default=9, metavar="N",
-        help="epochs before the one with the first decision")
+        help="the first edges are decided at the end of epoch N + 1")
     add("--decision_freq", type=arguments.positive_int, default=5, metavar="N",
         help="epochs from a decision to the next")
     add("--use_history", action=BooleanOptionalAction, default=False,
@@ -111,6 +111,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="epochs of the past that stability is computed from")
     add("--post_val", action=BooleanOptionalAction, default=False,
         help="evaluate again after each decision")
+    add("--drop_path_prob", type=arguments.fraction, default=0.3, metavar="P",
+        help="accepted as in the published command; the supernet, as published, has no drop-path")
     add("--compile", action=BooleanOptionalAction, default=False,
         help="run whole batches as CUDA graphs, captured again after each decision; not the "
         "gradient of --unrolled (not measured on a GPU)")
@@ -118,8 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_data_arguments(parser, batch_size=24, seed=2)
     arguments.add_folder_arguments(parser)
     arguments.add_run_arguments(parser, "search.py")
-    # The published supernet never used --drop_path_prob; neither does this one.
-    arguments.add_sgd_arguments(parser, learning_rate=0.025, drop_path_prob=0.3)
+    arguments.add_sgd_arguments(parser, learning_rate=0.025)
     # Read by `build_optimizer` and `build_augmentation`; no flags of the search.
     parser.set_defaults(nesterov=False, affine=0.0, erasing=0.0)
     return parser
@@ -151,7 +152,7 @@ class SearchState:
         self.progress = SearchProgress()
 
     def weights_gradient(self, batch: Batch) -> list[Any]:
-        """Loss and logits of `batch`, and the gradient of each weight, None if it had no part."""
+        """Loss and logits of `batch`, and the gradient of each weight, None where unused."""
         images, labels = batch
         self.optimizer.zero_grad(set_to_none=True)
         with frozen(self.model.arch_parameters()), self.precision:
@@ -232,11 +233,9 @@ def search(
     valid: Split,
     args: argparse.Namespace,
     run: Run,
-    *,
-    epochs: int,
     save: Callable[[], None],
 ) -> None:
-    """Search to `epochs` epochs, deciding an edge of each cell every --decision_freq epochs.
+    """Search to --epochs epochs, deciding an edge of each cell every --decision_freq epochs.
 
     `train` trains the weights, `valid` the alphas. `save()` is called before the
     first step of an epoch, after every epoch, and when the run stops in one. Raises Interrupted and
@@ -244,34 +243,33 @@ def search(
     """
     model, progress = state.model, state.progress
     augmentation = build_augmentation(args, JITTER)
-    logged = ""  # the genotype
     broadcast_model(model)
     if progress.step == 0:
         save()
-    while progress.epoch < epochs:
+    while progress.epoch < args.epochs:
         epoch = progress.epoch
         decided_epochs = {decision["epoch"] for decision in progress.decisions}
         batch_size = args.batch_size + args.batch_increase * len(decided_epochs)
         steps = count_batches(len(train.images), batch_size, args.limit_batches)
-        learning_rate = cosine(epoch / epochs, args.learning_rate, args.learning_rate_min)
+        learning_rate = cosine(epoch / args.epochs, args.learning_rate, args.learning_rate_min)
         set_learning_rate(state.optimizer, learning_rate)
-        drawn: dict[str, Any] = {
+        loader_args: dict[str, Any] = {
             "batch_size": batch_size,
             "augmentation": augmentation,
             "seed": args.seed,
             "epoch": epoch,
         }
         batches = training_batches(
-            train, **drawn, first_step=progress.step, limit=args.limit_batches
+            train, **loader_args, first_step=progress.step, limit=args.limit_batches
         )
         any_open = any(OPEN in model.states[cell] for cell in CELLS)
-        others: Iterable = repeat(None)
+        valid_batches: Iterable = repeat(None)
         if any_open and epoch >= args.arch_warmup_epochs:
-            others = alphas_batches(valid, **drawn, step=progress.step)
+            valid_batches = alphas_batches(valid, **loader_args, step=progress.step)
         states_before = model.states
         state.graphs.begin(shard(batch_size).count, states_before)
-        with recorded_epoch(run, progress, epochs, save) as record:
-            pairs = zip(batches, others, strict=False)
+        with recorded_epoch(run, progress, args.epochs, save) as record:
+            pairs = zip(batches, valid_batches, strict=False)
             meter = search_one_epoch(state, pairs, args, run, steps)
             loss, accuracy = meter.read()
             require_finite(model, loss, f"epoch {epoch + 1}")
@@ -297,9 +295,7 @@ def search(
                 log.info("decided: %s", describe_decision(decision))
                 progress.decisions.append({"epoch": epoch + 1, **decision})
             genotype = format_genotype(derive_genotype(model, scores))
-            if genotype != logged:
-                logged = genotype
-                log.info("%s", genotype)
+            log.info("%s", genotype)
             for cell in CELLS:
                 progress.rows += describe_edges(
                     epoch + 1, cell, model.alphas[cell], scores[cell], model.states[cell]
@@ -331,12 +327,14 @@ def save_search(state: SearchState, args: argparse.Namespace, run: Run) -> None:
     if progress.step == 0 and progress.history:
         write_rows(progress.history, run.folder / "metrics.csv")
         write_rows(progress.rows, run.folder / "alphas.csv")
-        write_running_page(run.folder, args, progress.history, search_epochs(args))
+        write_running_page(run.folder, args, progress.history, args.epochs)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
+    if args.epochs is None:  # as many as decide every edge
+        args.epochs = count_epochs(args.warmup_dec_epoch, args.decision_freq)
     run = start_run(args, "search")
-    data = load_set(args.data, args.seed)
+    data = load_set(args.data)
     check_inputs(run, args, data)
     train, valid = search_halves(
         data.to(run.device).splits,
@@ -345,22 +343,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
     )
     state = resume_search(run, args) if run.resumed else new_search(run, len(data.classes), args)
-    epochs = search_epochs(args)
     line = "%d epochs, %d images for the weights, %d for the alphas"
-    log.info(line, epochs, len(train.labels), len(valid.labels))
+    log.info(line, args.epochs, len(train.labels), len(valid.labels))
 
     with run.interruptible(args.time_limit):
         save = partial(save_search, state, args, run)
-        search(state, train, valid, args, run, epochs=epochs, save=save)
+        search(state, train, valid, args, run, save)
         scores = score_cells(state.model, state.progress.past, use_history=args.use_history)
         genotype = derive_genotype(state.model, scores)
         parameters = sum(p.numel() for p in state.model.parameters())
         return report_search(genotype, state.progress, len(valid.labels), parameters, args, run)
-
-
-def search_epochs(args: argparse.Namespace) -> int:
-    """--epochs, else as many as decide every edge."""
-    return args.epochs or count_epochs(args.warmup_dec_epoch, args.decision_freq)
 
 
 def new_search(run: Run, classes: int, args: argparse.Namespace) -> SearchState:

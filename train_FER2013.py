@@ -52,8 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_data_arguments(parser, batch_size=64, seed=0)
     arguments.add_folder_arguments(parser)
     arguments.add_run_arguments(parser, "train_FER2013.py")
-    arguments.add_sgd_arguments(parser, learning_rate=0.025, drop_path_prob=0.2)
-    arguments.add_training_arguments(parser, epochs=600)
+    arguments.add_sgd_arguments(parser, learning_rate=0.025)
+    arguments.add_training_arguments(parser, epochs=600, drop_path_prob=0.2)
     arguments.add_teacher_arguments(parser)
     arguments.add_copies_argument(parser)
     arguments.add_tta_argument(parser)
@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     run = start_run(args, "train")
-    data = load_set(args.data, args.seed, without_copies=args.drop_copies)
+    data = load_set(args.data, without_copies=args.drop_copies)
     data = data.to(run.device)
     teacher = load_teacher(args, data.classes, run.device)
     check_inputs(run, args, data)

@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         score("JAFFE", predictor, frames, *boxed),
         score("JAFFE in 1600x1200", predictor, photos, *boxed),
     ]
-    split = load_set(args.data, args.seed).splits[args.split]
+    split = load_set(args.data).splits[args.split]
     chosen = rng.choice(len(split.images), min(COUNT, len(split.images)), replace=False)
     faces = split.images[chosen, 0].numpy(), split.labels[chosen].numpy()
     for name, (side, face) in PASTED.items():

@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         exported = NETWORKS / f"{name}.onnx"
         if exported.is_file():
             networks[f"{name}, ONNX"] = (load_exported(exported), trained.model.size)
-    data, cpu = load_set(args.data, args.seed), torch.device("cpu")
+    data, cpu = load_set(args.data), torch.device("cpu")
     run, rows = Run(Path(), cpu, autocast(cpu, "off")), []
     for name, (predict, parameters) in networks.items():
         row: dict[str, Any] = {"network": name, "parameters": parameters}

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from recipe.views import TTA
 
-# Defaults of flags by --recipe; learning rate, batch and epochs are each script's own. "strong" is,
-# except for a longer warm-up, what the best training of the small network used (docs/results.md).
+# Defaults of flags by --recipe; learning rate, batch and epochs are each script's own. "strong" is
+# the recipe of the best small network, which had a longer warm-up (docs/results.md).
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
     "strong": {
@@ -70,7 +70,7 @@ def new_parser(description: str | None, prog: str | None = None) -> argparse.Arg
     return argparse.ArgumentParser(prog=prog, description=first, formatter_class=HelpFormatter)
 
 
-# Of a network; larger than any of the field, and built in a second; also of those in checkpoints.
+# The largest networks that flags and checkpoints may describe.
 LIMITS = {"C": 1024, "layers": 50, "num_classes": 1024}
 MAX_SIZE = 1024  # of training images, whose pixels are 48 a side
 MAX_INT = 2**31 - 1  # with room for sums and products in 64 bits
@@ -204,8 +204,8 @@ def add_run_arguments(parser: argparse.ArgumentParser, script: str) -> None:
         help="clean trains and searches on training images only and chooses weights on "
         "PublicTest; paper does what the published figures were made with")
     add("--resume", metavar="RUN",
-        help="continue this run: its folder or its checkpoint.pt; other flags are then the run's "
-        "own, except that a search or a training takes a larger --epochs")
+        help="continue this run: its folder or its checkpoint.pt; flags that define a run are then "
+        "its own, except that a search or a training takes a larger --epochs")
     add("--time_limit", type=positive_float, metavar="MINUTES",
         help="save and end after this time, to be resumed (default: no limit)")
     add("--tensorboard", action=BooleanOptionalAction, default=False,
@@ -217,10 +217,9 @@ def add_sgd_arguments(
     parser: argparse.ArgumentParser,
     *,
     learning_rate: float,
-    drop_path_prob: float | None,
     published: float | None = None,
 ) -> None:
-    """SGD and regularisation; `drop_path_prob` None means that of the checkpoint.
+    """SGD and regularisation.
 
     `published` is the learning rate of the published command, where the default is another.
     """
@@ -232,21 +231,26 @@ def add_sgd_arguments(
     add("--weight_decay", type=non_negative, default=3e-4, metavar="W", help="weight decay of SGD")
     add("--grad_clip", type=positive_float, default=5.0, metavar="NORM",
         help="largest norm of the gradient")
-    add("--drop_path_prob", type=fraction, default=drop_path_prob, metavar="P",
-        help="highest drop-path probability, reached linearly from 0 over the epochs"
-        + (" (default: that of the checkpoint, else 0.2, continued from its epoch)"
-           if drop_path_prob is None else ""))
     add("--cutout", action="store_true", help="zero a random square of each training image")
     add("--cutout_length", type=positive_int, default=16, metavar="PIXELS",
         help="side of that square")
 
 
-def add_training_arguments(parser: argparse.ArgumentParser, *, epochs: int) -> None:
-    """Training the network of a genotype: the published flags, and those that improve on it."""
+def add_training_arguments(
+    parser: argparse.ArgumentParser, *, epochs: int, drop_path_prob: float | None = None
+) -> None:
+    """Training the network of a genotype: the published flags, and those that improve on it.
+
+    `drop_path_prob` None means that of the checkpoint.
+    """
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=positive_int, default=epochs, metavar="N", help="epochs")
     add("--auxiliary_weight", type=non_negative, default=0.4, metavar="W",
         help="weight of the auxiliary loss")
+    add("--drop_path_prob", type=fraction, default=drop_path_prob, metavar="P",
+        help="highest drop-path probability, reached linearly from 0 over the epochs"
+        + (" (default: that of the checkpoint, else 0.2, continued from its epoch)"
+           if drop_path_prob is None else ""))
     add("--nesterov", action=BooleanOptionalAction, default=False, help="Nesterov momentum")
     add("--warmup_epochs", type=count, default=0, metavar="N",
         help="epochs in which the learning rate first rises, from a 25th; fewer than --epochs")

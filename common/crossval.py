@@ -57,12 +57,8 @@ def add_crossval_arguments(
     arguments.add_data_arguments(parser, batch_size=batch_size, seed=0)
     arguments.add_folder_arguments(parser)
     arguments.add_run_arguments(parser, script)
-    arguments.add_sgd_arguments(
-        parser,
-        learning_rate=0.01794073,
-        drop_path_prob=None,
-        published=0.01 if script == "test_CK48.py" else None,
-    )
+    published = 0.01 if script == "test_CK48.py" else None
+    arguments.add_sgd_arguments(parser, learning_rate=0.01794073, published=published)
     arguments.add_training_arguments(parser, epochs=60)
     arguments.add_tta_argument(parser)
 
@@ -152,7 +148,7 @@ def cross_validate(
 
     `name` is that of the set, `classes` of its labels. Returns the summary.
     """
-    trained = _load_fer2013_network(args)
+    trained = _load_fer2013_network(args, faces)
     check_inputs(run, args, faces, trained.path)
     numbers = [*range(1, len(folds) + 1)]
     if args.fold not in (None, *numbers):
@@ -184,17 +180,11 @@ def evaluate_rows(
 ) -> Scores:
     """Evaluate the images `rows`, int64 (M,), over the views of --tta.
 
-    With --adapt_batch_norm each subject's images by the statistics of these. Raises UserError where
-    it is unknown who is on an image.
+    With --adapt_batch_norm each subject's images by the statistics of these.
     """
     parts = [torch.arange(len(rows))]
     if args.adapt_batch_norm:
         subjects = np.array(faces.subjects)[rows.numpy()]
-        if "" in subjects:
-            raise UserError(
-                "--adapt_batch_norm: a file name does not say who is on the image, expected names "
-                f"such as {EXAMPLE}"
-            )
         parts = [torch.from_numpy(np.flatnonzero(subjects == name)) for name in np.unique(subjects)]
     logits = []
     for part in parts:
@@ -217,7 +207,7 @@ def evaluate_faces(
     if args.fold is not None:
         raise UserError(f"--fold {args.fold}: expected none with --mode evaluate")
     started = time.monotonic()
-    trained = _load_fer2013_network(args)
+    trained = _load_fer2013_network(args, faces)
     known = (faces.labels < len(classes)).nonzero().flatten()
     tested = subsample_rows(known, image_limit(args, args.batch_size))
     with run.interruptible(args.time_limit, resumable=False):
@@ -237,8 +227,17 @@ def evaluate_faces(
     return _summarise(trained, args, run, {name: figures}, time.monotonic() - started)
 
 
-def _load_fer2013_network(args: argparse.Namespace) -> Trained:
-    """The network that --checkpoint means; UserError unless it is of FER2013's classes."""
+def _load_fer2013_network(args: argparse.Namespace, faces: Faces) -> Trained:
+    """The network that --checkpoint means.
+
+    Raises UserError unless it is of FER2013's classes, and all subjects of `faces` are known where
+    --adapt_batch_norm needs them.
+    """
+    if args.adapt_batch_norm and "" in faces.subjects:
+        raise UserError(
+            "--adapt_batch_norm: a file name does not say who is on the image, expected names "
+            f"such as {EXAMPLE}"
+        )
     trained = load_start(args)
     require_classes(trained.path, trained.classes, CLASSES)
     return trained

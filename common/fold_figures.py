@@ -33,7 +33,7 @@ def summarise_folds(
     """The figures of a cross-validation; writes the report and the confusion over all folds.
 
     Means and deviations (of the population of folds) in percent, over folds; "interval95" is the
-    half width that the mean would have as the accuracy of so many single images.
+    half width of a binomial 95 % interval, as if the tested images were independent.
     """
     index = torch.cat([result["test_index"] for result in results])
     logits = torch.cat([result["logits"] for result in results])

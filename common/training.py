@@ -43,7 +43,7 @@ def resume_training(run: Run, classes: Sequence[str], args: argparse.Namespace) 
         model = rebuild_network(checkpoint["model"], checkpoint["state_dict"], path)
         own = class_names(checkpoint.get("classes"), checkpoint["model"]["num_classes"])
         require_classes(path, own, classes)
-        # A training from scratch that was made longer ramps over all of it.
+        # A larger --epochs at --resume stretches the ramp to the new length.
         start, epochs = checkpoint["start_epoch"], checkpoint["epochs"]
         if start == 0:
             epochs = max(epochs, args.epochs)

@@ -40,14 +40,15 @@ _PREFIXES = ("train_", "val_", "valid_", "test_")  # of file names, where no fol
 MAX_CLASSES = 255
 
 
-def load_set(path: str | Path, seed: int = 0, *, without_copies: bool = False) -> DataSet:
+def load_set(path: str | Path, *, without_copies: bool = False) -> DataSet:
     """Load a set with the splits Training, PublicTest and PrivateTest from the value of `--data`.
 
     `path` is the set itself in any of its forms, a folder that contains it, or "synthetic". A split
-    that the set does not have is a tenth of each class of Training, drawn by `seed`. Test images
-    that are in Training too are marked; `without_copies` leaves them out of Training. What was
-    decided, these copies, and counts other than FER2013's are logged. Raises UserError when no set
-    is found or it is malformed.
+    that the set does not have is a tenth of each class of Training, drawn, but the same for every
+    run, as the images that one tests must not train another. Test images that are in Training too
+    are marked; `without_copies` leaves them out of Training. What was decided, these copies, and
+    counts other than FER2013's are logged. Raises UserError when no set is found or it is
+    malformed.
     """
     if str(path) == "synthetic":
         return DataSet(CLASSES, draw_fer2013())
@@ -57,9 +58,9 @@ def load_set(path: str | Path, seed: int = 0, *, without_copies: bool = False) -
     classes = tuple(arrays.classes.tolist())
     missing = [index for index in range(len(SPLITS)) if not (arrays.usage == index).any()]
     if missing:
-        arrays = arrays._replace(usage=_draw_splits(arrays, missing, seed))
+        arrays = arrays._replace(usage=_draw_splits(arrays, missing))
         names = " and ".join(SPLITS[index] for index in missing)
-        source.say(f"drawn by seed {seed} from Training, a tenth of each class for each: {names}")
+        source.say(f"drawn from Training, a tenth of each class for each: {names}")
     splits = _split(arrays)
     for name, split in splits.items():
         if not len(split.labels):
@@ -179,8 +180,8 @@ def read_set(source: Source) -> Arrays:
 # --- splits
 
 
-def _draw_splits(arrays: Arrays, missing: list[int], seed: int) -> np.ndarray:
-    usage, generator = arrays.usage.copy(), np.random.default_rng(seed)
+def _draw_splits(arrays: Arrays, missing: list[int]) -> np.ndarray:
+    usage, generator = arrays.usage.copy(), np.random.default_rng(0)
     for label in range(len(arrays.classes)):
         rows = generator.permutation(np.flatnonzero((usage == 0) & (arrays.labels == label)))
         # At least one image where that leaves one for training.

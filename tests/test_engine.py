@@ -128,6 +128,12 @@ def test_learning_rate_warms_up_from_a_25th_then_falls():
         assert learning_rate_at(epoch, args) == cosine(epoch / 10, 0.1)
 
 
+def test_last_batch_of_one_image_is_refused_where_the_auxiliary_head_has_one_pixel():
+    with pytest.raises(UserError, match="--batch_size 19: leaves one of 20 images"):
+        fit_small("--batch_size 19 --epochs 1 --sizes 40 --size_epochs 1")
+    fit_small("--batch_size 18 --epochs 1 --sizes 40 --size_epochs 1")
+
+
 def test_fit_changes_the_learning_rate_every_step():
     train, args = new_state("--warmup_epochs 2")
     rates = []

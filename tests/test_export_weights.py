@@ -88,7 +88,7 @@ def test_exported_network_is_the_best_without_auxiliary_head(place):
 
 def test_half_precision_replaces_the_entry_of_the_name(place, monkeypatch, capsys):
     # The synthetic set is large.
-    monkeypatch.setattr(export_weights, "load_set", lambda path, seed=0: load_set(place))
+    monkeypatch.setattr(export_weights, "load_set", lambda path: load_set(place))
     folder = place / "checkpoints"
     whole = load_trained(folder / "tiny.pt").model.state_dict()
     publish(weights(place / "other.pt"), folder, "other", {})
@@ -109,7 +109,7 @@ def test_half_precision_replaces_the_entry_of_the_name(place, monkeypatch, capsy
 
 
 def test_epochs_of_a_run_that_went_on_are_its_own(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_weights, "load_set", lambda path, seed=0: load_set(place))
+    monkeypatch.setattr(export_weights, "load_set", lambda path: load_set(place))
     words = f"--checkpoint {place}/t --save on --fes False --relabel_threshold 0 --epochs 2".split()
     paths = ["--data", str(place), "--model_path", str(tmp_path), "--device", "cpu"]
     assert here(relabel_training, [*words, *paths]) == 0

@@ -24,6 +24,7 @@ from recipe.loss import distillation, objective
 from recipe.mixing import mixing
 from relabelling import Relabelling
 from runtime.errors import UserError
+from runtime.logs import LOGGER_NAME
 
 STRONG = RECIPES["strong"]
 
@@ -192,7 +193,10 @@ def test_mixed_step():
 @pytest.mark.parametrize("words, epochs, mixed_epochs", [
     ("--mix_off_epochs 2", 5, 3), ("", 5, 5), ("", 20, 18),
 ])  # fmt: skip
-def test_labels_are_repaired_after_the_mixed_epochs(words, epochs, mixed_epochs, monkeypatch):
+def test_labels_are_repaired_after_the_mixed_epochs(
+    words, epochs, mixed_epochs, monkeypatch, caplog
+):
+    caplog.set_level("INFO", LOGGER_NAME)
     mixed, asked, repaired = [], [], []
 
     class Watched(Relabelling):
@@ -215,6 +219,7 @@ def test_labels_are_repaired_after_the_mixed_epochs(words, epochs, mixed_epochs,
     assert len(mixed) == 3 * mixed_epochs
     assert asked == list(range(mixed_epochs, epochs))
     assert sorted(set(repaired)) == asked
+    assert ("no epoch changes labels" in caplog.text) == (not asked)
 
 
 # --- averaged weights

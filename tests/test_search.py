@@ -36,6 +36,14 @@ def draw_batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.randint(7, (6,), generator=generator)
 
 
+def test_search_decides_every_edge_by_default(monkeypatch):
+    # The number is among the flags of the run, so that --resume can raise it.
+    monkeypatch.setattr(search, "start_run", lambda args, _: pytest.fail(f"{args.epochs} epochs"))
+    for flags, epochs in {"": 50, "--decision_freq 1": 22, "--epochs 3": 3}.items():
+        with pytest.raises(pytest.fail.Exception, match=f"^{epochs} epochs"):
+            search.main(parse(flags, search))
+
+
 def test_step_moves_alphas_by_adam_then_weights_by_clipped_sgd():
     torch.manual_seed(0)
     network = Network(4, 7, 3).double()

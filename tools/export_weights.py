@@ -68,7 +68,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     best = find_weights("RUN", args.run, args.model_path)
     origin = best.parent / "checkpoint.pt"
     checkpoint = load_checkpoint(origin, ["training"])
-    data = load_set(args.data, args.seed)
+    data = load_set(args.data)
     with reading(origin, "a checkpoint of a training"):
         flags = checkpoint["args"]
         chosen = load_weights_of(best, checkpoint["state"]["history"])
