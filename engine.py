@@ -309,8 +309,6 @@ class TrainState:
                 load_state(self.ema, checkpoint["average"], source)
             load_optimizer(self.optimizer, checkpoint["optimizer"])
             self.progress = Progress(**checkpoint["state"])
-            if len(self.progress.history) != self.progress.epoch:
-                raise ValueError(f"{len(self.progress.history)} records of {self.progress.epoch}")
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], args: Namespace) -> torch.optim.Optimizer:
@@ -325,17 +323,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], args: Namespace) -> torc
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Load what an optimizer keeps of each parameter; its settings stay those of the flags.
-
-    Raises ValueError for values that are not finite or not of the parameters' shapes.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, kept in saved["state"].items():
-        for value in kept.values():
-            if torch.is_tensor(value) and not (
-                value.shape in ((), parameters[index].shape) and bool(value.isfinite().all())
-            ):
-                raise ValueError(f"the optimizer does not fit parameter {index}")
+    """Load what an optimizer keeps of each parameter; its settings stay those of the flags."""
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": dict(saved["state"]), "param_groups": groups})
 

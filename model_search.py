@@ -186,8 +186,6 @@ class Network(nn.Module):
 
     def __init__(self, C: int, num_classes: int, layers: int, partial_channels: int = 1) -> None:
         super().__init__()
-        if C % partial_channels:
-            raise ValueError(f"partial_channels {partial_channels} do not divide C {C}")
         self.description = {
             "C": C,
             "num_classes": num_classes,

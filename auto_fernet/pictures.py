@@ -37,13 +37,18 @@ class PictureError(ValueError):
 
 
 @contextmanager
-def explained(name: object, expected: str, done: str = "read") -> Iterator[None]:
-    """Turn any exception while `name` is read or written into one PictureError that names it."""
+def explained(
+    name: object, expected: str, done: str = "read", only: type[Exception] = Exception
+) -> Iterator[None]:
+    """Turn any exception while `name` is read or written into one PictureError that names it.
+
+    `only` is the kind to turn, where other work is done meanwhile.
+    """
     try:
         yield
     except (PictureError, MemoryError, BrokenPipeError):
         raise
-    except Exception as error:
+    except only as error:
         reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
         if isinstance(error, FileNotFoundError) and done == "read":
             reason = "no such file"

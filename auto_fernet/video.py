@@ -237,7 +237,7 @@ def annotate_video(
     tracker = Tracker(FORGOTTEN)
     output = VideoOutput(video, reader.rate, reader.size, show=reader.is_camera)
     count, seconds, started, part = 0, 0.0, time.monotonic(), unfinished(table)
-    with explained(table, "room for a table", "written"):
+    with explained(table, "room for a table", "written", OSError):
         with part.open("x", newline="", encoding="utf-8") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow([*COLUMNS, *classes])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import io
 import json
 import os
@@ -26,7 +25,6 @@ from runtime.stop import Interrupted, stop_on_signals
 
 # What may differ between the machines of a run.
 _OF_ONE_MACHINE = {"data", "device", "gpu", "model_path", "resumed", "started"}
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 Main = Callable[[argparse.Namespace], dict[str, Any]]
 
@@ -116,9 +114,6 @@ def _explain(error: Exception) -> str | None:
         )
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, OSError) and error.errno in _FULL:  # of other files it is a WriteError
-        _discard_output()
-        return f"the output cannot be written ({error.strerror})"
     return None
 
 
@@ -152,7 +147,6 @@ def _print_last(line: str, speaks: Callable[[], bool] = lambda: True) -> None:
         message = {"message": line, "extraInfo": {"timestamp": int(time.time())}}
         text = json.dumps({"message": message})
         Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(text, "utf-8")
-    with suppress(OSError):
-        if speaks():
-            sys.stderr.write(f"{line}\n")
-            sys.stderr.flush()
+    if speaks():
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,9 +28,6 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     Raises UserError when the run cannot be resumed or a flag contradicts it.
     """
     argv = sys.argv[1:] if argv is None else argv
-    for word in argv:
-        if re.fullmatch("--\\w+=--", word):  # argparse would give an empty list
-            parser.error(f"{word}: no value found, expected one")
     args = parser.parse_args(argv)
     if getattr(args, "resume", None) is not None:
         return _resume(args, flags_given(parser, argv), parser)

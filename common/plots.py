@@ -28,7 +28,6 @@ from matplotlib.ticker import MaxNLocator
 from common.cell_layout import Box, lay_out_cell
 from genotypes import EXTRA_PRIMITIVES, PRIMITIVES
 from model_search import EDGE_NAMES, EDGES
-from runtime.errors import UserError
 from runtime.files import atomic_write
 
 DPI = 160
@@ -240,10 +239,8 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path | str) -> Figure:
 
     A dict per epoch with `epoch` and any of `lr` and `SPLIT_loss`, `SPLIT_accuracy` for the splits
     train, valid, PublicTest and PrivateTest. The (first) epoch of the best PublicTest accuracy is
-    marked. Raises UserError without epochs.
+    marked.
     """
-    if not history:
-        raise UserError(f"{path}: no epochs found, expected at least one to draw curves of")
     names = [f"{split}_{quantity}" for split in SPLIT_COLOURS for quantity in ("loss", "accuracy")]
     table = pd.DataFrame(history).set_index("epoch").reindex(columns=["lr", *names]).astype(float)
     epochs, chosen = table.index, table["PublicTest_accuracy"]

@@ -17,9 +17,9 @@ from common.weights import find_weights
 from data.types import DataSet, Faces
 from runtime.board import Board
 from runtime.errors import UserError
-from runtime.folders import create_run_folder, require_unused
+from runtime.folders import create_run_folder
 from runtime.logs import describe_machine, log, open_log
-from runtime.processes import describe_processes, from_rank_zero, is_distributed, rank
+from runtime.processes import describe_processes, is_distributed, rank
 from runtime.run import Run, autocast
 from utils import seed_everything
 
@@ -37,8 +37,6 @@ def start_run(args: argparse.Namespace, label: str) -> Run:
     if resumed is None:
         folder = create_run_folder(args.model_path, args.save, label)
         open_log(folder)
-        # Again, as another process may have run in it before this one locked it.
-        from_rank_zero(lambda: require_unused(folder, args.save))
     else:
         folder = Path(args.resume)
     board = Board(folder / "tensorboard") if getattr(args, "tensorboard", False) else None

@@ -17,10 +17,11 @@ from common.report import (
     write_running_page,
     write_summary,
 )
-from common.weights import CHOSEN, class_names, rebuild_network, require_classes
+from common.weights import CHOSEN, class_names, require_classes
 from data.batches import subsample
 from data.types import DataSet, Split
 from engine import Predict, TrainState, evaluate_splits, fit, image_limit
+from model import build_network
 from recipe.schedules import DropPath
 from relabelling import Relabelling
 from runtime.errors import reading
@@ -40,7 +41,7 @@ def resume_training(run: Run, classes: Sequence[str], args: argparse.Namespace) 
     """The training that `run` resumes, as it was; UserError unless it was of `classes`."""
     checkpoint, path = run.resumed or {}, run.folder / "checkpoint.pt"
     with reading(path, "a checkpoint of the same script and version"):
-        model = rebuild_network(checkpoint["model"], checkpoint["state_dict"], path)
+        model = build_network(checkpoint["model"], str(path))
         own = class_names(checkpoint.get("classes"), checkpoint["model"]["num_classes"])
         require_classes(path, own, classes)
         # A larger --epochs at --resume stretches the ramp to the new length.

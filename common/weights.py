@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import model_search
 from common.arguments import LIMITS
 from common.manifest import verify
 from data.types import CLASSES
@@ -27,8 +26,6 @@ CHOSEN = "best_val_weights.pt"  # the weights of a run folder: the best on Publi
 DEFAULT = "auto_fernet"  # the paper's network
 DROP_PATH_PROB = 0.2  # of training, as published
 _FIELDS = {"init_channels": "C", "layers": "layers", "arch": "genotype"}
-
-Built = TypeVar("Built", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -250,17 +247,6 @@ def rebuild_network(description: Any, state: Any, source: Path | str) -> Network
 
     Raises UserError naming `source` before anything is built that the file does not hold.
     """
-    return _rebuild(lambda d: build_network(d, f"{source}: genotype"), description, state, source)
-
-
-def rebuild_supernet(description: Any, state: Any, source: Path | str) -> model_search.Network:
-    """The supernet that a search's checkpoint describes, as `rebuild_network`."""
-    return _rebuild(lambda d: model_search.Network(**d), description, state, source)
-
-
-def _rebuild(
-    build: Callable[[dict[str, Any]], Built], description: Any, state: Any, source: Path | str
-) -> Built:
     with reading(source, "a checkpoint of such a network"):
         for name, most in LIMITS.items():
             if description[name] not in range(1, most + 1):
@@ -268,7 +254,7 @@ def _rebuild(
         # Without memory first, as a small file must not make us build a huge network; and without
         # random numbers, which are those of the run.
         with torch.device("meta"):
-            model = build(description)
+            model = build_network(description, f"{source}: genotype")
         check_state(model, state, source)
         model.to_empty(device="cpu").load_state_dict(state)
         return model

@@ -112,7 +112,7 @@ def random_folds(labels: Tensor, folds: int, seed: int) -> list[Fold]:
     """
     from sklearn.model_selection import StratifiedKFold  # takes a second
 
-    least = int(torch.bincount(labels).min())
+    least = int(labels.unique(return_counts=True)[1].min())
     if not 2 <= folds <= least:
         raise UserError(f"--folds {folds}: expected 2 to {least}, the images of the smallest class")
     drawn = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32)

@@ -27,10 +27,6 @@ def pair(channels: int) -> tuple[BatchNorm2d, nn.BatchNorm2d]:
     return ours, plain
 
 
-SHAPES = [(4, 36, 12, 12), (8, 36, 16, 16), (16, 18, 16, 16), (5, 7, 5, 4), (24, 8, 24, 24),
-          (1, 72, 8, 8)]  # fmt: skip
-
-
 def assert_equal(ours: nn.BatchNorm2d, plain: nn.BatchNorm2d, x: Tensor, grad: Tensor, by: float):
     """The same output, gradients and statistics, within `by`."""
     results = zip(run(ours, x, grad), run(plain, x.double(), grad.double()), strict=True)

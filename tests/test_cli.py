@@ -145,7 +145,7 @@ def test_each_process_of_torchrun_has_a_gpu(monkeypatch):
 
 HUGE = ["--epochs 2147483648", "--layers 51", "--init_channels 1025", "--learning_rate 1e39",
         "--learning_rate 1e-46", "--grad_clip 1e300", f"--batch_size {2**63}",
-        "--sizes 2147483644 --size_epochs 1", "--save=--", "--epochs=--"]  # fmt: skip
+        "--sizes 2147483644 --size_epochs 1"]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", HUGE, ids=lambda words: words[:20])

@@ -21,7 +21,6 @@ from data.reading.layouts import CLASSES_8, class_of, split_of
 from data.sets import load_set
 from data.types import CLASSES, SPLITS
 
-EIGHT = tuple(sorted(CLASSES_8))
 RAF = ("surprise", "fear", "disgust", "happy", "sad", "angry", "neutral")
 AFFECTNET = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "angry", "contempt")
 FER_PLUS = ("neutral", "happy", "surprise", "sad", "angry", "disgust", "fear", "contempt")

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from runs import run
 
 import train_FER2013
 from benchmarks.faults import FAULTS, Bench, killed
 from benchmarks.runs import difference
 from common import arguments, cli
 from common.parsing import parse
-from common.start import start_run
 from runtime.errors import UserError, WriteError, is_out_of_memory
 from runtime.logs import open_log
 from utils import save_checkpoint
@@ -93,14 +89,6 @@ def test_exhausted_memory_is_one_line(error, capsys):
         status_of(RuntimeError("an error of ours"), capsys)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_output_to_a_full_disk_is_one_line(bench):
-    words = [sys.executable, "-m", "tools.compare", str(bench.whole("train"))]
-    done = run(["sh", "-c", f"{shlex.join(words)} > /dev/full"])
-    assert done.returncode == 2
-    assert "the output cannot be written (No space left on device)" in done.stderr
-
-
 def test_run_folder_admits_one_process(tmp_path):
     first = open_log(tmp_path)
     held = [handler for handler in first.handlers if hasattr(handler, "baseFilename")]
@@ -133,21 +121,6 @@ def test_missing_locks_are_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("runtime.logs.fcntl", None)
     open_log(tmp_path)
     assert f"{tmp_path}: files cannot be locked here" in capsys.readouterr().err
-    open_log()
-
-
-def test_folder_is_looked_at_again_when_it_is_locked(tmp_path, monkeypatch):
-    def ended(folder=None):
-        """Another process began and ended in the folder before this one locked it."""
-        if folder is not None:
-            (folder / "weights.pt").touch()
-        return open_log(folder)
-
-    monkeypatch.setattr("common.start.open_log", ended)
-    words = ["--device", "cpu", "--model_path", str(tmp_path), "--save", "run"]
-    args = train_FER2013.build_parser().parse_args(words)
-    with pytest.raises(UserError, match=r"--save run: .* is not empty"):
-        start_run(args, "train")
     open_log()
 
 

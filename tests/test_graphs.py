@@ -140,7 +140,7 @@ class Search:
     def __init__(self, words: str, monkeypatch: pytest.MonkeyPatch, amp: str = "off") -> None:
         monkeypatch.setattr(search, "build_augmentation", lambda *_: Augmentation(crop=8))
         monkeypatch.setattr(search, "graph_capture", lambda _device: self.capture)
-        self.args: Namespace = parse(f"{STEPS} {words}", search)
+        self.args: Namespace = parse(f"--epochs 2 {STEPS} {words}", search)
         self.run = Run(Path(), CPU, autocast(CPU, amp))
         torch.manual_seed(0)
         network = model_search.Network(4, len(CLASSES), 3, self.args.partial_channels)
@@ -158,7 +158,7 @@ class Search:
             for n in (14, 7)
         ]
         torch.manual_seed(1)
-        search.search(self.state, *halves, self.args, self.run, epochs=2, save=self.save)
+        search.search(self.state, *halves, self.args, self.run, self.save)
         found = self.state.state_dict()
         for record in found["state"]["history"]:
             record.pop("seconds")

@@ -65,14 +65,9 @@ def search_here(flags: str, epochs: int, out: Path) -> None:
     search.build_augmentation = lambda *_: AUGMENTATION
     with process_group():
         small = Small(flags)
+        small.args.epochs = epochs
         search.search(
-            small.state,
-            small.train,
-            small.valid,
-            small.args,
-            small.run,
-            epochs=epochs,
-            save=lambda: None,
+            small.state, small.train, small.valid, small.args, small.run, save=lambda: None
         )
         progress = small.state.progress
         end = {

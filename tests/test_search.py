@@ -85,7 +85,7 @@ def test_search_follows_its_schedules(monkeypatch):
     images = torch.randint(0, 256, (12, 1, SIZE, SIZE), dtype=torch.uint8)
     half = Split(images, torch.arange(12) % 7)
     args, run = settings(
-        "--batch_size 4 --batch_increase 2 --warmup_dec_epoch 1 --decision_freq 1 "
+        "--epochs 4 --batch_size 4 --batch_increase 2 --warmup_dec_epoch 1 --decision_freq 1 "
         "--limit_batches 2 --learning_rate 0.025 --learning_rate_min 0.001"
     )
     torch.manual_seed(0)
@@ -97,7 +97,7 @@ def test_search_follows_its_schedules(monkeypatch):
             rates.append(state.optimizer.param_groups[0]["lr"])
             opened.append(sum(s == OPEN for cell in state.model.states.values() for s in cell))
 
-    search.search(state, half, half, args, run, epochs=4, save=save)
+    search.search(state, half, half, args, run, save)
     assert rates == pytest.approx([0.025, 0.0214853, 0.013, 0.0045147], abs=1e-6)
     assert [record["lr"] for record in progress.history] == rates
     assert [record["batch_size"] for record in progress.history] == [4, 4, 6, 8]
@@ -119,7 +119,9 @@ def test_first_epochs_train_weights_only_on_resized_images(monkeypatch):
     monkeypatch.setattr(search, "build_augmentation", lambda *_: Augmentation(crop=16))
     images = torch.randint(0, 256, (8, 1, 16, 16), dtype=torch.uint8)
     half = Split(images, torch.arange(8) % 7)
-    args, run = settings("--batch_size 4 --limit_batches 1 --size 8 --arch_warmup_epochs 2")
+    args, run = settings(
+        "--epochs 3 --batch_size 4 --limit_batches 1 --size 8 --arch_warmup_epochs 2"
+    )
     state = SearchState(Network(4, 7, 3), args, run.precision)
     sizes, alphas = set(), [state.model.alphas["normal"]]
     state.model.register_forward_hook(lambda _module, images, _out: sizes.add(images[0].shape[2:]))
@@ -128,7 +130,7 @@ def test_first_epochs_train_weights_only_on_resized_images(monkeypatch):
         if state.progress.history:
             alphas.append(state.model.alphas["normal"])
 
-    search.search(state, half, half, args, run, epochs=3, save=save)
+    search.search(state, half, half, args, run, save)
     assert sizes == {(8, 8)}
     assert [a.equal(alphas[0]) for a in alphas] == [True, True, True, False]
 

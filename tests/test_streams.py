@@ -36,23 +36,6 @@ def test_any_character_can_be_printed(monkeypatch):
     assert stream.buffer.getvalue() == b"62.5 \\xb1 1 \\udcff\n"
 
 
-def test_output_that_ends_does_not_hide_the_status(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Broken()), "utf-8"))
-
-    def main(_):
-        raise KeyboardInterrupt
-
-    assert cli.run_script(main, arguments.new_parser("x"), []) == 130
-
-
-class Broken(io.RawIOBase):
-    def writable(self):
-        return True
-
-    def write(self, _):
-        raise OSError(5, "Input/output error")
-
-
 def hang_up(ignored: bool, line: str) -> None:
     """Let this process send itself two SIGHUPs when it first logs `line`; nohup ignores them."""
     if ignored:

@@ -170,18 +170,3 @@ def test_average_meter_counts_images():
 def test_rows_keep_every_column(tmp_path):
     write_rows([{"epoch": 1, "a": 0.5}, {"epoch": 2, "a": 1.0, "b": 2}], tmp_path / "m.csv")
     assert (tmp_path / "m.csv").read_text() == "epoch,a,b\n1,0.5,\n2,1.0,2\n"
-
-
-VIEWS = {
-    "stride 0": {"w": torch.zeros(1).expand(2**20)},
-    "one tensor": dict.fromkeys("abcdefgh", torch.zeros(4096)),
-}
-
-
-@pytest.mark.parametrize("name", VIEWS)
-@pytest.mark.parametrize("archive", [True, False])
-def test_tensors_larger_than_their_file_are_refused(name, archive, tmp_path):
-    path = tmp_path / "small.pt"
-    torch.save(VIEWS[name], path, _use_new_zipfile_serialization=archive)
-    with pytest.raises(UserError, match=r"small\.pt: .*its tensors take \d+ bytes, the file"):
-        load_checkpoint(path, ["state_dict"])

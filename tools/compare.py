@@ -57,7 +57,7 @@ NUMBER = re.compile(r"[-_]?\d+$")
 # Flags that may differ within a group: where runs ran, names, and what they printed.
 FREE = {
     "seed", "fold", "save", "resume", "model_path", "data", "device", "gpu", "report_freq",
-    "time_limit", "compile", "started",
+    "time_limit", "compile", "tensorboard", "save_folds", "started",
     "checkpoint", "arch", "model_names",  # each seed may have weights or searches of its own
 }  # fmt: skip
 # Entries of the summary that must be equal, too; the genotype is the result of a search.
