@@ -87,44 +87,51 @@ class Architect:
         those of `optimizer`, and v = grad_w' L_valid(w', alpha) it is
             grad_alpha L_valid(w', alpha)
             - lr * (grad_alpha L_train(w + R v) - grad_alpha L_train(w - R v)) / (2 R),
-        R = 0.01 / ||v|| (DARTS, equations 7 and 8). The passes of the difference run in full
-        precision, as bfloat16 would round R v away.
+        R = 0.01 / ||v|| (DARTS, equations 7 and 8).
         """
-        alphas, weights = self._open_alphas(), self.model.named_weights()
-        lr = optimizer.param_groups[0]["lr"]
-        values = list(weights.values())
-        buffers = [optimizer.state.get(w, {}).get("momentum_buffer") for w in values]
-        steps = _gradient(self._loss(weights, train, self.precision), values)
+        alphas, lr = self._open_alphas(), optimizer.param_groups[0]["lr"]
+        unrolled = self._unrolled_weights(train, optimizer)
+        loss = self._loss(unrolled, valid, self.precision) + self.penalty()
+        gradients = _gradient(loss, [*alphas, *unrolled.values()])
+        dalpha, vector = gradients[: len(alphas)], gradients[len(alphas) :]
+        products = self._hessian_vector_product(vector, train)
+        return [direct - lr * product for direct, product in zip(dalpha, products, strict=True)]
+
+    def _unrolled_weights(
+        self, train: Batch, optimizer: torch.optim.Optimizer
+    ) -> dict[str, Tensor]:
+        """w', the weights by name after one more step."""
+        weights = self.model.named_weights()
+        gradients = _gradient(self._loss(weights, train, self.precision), [*weights.values()])
+        unrolled, lr = {}, optimizer.param_groups[0]["lr"]
         with torch.no_grad():
-            for weight, step, buffer in zip(values, steps, buffers, strict=True):
+            for (name, weight), step in zip(weights.items(), gradients, strict=True):
                 step.add_(weight, alpha=self.weight_decay)
+                buffer = optimizer.state.get(weight, {}).get("momentum_buffer")
                 if buffer is not None:
                     step.add_(buffer, alpha=self.momentum)
-        ahead = {
-            name: (weight.detach() - lr * step).requires_grad_()
-            for (name, weight), step in zip(weights.items(), steps, strict=True)
-        }
-        loss = self._loss(ahead, valid, self.precision) + self.penalty()
-        outer = _gradient(loss, [*alphas, *ahead.values()])
-        direct, v = outer[: len(alphas)], outer[len(alphas) :]
-        radius = FINITE_DIFFERENCE / torch.linalg.vector_norm(
-            torch.stack([torch.linalg.vector_norm(g) for g in v])
-        )
+                unrolled[name] = (weight - lr * step).requires_grad_()
+        return unrolled
+
+    def _hessian_vector_product(self, vector: Sequence[Tensor], train: Batch) -> list[Tensor]:
+        """The mixed second derivative of L_train in alphas and weights times v, by differences.
+
+        Both passes run in full precision, as bfloat16 would round R v away.
+        """
+        weights, alphas = self.model.named_weights(), self._open_alphas()
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in vector]))
+        radius = FINITE_DIFFERENCE / norm
         full = torch.autocast(train[0].device.type, enabled=False)
 
         def train_gradient(sign: int) -> list[Tensor]:
-            moved = {
-                name: weight.detach() + sign * radius * g
-                for (name, weight), g in zip(weights.items(), v, strict=True)
+            shifted = {
+                name: weight.detach() + sign * radius * v
+                for (name, weight), v in zip(weights.items(), vector, strict=True)
             }
-            return _gradient(self._loss(moved, train, full), alphas)
+            return _gradient(self._loss(shifted, train, full), alphas)
 
-        return [
-            first - lr * (plus - minus) / (2 * radius)
-            for first, plus, minus in zip(
-                direct, train_gradient(1), train_gradient(-1), strict=True
-            )
-        ]
+        pairs = zip(train_gradient(1), train_gradient(-1), strict=True)
+        return [(plus - minus) / (2 * radius) for plus, minus in pairs]
 
     def penalty(self) -> Tensor:
         """`complexity` of the open edges of the normal cell; with the paper protocol of edge 0."""

@@ -138,24 +138,28 @@ class Cell(nn.Module):
 
         `before_last` and `last`: the outputs of the two cells before, after a ReLU.
         """
-        states = [self.preprocess0.after_relu(before_last), self.preprocess1.after_relu(last)]
+        inputs = [self.preprocess0.after_relu(before_last), self.preprocess1.after_relu(last)]
+        sources = [self._source(number, state) for number, state in enumerate(inputs)]
         # All at once: one operation per edge and primitive would take longer to start than to run.
         scales = weights.unsqueeze(2).expand(-1, -1, self.width).contiguous().unbind()
-        terms: list[list[Tensor]] = [[] for _ in range(NODES)]
-        rests: list[list[Tensor]] = [[] for _ in range(NODES)]
-        for number, pools in enumerate(self._pools):
-            source = Source(states[number], pools, self.width, self._strides[number])
-            for edge, (node, origin) in enumerate(EDGES):
-                if origin == number and selected[edge] != PRUNED:
-                    terms[node].append(self._ops[edge](source, scales[edge], selected[edge]))
-                    if source.rest is not None:
-                        rests[node].append(source.rest)
-            if number > 0:  # node j has all its edges after source j + 1, and is source j + 2
-                state = _sum(terms[number - 1])
-                if rests[number - 1]:  # shuffling commutes with the sum over edges: once a node
-                    state = join_shuffled(state, _sum(rests[number - 1]))
-                states.append(state)
-        return concat_nodes(states[2:])
+        outputs: list[Tensor] = []
+        for node in range(NODES):
+            if node > 0:  # node j is source j + 2
+                sources.append(self._source(node + 1, outputs[-1]))
+            edges = [
+                (edge, sources[source])
+                for edge, (end, source) in enumerate(EDGES)
+                if end == node and selected[edge] != PRUNED
+            ]
+            out = _sum([self._ops[e](source, scales[e], selected[e]) for e, source in edges])
+            rests = [source.rest for _, source in edges if source.rest is not None]
+            if rests:  # shuffling commutes with the sum over edges: once a node
+                out = join_shuffled(out, _sum(rests))
+            outputs.append(out)
+        return concat_nodes(outputs)
+
+    def _source(self, number: int, state: Tensor) -> Source:
+        return Source(state, self._pools[number], self.width, self._strides[number])
 
 
 def _sum(terms: Sequence[Tensor]) -> Tensor:
