@@ -107,7 +107,7 @@ def train_one_epoch(
             train.optimizer, learning_rate_at(progress.epoch + progress.step / steps, args)
         )
         total.backward()
-        step(model, train.optimizer, own.weight, args.grad_clip)
+        optimizer_step(model, train.optimizer, own.weight, args.grad_clip)
         if train.ema is not None:
             train.ema.update_parameters(model)
 
@@ -121,7 +121,7 @@ def train_one_epoch(
     return meter
 
 
-def step(
+def optimizer_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, weight: float, grad_clip: float
 ) -> None:
     """One step of `optimizer` along the mean over all processes of the gradient in `model`.

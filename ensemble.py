@@ -124,7 +124,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             for name, scores in scored.items():
                 members[name].append(scores)
             model.cpu()
-    parameters = [member.model.size for member in trained]
+    parameters = [member.model.num_parameters for member in trained]
     ensemble = {name: mean_scores(scores) for name, scores in members.items()}
     agreements = {name: agreement(scores) for name, scores in members.items()}
     gains = {name: [gain(ensemble[name], each) for each in members[name]] for name in EVALUATED}

@@ -139,7 +139,7 @@ class Network(nn.Module):
             head.classifier = nn.Linear(head.classifier.in_features, num_classes)
 
     @property
-    def size(self) -> int:
+    def num_parameters(self) -> int:
         """Number of parameters without the auxiliary head, which is used in training only."""
         return sum(p.numel() for n, p in self.named_parameters() if "auxiliary" not in n)
 

@@ -46,10 +46,10 @@ from engine import (
     evaluate,
     image_limit,
     load_optimizer,
+    optimizer_step,
     report_step,
     require_finite,
     set_learning_rate,
-    step,
 )
 from genotypes import format_genotype
 from model_search import CELLS, OPEN, Network
@@ -207,7 +207,7 @@ def search_one_epoch(
         loss, logits, *gradients = state.graphs.run(state.weights_gradient, batch)
         for weight, gradient in zip(state.weights, gradients, strict=True):
             weight.grad = gradient
-        step(model, state.optimizer, own.weight, args.grad_clip)
+        optimizer_step(model, state.optimizer, own.weight, args.grad_clip)
         if own.count:
             meter.update(loss, logits, batch[1])
         progress.step += 1

@@ -60,10 +60,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     for name in args.checkpoint:
         trained = load_trained(find_weights("--checkpoint", name, args.model_path))
         require_classes(trained.path, trained.classes, CLASSES)
-        networks[name] = (network_predictor(trained.model), trained.model.size)
+        networks[name] = (network_predictor(trained.model), trained.model.num_parameters)
         exported = NETWORKS / f"{name}.onnx"
         if exported.is_file():
-            networks[f"{name}, ONNX"] = (load_exported(exported), trained.model.size)
+            networks[f"{name}, ONNX"] = (load_exported(exported), trained.model.num_parameters)
     data, cpu = load_set(args.data), torch.device("cpu")
     run, rows = Run(Path(), cpu, autocast(cpu, "off")), []
     for name, (predict, parameters) in networks.items():

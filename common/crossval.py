@@ -258,7 +258,7 @@ def _summarise(
         protocol=args.protocol if folds else None,
         checkpoints=[str(trained.path)],
         genotype=trained.model.description["genotype"],
-        parameters=trained.model.size,
+        parameters=trained.model.num_parameters,
         epochs=args.epochs if folds else 0,
         seconds=seconds,
         figures=figures,

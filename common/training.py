@@ -69,7 +69,7 @@ def run_training(
 
     `checkpoints` and `details` are those of `report_training`.
     """
-    log.info("%d parameters without the auxiliary head", train.model.size)
+    log.info("%d parameters without the auxiliary head", train.model.num_parameters)
     log.info("%s", train.model.description["genotype"])
     evaluations = evaluation_splits(data.splits, args)
     save = partial(save_training, train, args, run)
@@ -169,7 +169,7 @@ def report_training(
         protocol=args.protocol,
         checkpoints=checkpoints,
         genotype=model.description["genotype"],
-        parameters=model.size,
+        parameters=model.num_parameters,
         epochs=len(history),
         seconds=sum(record["seconds"] for record in history),
         figures={

@@ -27,7 +27,7 @@ from runtime.errors import UserError
 class Answers(nn.Module):
     """A network that answers neutral always, and fear if it may not."""
 
-    size = 0
+    num_parameters = 0
     description = {"genotype": ""}
 
     def forward(self, images):

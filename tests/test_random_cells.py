@@ -42,7 +42,7 @@ def test_multiply_adds_are_those_of_the_convolutions_that_run():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(count)
     network.eval()(torch.rand(1, 1, 44, 44))
-    assert count_costs(genotype, 6, 1)[0].tolist() == [network.size, expected]
+    assert count_costs(genotype, 6, 1)[0].tolist() == [network.num_parameters, expected]
 
 
 @pytest.mark.parametrize("channels, layers", [(7, 3), (8, 4), (6, 1)])

@@ -101,7 +101,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "epochs": flags["epochs"],
             "chosen_epoch": chosen["metrics"]["epoch"],
             "genotype": model.description["genotype"],
-            "parameters": model.size,
+            "parameters": model.num_parameters,
             "images": {name: len(data.splits[name].labels) for name in EVALUATED},
             "accuracy": accuracy,
             "synthetic": synthetic,
