@@ -28,13 +28,14 @@ from common import arguments
 from common.cli import run_script
 from common.start import check_inputs, start_run
 from common.training import resume_training, run_training
-from common.weights import fit_classes, load_start, load_teacher
+from common.weights import Trained, fit_classes, load_start, load_teacher
 from data.sets import load_set
 from data.types import CLASSES
 from engine import TrainState
 from relabelling import Relabelling, choose_fes
 from runtime.errors import UserError
 from runtime.logs import log
+from runtime.run import Run
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,11 +85,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if start is None:
         train = resume_training(run, data.classes, args)
     else:
-        model = fit_classes(start, data.classes, args.reset_classifier).to(run.device)
-        train = TrainState(model, args, start.drop_path(args), data.classes)
-        # Kept with the run, as the files may change before it is resumed.
-        fes = choose_fes(args.fes_matrix, args.protocol).tolist()
-        train.progress.extra |= {"checkpoint": str(start.path), "fes": fes}
+        train = new_training(start, data.classes, args, run)
     origin, fes = (train.progress.extra[name] for name in ("checkpoint", "fes"))
     start_epoch = train.drop_path.start_epoch
     log.info("from %s, epoch %d", origin, start_epoch)
@@ -114,6 +111,18 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "fes_matrix": (args.fes_matrix or f"{args.protocol} protocol") if args.fes else None,
         },
     )
+
+
+def new_training(
+    start: Trained, classes: tuple[str, ...], args: argparse.Namespace, run: Run
+) -> TrainState:
+    """The training that goes on from `start`; with --reset_classifier for other classes."""
+    model = fit_classes(start, classes, args.reset_classifier).to(run.device)
+    train = TrainState(model, args, start.drop_path(args), classes)
+    # Kept with the run, as the files may change before it is resumed.
+    fes = choose_fes(args.fes_matrix, args.protocol).tolist()
+    train.progress.extra |= {"checkpoint": str(start.path), "fes": fes}
+    return train
 
 
 if __name__ == "__main__":
