@@ -222,6 +222,12 @@ def test_labels_are_repaired_after_the_mixed_epochs(
     assert ("no epoch changes labels" in caplog.text) == (not asked)
 
 
+def test_no_label_changes_in_the_first_epoch():
+    options = {"threshold": 1.0, "fes": None, "fes_threshold": 0.0}
+    train = fit_small("--epochs 3", relabelling=Relabelling(CLASSES, CPU, **options))
+    assert ["changed" in record for record in train.progress.history] == [False, True, True]
+
+
 # --- averaged weights
 
 
