@@ -233,7 +233,11 @@ def parse_genotype(text: str, source: str = "genotype") -> Genotype:
     if not calls:
         raise UserError(f"{source}: {text.strip()[:80]!r} found, expected {expected}")
     with reading(source, expected):
-        call: Any = ast.parse(calls[-1], mode="eval").body
+        try:
+            tree = ast.parse(calls[-1], mode="eval")
+        except MemoryError:  # of the parser's stack, not of the machine
+            raise ValueError("nested too deeply") from None
+        call: Any = tree.body
         keywords = {keyword.arg: keyword.value for keyword in call.keywords}
         nodes: Any = Genotype(*call.args, **keywords)
         return check_genotype(tuple(map(_read_literal, nodes)), source)

@@ -132,6 +132,7 @@ WRONG = {
     "field missing": f"Genotype({NODE}, [2], {NODE})",
     "not closed": one_node()[:-1],
     "edge of three": one_node(normal="[('ghost', 0), ('ghost', 1, 2)]"),
+    "nested brackets": one_node(normal="[" * 90 + "]" * 90),
 }
 
 

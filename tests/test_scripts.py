@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -68,9 +67,7 @@ def test_search_decides_sixteen_edges(searched):
     log = (searched / "log.txt").read_text()
     assert log.count("decided: ") == 16
     shown = [line.split("Genotype", 1)[1] for line in log.splitlines() if "Genotype(" in line]
-    assert 1 < len(shown) <= 14 + 1
-    # One after each change, and the last in the table of the end.
-    assert all(one != other for one, other in pairwise(shown[:-1]))
+    assert len(shown) == 14 + 1  # one of each epoch, and the last in the table of the end
     batch_sizes = [int(row["batch_size"]) for row in read_rows(searched / "metrics.csv")]
     assert batch_sizes == [4, 4, *range(5, 13), 12, 12, 12, 12]
     for name in ("normal", "reduction", "decisions", "alphas_normal", "alphas_reduce", "curves"):

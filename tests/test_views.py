@@ -28,7 +28,7 @@ from runtime.run import Run, autocast
 class Corners(nn.Module):
     """Sees where things are: its logits are of the 2x2 means of an image."""
 
-    size, description = 35, {"genotype": "none"}
+    num_parameters, description = 35, {"genotype": "none"}
 
     def __init__(self) -> None:
         super().__init__()
