@@ -184,7 +184,9 @@ def load_fes(path: Path | str) -> np.ndarray:
     expected = f"rows and columns {','.join(CLASSES)} of a symmetric matrix with values in [0, 1]"
     with reading(path, expected):
         with open_regular(path) as file:
-            table = pd.read_csv(file, index_col=0, skipinitialspace=True)
+            table = pd.read_csv(
+                file, index_col=0, skipinitialspace=True, float_precision="round_trip"
+            )
         columns, rows = table.columns.str.strip().tolist(), table.index.str.strip().tolist()
         if columns != list(CLASSES) or rows != list(CLASSES):
             raise ValueError(f"columns {','.join(columns)}, rows {','.join(rows)}")

@@ -256,5 +256,8 @@ def rebuild_network(description: Any, state: Any, source: Path | str) -> Network
         with torch.device("meta"):
             model = build_network(description, f"{source}: genotype")
         check_state(model, state, source)
-        model.to_empty(device="cpu").load_state_dict(state)
+        # Strides as those of a network that is built with memory, which older versions of torch do
+        # not keep: by them oneDNN chooses its kernels, and so the last bits of a resumed run.
+        model = model.to_empty(device="cpu").to(memory_format=torch.channels_last)
+        model.load_state_dict(state)
         return model

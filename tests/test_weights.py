@@ -9,6 +9,7 @@ import torch
 from runs import weights
 
 from common.weights import find_weights, load_network, load_trained
+from model import build_network
 from runtime.errors import UserError
 
 
@@ -44,3 +45,11 @@ def test_load_network(tmp_path):
     assert paper.num_parameters == 2_164_831
     assert (paper.description["C"], paper.description["layers"]) == (36, 12)
     assert not paper.training
+
+
+def test_loaded_weights_have_the_strides_of_a_new_network(tmp_path):
+    loaded = load_network(str(weights(tmp_path / "w.pt")))
+    new = build_network(loaded.description).state_dict()
+    assert {name: value.stride() for name, value in loaded.state_dict().items()} == {
+        name: value.stride() for name, value in new.items()
+    }
