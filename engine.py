@@ -166,19 +166,21 @@ def fit(
             f"--sizes {','.join(map(str, args.sizes))}: the auxiliary head needs 32 pixels; "
             "expected larger sizes, or a network without it"
         )
-    one_left = len(training.labels) % args.batch_size == 1 and args.limit_batches is None
+    steps = count_steps(training, args.batch_size, args.limit_batches)
+    last = len(training.labels) - (steps - 1) * args.batch_size  # images of the last batch
+    one_left = last == 1 and training.groups is None
     if model.auxiliary and one_left and any(size < 44 for size in args.sizes):
         raise UserError(
             f"--batch_size {args.batch_size}: leaves one of {len(training.labels)} images as the "
             "last batch, too few for the batch norms of the auxiliary head at less than 44 pixels; "
             "expected another"
         )
-    steps = count_steps(training, args.batch_size, args.limit_batches)
     augmentation = build_augmentation(args, jitter)
     mix = mixing(args.mixup, args.cutmix, model.classifier.out_features)
     unmixed = args.epochs // 10 if args.mix_off_epochs is None else args.mix_off_epochs
     mixed = 0 if mix is None else args.epochs - unmixed
-    if relabelling is not None and max(mixed, 1) >= args.epochs:
+    first_relabelled = max(mixed, 1)
+    if relabelling is not None and first_relabelled >= args.epochs:
         log.info("no epoch changes labels: expected one after the first, without mixed images")
     broadcast_model(model)
     own_size = shard(args.batch_size).count
@@ -189,7 +191,7 @@ def fit(
         epoch = progress.epoch
         model.drop_path_prob = train.drop_path.at(epoch)
         mix_now = mix if epoch < mixed else None
-        relabelling_now = relabelling if epoch >= max(mixed, 1) else None
+        relabelling_now = relabelling if epoch >= first_relabelled else None
         if relabelling_now is not None:
             relabelling_now.begin(progress)
         with recorded_epoch(run, progress, args.epochs, save) as record:

@@ -8,6 +8,7 @@ import signal
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,9 @@ def test_last_batch_of_one_image_is_refused_where_the_auxiliary_head_has_one_pix
     with pytest.raises(UserError, match="--batch_size 19: leaves one of 20 images"):
         fit_small("--batch_size 19 --epochs 1 --sizes 40 --size_epochs 1")
     fit_small("--batch_size 18 --epochs 1 --sizes 40 --size_epochs 1")
+    train, args = new_state("--batch_size 19 --epochs 1 --sizes 40 --size_epochs 1")
+    by_subject = replace(split(20), groups=torch.arange(20) % 2)  # batches of ten
+    fit(train, by_subject, {}, args, new_run(), save=lambda: None)
 
 
 def test_fit_changes_the_learning_rate_every_step():
